@@ -1,0 +1,45 @@
+"""What can go wrong, typed. Every message names the thing at fault and the remedy."""
+
+
+class AlphaEditError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ModelStructureError(AlphaEditError):
+    """A model, a layer or a weight is not shaped in a way that can be edited."""
+
+
+class StatisticsError(AlphaEditError):
+    """A covariance is missing, damaged, not finite, or made from too little text."""
+
+
+class CorpusError(AlphaEditError):
+    """A text source is missing, empty or malformed."""
+
+
+class NullSpaceError(AlphaEditError):
+    """A null space cannot be formed with the given criterion, or a file of them cannot be read."""
+
+
+class WrongModelError(NullSpaceError):
+    """A null space belongs to another model than the one it is being attached to."""
+
+
+class GuardError(AlphaEditError):
+    """A projection hook was misused, or a guarded edit went wrong and was rolled back."""
+
+
+class RequestError(AlphaEditError):
+    """An edit request is malformed. The message names the record."""
+
+
+class HyperparameterError(AlphaEditError):
+    """A hyperparameter file is malformed or holds an unknown or ill-typed key."""
+
+
+class EditError(AlphaEditError):
+    """An edit failed; the model is as it was before."""
+
+
+class StoreError(AlphaEditError):
+    """The cache directory cannot be written or an entry in it cannot be used."""

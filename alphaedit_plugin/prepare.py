@@ -1,0 +1,149 @@
+"""From a model to its covariances and null spaces, by way of the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import corpus
+from .errors import StatisticsError
+from .fingerprint import fingerprints, tensor_digest
+from .modules import Decoder
+from .nullspace import PAPER, Criterion, NullSpace, NullSpaces
+from .statistics import Covariance, collect
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+TOKENS_PER_DIMENSION = 10
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The covariances of some layers of one model, with what they were made from (JSON's types)."""
+
+    covariances: dict[int, Covariance]
+    provenance: dict[str, Any]
+
+
+def prepare_statistics(
+    model: nn.Module,
+    tokenizer: Any,
+    layers: Sequence[int],
+    *,
+    source: str | Path | None = None,
+    tokens: int | None = None,
+    template: str | None = None,
+    store: Store | None = None,
+    batch_tokens: int = 4096,
+    progress: bool = False,
+) -> Statistics:
+    """Covariances of `layers`, from the store or computed and stored.
+
+    `source` is a corpus as in `corpus.documents`; None lets the model write its own text. `tokens` defaults to
+    10 × the largest d_in, below which a covariance is badly conditioned.
+    """
+    store = store or Store()
+    projections = Decoder(model, template).out_projections(layers)
+    widest = max(projection.d_in for projection in projections.values())
+    budget = tokens if tokens is not None else TOKENS_PER_DIMENSION * widest
+    if budget <= widest:
+        raise StatisticsError(
+            f"{budget} tokens cannot fill a covariance of {widest} dimensions: ask for at least "
+            f"{TOKENS_PER_DIMENSION * widest} (10 × d_in)"
+        )
+    prints = fingerprints(model, list(projections))
+    windows = (
+        corpus.windows(corpus.documents(source), tokenizer, budget)
+        if source is not None
+        else _self_written(model, tokenizer, budget, store, progress)
+    )
+    text = {"tokens": sum(map(len, windows)), "digest": corpus.digest(windows)}
+    recipes = {
+        layer: {"model": prints[layer], "module": projection.name, "text": text, "counted": "all tokens"}
+        for layer, projection in projections.items()
+    }
+
+    def make(missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        log.info("collecting keys of layers %s over %d tokens", missing, text["tokens"])
+        partial = store.path("partial", {"layers": missing, "recipe": recipes[missing[0]]})
+        covariances = collect(
+            model,
+            windows,
+            missing,
+            template=template,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            checkpoint=partial,
+        )
+        return {layer: covariance.packed() for layer, covariance in covariances.items()}
+
+    packed = store.get_or_make("covariance", recipes, make)
+    return Statistics(
+        {layer: Covariance.unpacked(packed[layer]) for layer in projections},
+        {
+            "model": model_name(model),
+            "fingerprints": {str(layer): prints[layer] for layer in projections},
+            "template": template,
+            "source": str(source) if source is not None else "text written by the model itself",
+            "text": text,
+        },
+    )
+
+
+def null_spaces_of(statistics: Statistics, criterion: Criterion = PAPER, *, store: Store | None = None) -> NullSpaces:
+    """The null spaces of covariances, from the store or computed and stored."""
+    store = store or Store()
+    prints = statistics.provenance["fingerprints"]
+    recipes = {
+        layer: {
+            "model": prints[str(layer)],
+            "covariance": tensor_digest(covariance.upper.triu()),
+            "count": covariance.count,
+            "criterion": str(criterion),
+        }
+        for layer, covariance in statistics.covariances.items()
+    }
+
+    def make(missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        made = {}
+        for layer in missing:
+            null_space = NullSpace.of(statistics.covariances[layer], criterion, name=f"layer {layer}")
+            made[layer] = {f"{null_space.side}.factor": null_space.factor, "eigenvalues": null_space.eigenvalues}
+        return made
+
+    found = store.get_or_make("null-space", recipes, make)
+    spaces = {}
+    for layer, tensors in found.items():
+        side = "null" if "null.factor" in tensors else "range"
+        spaces[layer] = NullSpace(tensors[f"{side}.factor"], side, tensors["eigenvalues"])  # type: ignore[arg-type]
+    return NullSpaces(spaces, {**statistics.provenance, "criterion": str(criterion)})
+
+
+def model_name(model: nn.Module) -> str:
+    return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+
+
+def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
+    top = len(Decoder(model)) - 1
+    window = corpus.SELF_WRITTEN_WINDOW
+    recipe = {
+        "model": fingerprints(model, [top])[top],
+        "vocabulary": len(tokenizer),
+        "budget": budget,
+        "window": window,
+        "seed": corpus.SEED,
+    }
+
+    def make(_missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        log.info("no corpus was given: the model writes %d tokens itself", budget)
+        written = corpus.self_written(model, tokenizer, budget, progress=progress)
+        return {0: {"tokens": torch.tensor(written)}}
+
+    return store.get_or_make("text", {0: recipe}, make)[0]["tokens"].tolist()

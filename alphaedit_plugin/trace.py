@@ -1,0 +1,76 @@
+"""Read what goes into or comes out of some modules during one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .modules import hidden_states
+
+
+class _EnoughSeen(Exception):
+    """Unwinds a forward pass whose remaining layers nobody needs."""
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Run a forward pass inside; it ends where a hook calls `stop`."""
+    try:
+        yield
+    except _EnoughSeen:
+        pass
+
+
+def stop() -> None:
+    """End the forward pass under way, from inside a hook."""
+    raise _EnoughSeen
+
+
+@contextmanager
+def hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    """Remove the given hooks at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def inputs_of(
+    modules: Mapping[int, nn.Module], run: Callable[[], Any], *, last: int | None = None
+) -> dict[int, Tensor]:
+    """The first input of each module during `run()`, detached.
+
+    `last` names the module after which the pass stops; None lets it run to its end.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def watch(key: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[key] = args[0].detach()
+            if key == last:
+                stop()
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(watch(key)) for key, module in modules.items()]
+    with hooks(*handles), stopping():
+        run()
+    return seen
+
+
+def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """The hidden states that a block returns during `run()`, detached; the pass stops there."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        seen.append(hidden_states(output).detach())
+        stop()
+
+    with hooks(module.register_forward_hook(hook)), stopping():
+        run()
+    return seen[0]
