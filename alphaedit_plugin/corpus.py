@@ -199,9 +199,10 @@ def sample(
     *,
     seed: int,
     banned: Sequence[int] = (),
+    top_k: int | None = None,
     on_step: Callable[[int], Any] = lambda tokens: None,
 ) -> list[list[int]]:
-    """Continue `starts`, all equally long, to `length` tokens by sampling at temperature 1.
+    """Continue `starts`, all equally long, to `length` tokens by sampling at temperature 1 (from the `top_k` best).
 
     `banned` tokens (the end of text among them) are never sampled. The caller's random state is left alone.
     """
@@ -216,6 +217,8 @@ def sample(
             cache = output.past_key_values
             logits = output.logits[:, -1].float().cpu()
             logits[:, list(banned)] = -torch.inf
+            if top_k is not None:
+                logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
             # Inverse-transform sampling: ten times faster than torch.multinomial on a large vocabulary.
             cumulative = logits.softmax(-1).double().cumsum(-1)
             drawn = torch.rand(len(starts), 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]

@@ -74,3 +74,32 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     with hooks(module.register_forward_hook(hook)), stopping():
         run()
     return seen[0]
+
+
+@contextmanager
+def logits_at(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Let the head see only the hidden states at (row, position): the model then returns logits 1 × n × vocabulary.
+
+    Whatever the model does to its logits (scaling, soft caps) it still does; the rest is never computed.
+    """
+
+    def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        chosen = hidden[rows.to(hidden.device), positions.to(hidden.device)]
+        return (chosen.unsqueeze(0), *args[1:])
+
+    with hooks(head.register_forward_pre_hook(gather)):
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside the block; every module's training flag as before afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,362 @@
+"""Target optimisation: the hidden state z* that makes the model say the new object (MEMIT eq. 16, DESIGN §6).
+
+z* = z + δ, with δ added at the subject's last token of one layer. Neither the tokens before it nor the layers
+below can change, so both are computed once: every step runs only the tokens from the subject's last on, only
+through the layers above, and the head only where a token is predicted. Many requests share a batch, and leave it
+when they have converged. The blocks below are stood in for, the prefix is a Hugging Face cache, and everything
+else (masks, positions, scaled logits) stays the model's own forward pass: there is no per-model code.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..batches import pad
+from ..errors import EditError
+from ..modules import Decoder, eager_attention, hidden_states, with_hidden_states
+from ..requests import Encoded, Request, encode
+from ..trace import hooks, logits_at
+from .keys import in_context
+
+log = logging.getLogger(__name__)
+
+STOP_LOSS = 5e-2
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """Names in brackets are EasyEdit's.
+
+    `steps` (v_num_grad_steps) and `lr` (v_lr) of Adam; loss = NLL of the new object averaged over contexts +
+    `kl_factor` · KL(before ‖ after) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
+    within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` lets float32 matrix products run in bfloat16
+    where the hardware has it: about twice as fast, δ then agrees to some 1e-2.
+    """
+
+    steps: int = 25
+    lr: float = 0.5
+    weight_decay: float = 0.5
+    kl_factor: float = 0.0625
+    clamp: float = 0.75
+    reduced_precision: bool = False
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Of n requests: `z` before and `delta`, n × d, float32 or better; the last `losses`; Adam `steps` taken."""
+
+    z: Tensor
+    delta: Tensor
+    losses: Tensor
+    steps: Tensor
+
+    @property
+    def z_star(self) -> Tensor:
+        return self.z + self.delta
+
+
+def optimise_targets(
+    model: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+    *,
+    batch_tokens: int = 1536,
+    use_prefix_cache: bool = True,
+    progress: bool = False,
+) -> Targets:
+    """z* of every request, on the model as it is now, at the output of block `layer`.
+
+    The result does not depend on which requests share a batch. Raises EditError when a loss is not finite.
+    """
+    encoded = [_Rows.of(tokenizer, request, contexts) for request in requests]
+    order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix, reverse=True)
+    found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+    precision = _reduced_precision() if settings.reduced_precision else nullcontext()
+    with (
+        eager_attention(model),
+        precision,
+        tqdm(total=len(requests), desc="targets", unit="fact", disable=not progress, leave=False) as bar,
+    ):
+        while order:
+            size = max(1, batch_tokens // (encoded[order[0]].suffix * (len(contexts) + 1)))
+            chunk, order = order[:size], order[size:]
+            problem = _Problem(model, layer, [encoded[i] for i in chunk], use_prefix_cache)
+            z, delta, losses, steps = _minimise(problem, settings, [requests[i] for i in chunk], bar)
+            for row, i in enumerate(chunk):
+                found[i] = (z[row], delta[row], losses[row], steps[row])
+    z, delta, losses, steps = (torch.stack(column) for column in zip(*(found[i] for i in range(len(requests))), strict=True))
+    return Targets(z, delta, losses, steps)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One request's token sequences: a sequence for each context, and "{subject} is a" for the KL term."""
+
+    rewrites: list[Encoded]
+    kl: Encoded
+
+    @classmethod
+    def of(cls, tokenizer: Any, request: Request, contexts: Sequence[str]) -> _Rows:
+        return cls(
+            [
+                encode(tokenizer, in_context(context, request), request.subject, request.target_new)
+                for context in contexts
+            ],
+            encode(tokenizer, "{} is a", request.subject),
+        )
+
+    @property
+    def suffix(self) -> int:
+        """Tokens from the subject's last to the last that predicts one."""
+        return max(len(row.ids) + len(row.target) - 1 - row.subject_last for row in self.rewrites)
+
+
+class _Problem:
+    """The loss of a batch of requests as a function of their δ.
+
+    Rows of a batch lie as [prefix, padded | suffix, padded]; the suffix begins at the subject's last token. With
+    no usable cache the prefix is empty and the suffix is the whole sequence.
+    """
+
+    def __init__(self, model: nn.Module, layer: int, rows: Sequence[_Rows], use_prefix_cache: bool) -> None:
+        self.model, self.decoder, self.layer = model, Decoder(model), layer
+        self.contexts = len(rows[0].rewrites)
+        self.device = self.decoder.device
+        sequences, starts, wanted = [], [], []
+        for request, row in enumerate(rows):
+            for context, rewrite in enumerate(row.rewrites):
+                sequences.append([*rewrite.ids, *rewrite.target[:-1]])
+                starts.append(rewrite.subject_last)
+                first = len(rewrite.ids) - 1
+                wanted += [
+                    (request, context, first + i - rewrite.subject_last, token) for i, token in enumerate(rewrite.target)
+                ]
+            # Only the next-token distribution at the subject's last token is asked for: " is a" is never run.
+            sequences.append(row.kl.ids[: row.kl.subject_last + 1])
+            starts.append(row.kl.subject_last)
+        self.wanted = torch.tensor(wanted)  # (request, context, offset from the subject's last token, token)
+        self.target_lengths = torch.tensor([len(row.rewrites[0].target) for row in rows])
+        self.width = self.contexts + 1  # rows of one request
+        self.subject_last = torch.tensor(starts)
+        self._lay_out(sequences, starts if use_prefix_cache else [0] * len(starts))
+        self._first_pass(use_prefix_cache)
+        if self.cache is None and self.prefix:
+            log.info("%s has no cache that can be cut: targets run whole sequences", type(model).__name__)
+            self._lay_out(sequences, [0] * len(starts))
+            self._first_pass(False)
+
+    def _lay_out(self, sequences: list[list[int]], starts: list[int]) -> None:
+        self.prefix = max(starts)
+        prefix_ids, prefix_mask = pad([[*s[:start]] for s, start in zip(sequences, starts, strict=True)])
+        suffix_ids, suffix_mask = pad([s[start:] for s, start in zip(sequences, starts, strict=True)])
+        begin = torch.tensor(starts)
+        self.ids = torch.cat([prefix_ids, suffix_ids], 1).to(self.device)
+        self.mask = torch.cat([prefix_mask, suffix_mask], 1).to(self.device)
+        positions = torch.cat(
+            [
+                torch.arange(self.prefix).expand(len(starts), -1),
+                begin[:, None] + torch.arange(suffix_ids.shape[1]),
+            ],
+            1,
+        )
+        self.positions = (positions * self.mask.cpu()).to(self.device)
+        self.inject = self.subject_last - begin  # where in the suffix δ goes: 0 behind a cached prefix
+
+    @torch.no_grad()
+    def _first_pass(self, use_cache: bool) -> None:
+        """Everything that no δ can change: the prefix's cache, the suffix's hidden states, the KL term's base."""
+        self.hidden, self.output, self.cache = None, None, None
+        captured: list[Any] = []
+        kl_rows = torch.arange(self.contexts, len(self.ids), self.width)
+        mask = self.mask
+        if self.prefix:
+            # A row without a prefix must not attend to nothing; its first padding token stands in, unseen later.
+            mask = mask.clone()
+            mask[:, 0] = 1
+        with (
+            hooks(self.decoder.block(self.layer).register_forward_hook(lambda _m, _a, output: captured.append(output))),
+            logits_at(self.decoder.head, kl_rows, self.prefix + self.inject[kl_rows]),
+        ):
+            output = self.model(
+                input_ids=self.ids, attention_mask=mask, use_cache=use_cache and self.prefix > 0, **self._position_ids(self.positions)
+            )
+        self.output = captured[0]
+        self.hidden = hidden_states(captured[0])[:, self.prefix :].clone()
+        self.kl_base = output.logits[0].float().log_softmax(-1)
+        if use_cache and self.prefix:
+            suffix = self.ids.shape[1] - self.prefix
+            every_row = torch.arange(len(self.ids), device=self.device)
+            self.cache = _cut(output.past_key_values, suffix, self.prefix, every_row)
+        first_rows = torch.arange(0, len(self.ids), self.width)
+        self.z = self.hidden[first_rows, self.inject[first_rows].to(self.hidden.device)].to(
+            torch.promote_types(self.hidden.dtype, torch.float32)
+        )
+
+    def _position_ids(self, positions: Tensor) -> dict[str, Tensor]:
+        known = inspect.signature(self.model.forward).parameters
+        return {"position_ids": positions} if "position_ids" in known else {}
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with some of the requests only."""
+        rows = (keep[:, None] * self.width + torch.arange(self.width)).flatten()
+        on = rows.to(self.device)
+        self.ids, self.mask, self.positions = self.ids[on], self.mask[on], self.positions[on]
+        assert self.hidden is not None
+        self.hidden = self.hidden[rows.to(self.hidden.device)]
+        self.inject = self.inject[rows]
+        self.kl_base = self.kl_base[keep.to(self.kl_base.device)]
+        self.z = self.z[keep.to(self.z.device)]
+        self.target_lengths = self.target_lengths[keep]
+        if self.cache is not None:
+            self.cache.batch_select_indices(on)
+        renumbered = torch.full((int(keep.max()) + 1,), -1)
+        renumbered[keep] = torch.arange(len(keep))
+        wanted = self.wanted[torch.isin(self.wanted[:, 0], keep)]
+        wanted[:, 0] = renumbered[wanted[:, 0]]
+        self.wanted = wanted
+
+    def losses(self, delta: Tensor, settings: TargetSettings) -> Tensor:
+        """The loss of each request, n, for δ of shape n × d."""
+        requests = len(self.target_lengths)
+        assert self.hidden is not None
+        row = torch.arange(len(self.ids))
+        injected = self.hidden.index_put(
+            (row.to(self.hidden.device), self.inject.to(self.hidden.device)),
+            delta.to(self.hidden.dtype).repeat_interleave(self.width, 0),
+            accumulate=True,
+        )
+        request, context, offset, token = self.wanted.T
+        rewrite_rows = request * self.width + context
+        kl_rows = torch.arange(self.contexts, len(self.ids), self.width)
+        rows = torch.cat([rewrite_rows, kl_rows])
+        columns = torch.cat([offset + self.inject[rewrite_rows], self.inject[kl_rows]])
+        with (
+            _standing_in(self.decoder, self.layer, injected, self.output),
+            logits_at(self.decoder.head, rows, columns),
+        ):
+            logits = self.model(
+                input_ids=self.ids[:, self.prefix :],
+                attention_mask=self.mask,
+                past_key_values=copy.deepcopy(self.cache),
+                use_cache=self.cache is not None,
+                **self._position_ids(self.positions[:, self.prefix :]),
+            ).logits[0]
+        log_probs = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
+        of_targets, of_kl = log_probs[: len(request)], log_probs[len(request) :]
+        nll = -of_targets.gather(1, token.to(logits.device)[:, None]).squeeze(1)
+        per_request = nll.new_zeros(requests).index_add(0, request.to(nll.device), nll)
+        per_request = per_request / (self.target_lengths.to(nll.device) * self.contexts)
+        kl = (self.kl_base.exp() * (self.kl_base - of_kl)).sum(-1)
+        decay = delta.norm(dim=1) / self.z.norm(dim=1) ** 2
+        return per_request + settings.kl_factor * kl + settings.weight_decay * decay.to(nll.device)
+
+
+def _minimise(
+    problem: _Problem, settings: TargetSettings, requests: Sequence[Request], bar: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Adam on every δ at once: the optimiser works entry by entry, so requests do not touch each other."""
+    z = problem.z
+    delta, mean, square = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(z)
+    losses = z.new_zeros(len(z))
+    steps = torch.zeros(len(z), dtype=torch.long)
+    active = torch.arange(len(z))  # the requests that `problem` holds, in its order
+    running = torch.ones(len(z), dtype=torch.bool)
+    for step in range(settings.steps):
+        variable = delta[active].requires_grad_()
+        with torch.enable_grad():
+            loss = problem.losses(variable, settings)
+            (gradient,) = torch.autograd.grad(loss.sum(), [variable])
+        loss = loss.detach().to(losses.device)
+        if not torch.isfinite(loss).all():
+            culprit = requests[int(active[int((~torch.isfinite(loss)).nonzero()[0, 0])])]
+            raise EditError(
+                f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: lower v_lr or "
+                "clamp_norm_factor, or load the model in float32 or bfloat16"
+            )
+        going = running[active]
+        losses[active[going]] = loss[going]
+        finished = going & (loss < STOP_LOSS).cpu()
+        running[active[finished]] = False
+        bar.update(int(finished.sum()))
+        moving = running[active]
+        if step == settings.steps - 1 or not moving.any():
+            break
+        index, g = active[moving], gradient[moving]
+        steps[index] += 1
+        mean[index] = _BETAS[0] * mean[index] + (1 - _BETAS[0]) * g
+        square[index] = _BETAS[1] * square[index] + (1 - _BETAS[1]) * g * g
+        unbiased = mean[index] / (1 - _BETAS[0] ** (step + 1))
+        scale = (square[index] / (1 - _BETAS[1] ** (step + 1))).sqrt() + _EPSILON
+        moved = delta[index] - settings.lr * unbiased / scale
+        longest = settings.clamp * z[index].norm(dim=1, keepdim=True)
+        delta[index] = moved * (longest / moved.norm(dim=1, keepdim=True)).clamp_max(1.0)
+        if moving.float().mean() <= 0.8:
+            problem.select(moving.nonzero().squeeze(1))
+            active = index
+    bar.update(int(running.sum()))
+    return z, delta, losses, steps
+
+
+class _StandIn(nn.Module):
+    """Takes a block's place and returns what the block is known to return."""
+
+    def __init__(self, block: nn.Module, output: Any, hidden: Tensor | None) -> None:
+        super().__init__()
+        self.__dict__["_stands_for"] = block
+        self.__dict__["_output"], self.__dict__["_hidden"] = output, hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_stands_for"], name)
+
+    def forward(self, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return with_hidden_states(self._output, hidden if self._hidden is None else self._hidden)
+
+
+@contextmanager
+def _standing_in(decoder: Decoder, layer: int, hidden: Tensor, output: Any) -> Iterator[None]:
+    """Blocks 0 … layer compute nothing; block `layer` returns `hidden`, shaped like its own `output`."""
+    originals = [decoder.blocks[i] for i in range(layer + 1)]
+    try:
+        for i, block in enumerate(originals):
+            decoder.blocks[i] = _StandIn(block, output, hidden if i == layer else None)
+        yield
+    finally:
+        for i, block in enumerate(originals):
+            decoder.blocks[i] = block
+
+
+def _cut(cache: Any, drop: int, keep: int, rows: Tensor) -> Any:
+    """The cache without its last `drop` tokens, or None where that does not leave the first `keep` in every layer.
+
+    A sliding window that has begun to slide, for one, no longer has them.
+    """
+    if not hasattr(cache, "crop") or not hasattr(cache, "batch_select_indices"):
+        return None
+    cache.crop(-drop)
+    cache.batch_select_indices(rows)  # compact, so that copies are small
+    lengths = {layer.keys.shape[-2] for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None}
+    return cache if lengths == {keep} else None
+
+
+@contextmanager
+def _reduced_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
