@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,12 @@ from .modules import Decoder
 def tensor_digest(tensor: Tensor) -> str:
     """sha256 over type, shape and every byte."""
     digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    digest.update(data.data)
     return digest.hexdigest()
 
 
-def fingerprints(model: nn.Module, layers: Sequence[int]) -> dict[int, str]:
+def fingerprints(model: Any, layers: Sequence[int]) -> dict[int, str]:
     """layer → hash of the class, the embeddings and the weights of blocks 0 … layer, of the model as it is now.
 
     Equal for two copies of one model; different after any change of a weight that the keys of `layer`, or the

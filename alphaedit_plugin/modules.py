@@ -27,7 +27,7 @@ class OutProjection:
 
     layer: int
     name: str
-    module: nn.Module
+    module: Any
 
     @property
     def transposed(self) -> bool:
@@ -83,7 +83,7 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module, template: str | None = None) -> None:
-        self.model = model
+        self.model: Any = model
         self.template = template
         if template is not None and template.count("{}") != 1:
             raise ModelStructureError(
@@ -187,7 +187,7 @@ def with_hidden_states(output: Any, hidden: Tensor) -> Any:
 
 
 @contextmanager
-def eager_attention(model: nn.Module) -> Iterator[None]:
+def eager_attention(model: Any) -> Iterator[None]:
     """Plain matrix attention inside the block, the model's own choice again afterwards.
 
     For one or a few new tokens against a cache, the CPU's fused kernel is 20 to 30 times slower
@@ -197,11 +197,11 @@ def eager_attention(model: nn.Module) -> Iterator[None]:
     if before in (None, "eager") or not hasattr(model, "set_attn_implementation"):
         yield
         return
-    model.set_attn_implementation("eager")  # type: ignore[operator]
+    model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)  # type: ignore[operator]
+        model.set_attn_implementation(before)
 
 
 def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -233,7 +233,7 @@ def _walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module,
         yield from _walk(child, f"{path}.")
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def _shape(module: Any) -> tuple[int, int]:
     """(d_out, d_in) of a Linear or Conv1D."""
     rows, columns = module.weight.shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)

@@ -93,7 +93,9 @@ class NullSpace:
             raise NullSpaceError(f"the covariance of {name} is not finite: compute it again")
         eigenvalues, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
         d, nullity = len(eigenvalues), criterion.nullity_of(eigenvalues)
-        spectrum = f"its eigenvalues go from {eigenvalues[0]:.3g} over {eigenvalues.median():.3g} to {eigenvalues[-1]:.3g}"
+        spectrum = (
+            f"its eigenvalues go from {eigenvalues[0]:.3g} over {eigenvalues.median():.3g} to {eigenvalues[-1]:.3g}"
+        )
         if nullity <= 0:
             raise NullSpaceError(
                 f"nothing is null in {name} at {criterion}: {spectrum}. Choose a larger value, or a relative criterion "

@@ -221,9 +221,7 @@ def collect(
 
 
 def _save(checkpoint: Path, sums: Mapping[int, Covariance], done: int) -> None:
-    tensors = {
-        f"{layer}.{name}": tensor for layer, sum_ in sums.items() for name, tensor in sum_.packed().items()
-    }
+    tensors = {f"{layer}.{name}": tensor for layer, sum_ in sums.items() for name, tensor in sum_.packed().items()}
     write_tensors(checkpoint, tensors, {"windows": done}, StatisticsError)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,10 +19,8 @@ class _EnoughSeen(Exception):
 @contextmanager
 def stopping() -> Iterator[None]:
     """Run a forward pass inside; it ends where a hook calls `stop`."""
-    try:
+    with suppress(_EnoughSeen):
         yield
-    except _EnoughSeen:
-        pass
 
 
 def stop() -> None:

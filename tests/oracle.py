@@ -213,9 +213,7 @@ def compute_target(
 # ---------------------------------------------------------------------------------------- MEMIT, keys and z
 
 
-def key(
-    model: nn.Module, tokenizer: Any, request: Request, contexts: Sequence[str], module: nn.Module
-) -> Tensor:
+def key(model: nn.Module, tokenizer: Any, request: Request, contexts: Sequence[str], module: nn.Module) -> Tensor:
     """k_i^l of MEMIT's eq. 19, the first context weighing as much as all the others together."""
     values = []
     for context in contexts:

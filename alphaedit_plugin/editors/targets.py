@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..batches import pad
 from ..errors import EditError
+from ..hparams import TargetSettings
 from ..modules import Decoder, eager_attention, hidden_states, with_hidden_states
 from ..requests import Encoded, Request, encode
 from ..trace import hooks, logits_at
@@ -32,24 +33,6 @@ log = logging.getLogger(__name__)
 
 STOP_LOSS = 5e-2
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
-
-
-@dataclass(frozen=True)
-class TargetSettings:
-    """Names in brackets are EasyEdit's.
-
-    `steps` (v_num_grad_steps) and `lr` (v_lr) of Adam; loss = NLL of the new object averaged over contexts +
-    `kl_factor` · KL(before ‖ after) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
-    within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` lets float32 matrix products run in bfloat16
-    where the hardware has it: about twice as fast, δ then agrees to some 1e-2.
-    """
-
-    steps: int = 25
-    lr: float = 0.5
-    weight_decay: float = 0.5
-    kl_factor: float = 0.0625
-    clamp: float = 0.75
-    reduced_precision: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +81,9 @@ def optimise_targets(
             z, delta, losses, steps = _minimise(problem, settings, [requests[i] for i in chunk], bar)
             for row, i in enumerate(chunk):
                 found[i] = (z[row], delta[row], losses[row], steps[row])
-    z, delta, losses, steps = (torch.stack(column) for column in zip(*(found[i] for i in range(len(requests))), strict=True))
+    z, delta, losses, steps = (
+        torch.stack(column) for column in zip(*(found[i] for i in range(len(requests))), strict=True)
+    )
     return Targets(z, delta, losses, steps)
 
 
@@ -143,7 +128,8 @@ class _Problem:
                 starts.append(rewrite.subject_last)
                 first = len(rewrite.ids) - 1
                 wanted += [
-                    (request, context, first + i - rewrite.subject_last, token) for i, token in enumerate(rewrite.target)
+                    (request, context, first + i - rewrite.subject_last, token)
+                    for i, token in enumerate(rewrite.target)
                 ]
             # Only the next-token distribution at the subject's last token is asked for: " is a" is never run.
             sequences.append(row.kl.ids[: row.kl.subject_last + 1])
@@ -192,7 +178,10 @@ class _Problem:
             logits_at(self.decoder.head, kl_rows, self.prefix + self.inject[kl_rows]),
         ):
             output = self.model(
-                input_ids=self.ids, attention_mask=mask, use_cache=use_cache and self.prefix > 0, **self._position_ids(self.positions)
+                input_ids=self.ids,
+                attention_mask=mask,
+                use_cache=use_cache and self.prefix > 0,
+                **self._position_ids(self.positions),
             )
         self.output = captured[0]
         self.hidden = hidden_states(captured[0])[:, self.prefix :].clone()
@@ -348,7 +337,9 @@ def _cut(cache: Any, drop: int, keep: int, rows: Tensor) -> Any:
         return None
     cache.crop(-drop)
     cache.batch_select_indices(rows)  # compact, so that copies are small
-    lengths = {layer.keys.shape[-2] for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None}
+    lengths = {
+        layer.keys.shape[-2] for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None
+    }
     return cache if lengths == {keep} else None
 
 

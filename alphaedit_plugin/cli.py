@@ -1,0 +1,367 @@
+"""The command `alphaedit`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from . import __version__
+from .errors import AlphaEditError, HyperparameterError
+from .hparams import Hyperparameters
+from .loading import DEMO_MODEL
+from .nullspace import Criterion, NullSpaces
+from .prepare import Statistics
+from .store import Store
+
+app = typer.Typer(
+    help="Null-space constrained knowledge editing (AlphaEdit) for the editors people already run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+
+Model = Annotated[str, typer.Argument(help="Checkpoint folder, Hugging Face name, or the demo model.")]
+Layers = Annotated[str | None, typer.Option(help="Such as 4-8 or 4,5,6. Default: the model's hyperparameters.")]
+Corpus = Annotated[
+    str | None, typer.Option(help="Text file, folder, .jsonl or data set name. Default: the model writes its own text.")
+]
+Tokens = Annotated[int | None, typer.Option(help="Tokens of text. Default: 10 × the width of a key.")]
+Threshold = Annotated[float | None, typer.Option(help="Eigenvalues below it are null (the paper's 2e-2).")]
+Energy = Annotated[float | None, typer.Option(help="Instead: share of the keys' energy the null space may hold.")]
+Nullity = Annotated[float | None, typer.Option(help="Instead: dimensions that are null, a share (< 1) or a number.")]
+Hparams = Annotated[Path | None, typer.Option(help="Hyperparameter YAML (EasyEdit's format).")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (accelerate places the model).")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+Cache = Annotated[Path | None, typer.Option(help="Cache directory. Default: $ALPHAEDIT_CACHE or the platform's.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    chosen: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            chosen += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise HyperparameterError(f"--layers {text!r} is not a list of layers such as 4-8 or 4,5,6") from None
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise HyperparameterError(f"--layers {text!r} names no layer, or one twice")
+    return tuple(sorted(chosen))
+
+
+def _criterion(threshold: float | None, energy: float | None, nullity: float | None) -> Criterion | None:
+    if threshold is energy is nullity is None:
+        return None
+    return Criterion(threshold=threshold, energy=energy, nullity=nullity)
+
+
+@app.command()
+def prepare(
+    model: Model = DEMO_MODEL,
+    layers: Layers = None,
+    corpus: Corpus = None,
+    tokens: Tokens = None,
+    threshold: Threshold = None,
+    energy: Energy = None,
+    nullity: Nullity = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the null spaces to this .safetensors file.")] = None,
+    npz: Annotated[Path | None, typer.Option(help="Also write EasyEdit/ROME .npz statistics to this folder.")] = None,
+    hparams: Hparams = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    cache: Cache = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compute covariances and null spaces of a model, once, into the cache."""
+    ready = _prepared(
+        model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
+        trust_remote_code, cache, quiet,
+    )  # fmt: skip
+    table = Table(title=f"{model}: null spaces at {ready.hyperparameters.null_space}")
+    for title in ("layer", "d_in", "nullity", "leakage", "factored P", "dense P (float32)"):
+        table.add_column(title, justify="right")
+    for layer, space in ready.null_spaces.items():
+        table.add_row(
+            str(layer),
+            str(space.d_in),
+            f"{space.nullity} ({100 * space.nullity / space.d_in:.0f} %)",
+            f"{space.leakage(ready.statistics.covariances[layer]):.3f}",
+            _size(space.factor.numel() * 4),
+            _size(space.d_in**2 * 4),
+        )
+    console.print(table)
+    text = ready.statistics.provenance["text"]
+    console.print(
+        f"from {text['tokens']:,} tokens of {ready.statistics.provenance['source']}; cached in {ready.store.root}"
+    )
+    if out is not None:
+        ready.null_spaces.save(out)
+        console.print(f"null spaces written to {out}")
+    if npz is not None:
+        from .modules import Decoder
+
+        for layer, projection in (
+            Decoder(ready.model, ready.hyperparameters.rewrite_module_tmp)
+            .out_projections(ready.hyperparameters.layers)
+            .items()
+        ):
+            path = npz / f"{projection.name}_float32_mom2_{text['tokens']}.npz"
+            ready.statistics.covariances[layer].save_npz(path, sample_size=text["tokens"])
+            console.print(f"statistics written to {path}")
+
+
+@app.command()
+def inspect(
+    model: Model = DEMO_MODEL,
+    layers: Layers = None,
+    corpus: Corpus = None,
+    tokens: Tokens = None,
+    threshold: Threshold = None,
+    energy: Energy = None,
+    nullity: Nullity = None,
+    plot: Annotated[Path, typer.Option(help="Where the picture of the spectra goes.")] = Path("spectrum.png"),
+    hparams: Hparams = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    cache: Cache = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show, for each layer, what different thresholds would make null, and draw the spectra."""
+    from .spectrum import THRESHOLDS, Spectrum
+    from .spectrum import plot as draw
+
+    ready = _prepared(
+        model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
+        trust_remote_code, cache, quiet,
+    )  # fmt: skip
+    criterion = ready.hyperparameters.null_space
+    spectra = [Spectrum.of_null_space(layer, space, criterion) for layer, space in ready.null_spaces.items()]
+    table = Table(
+        title=f"{model}: nullity (leakage) by threshold; chosen: {criterion}",
+        caption="leakage tr(PCP)/tr(C): the share of preserved keys' energy that the null space still holds",
+    )
+    marked = criterion.threshold
+    table.add_column("layer", justify="right")
+    table.add_column("d_in", justify="right")
+    for value in THRESHOLDS:
+        chosen_one = marked == value
+        table.add_column(f"[reverse]{value:g}[/reverse]" if chosen_one else f"{value:g}", justify="right")
+    if marked not in THRESHOLDS:
+        table.add_column(f"[reverse]{criterion}[/reverse]", justify="right")
+    for spectrum in spectra:
+        counts = [int((spectrum.eigenvalues < value).sum()) for value in THRESHOLDS]
+        if marked not in THRESHOLDS:
+            counts.append(spectrum.nullity)
+        cells = [f"{count} ({spectrum.leakage(count):.2f})" if count else "–" for count in counts]
+        column = THRESHOLDS.index(marked) if marked in THRESHOLDS else len(cells) - 1
+        cells[column] = f"[bold]{cells[column]}[/bold]"
+        table.add_row(str(spectrum.layer), str(len(spectrum.eigenvalues)), *cells)
+    console.print(table)
+    text = ready.statistics.provenance["text"]
+    console.print(f"from {text['tokens']:,} tokens of {ready.statistics.provenance['source']}")
+    draw(spectra, plot)
+    console.print(f"spectra drawn in {plot.resolve()}")
+
+
+@app.command()
+def compare(
+    model: Model = DEMO_MODEL,
+    methods: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "memit,memit+P",
+    facts: Annotated[Path | None, typer.Option(help="CounterFact JSON. Default: the facts that ship with us.")] = None,
+    edits: Annotated[int | None, typer.Option(help="How many of the facts. Default: see README.")] = None,
+    batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 20,
+    held_out: Annotated[Path | None, typer.Option(help="Text for perplexity. Default: the one that ships.")] = None,
+    layers: Layers = None,
+    corpus: Corpus = None,
+    tokens: Tokens = None,
+    threshold: Threshold = None,
+    energy: Energy = None,
+    nullity: Nullity = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/<time>.")] = None,
+    hparams: Hparams = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    cache: Cache = None,
+    quiet: Quiet = False,
+) -> None:
+    """Edit facts with each variant from the same start, and show what each keeps and breaks."""
+    from .compare import compare as run
+    from .errors import CorpusError, RequestError
+    from .evaluation.counterfact import load_facts
+    from .report import table
+    from .session import Variant
+    from .shipped import shipped
+
+    started = time.perf_counter()
+    names = [str(Variant.parse(name)) for name in methods.replace(" ", ",").split(",") if name]
+    facts_path, text_path = facts or shipped("examples/facts.json"), held_out or shipped("examples/heldout.txt")
+    chosen_facts = load_facts(facts_path)
+    if batch < 1 or (edits is not None and not 1 <= edits <= len(chosen_facts)):
+        raise RequestError(f"--edits must be from 1 to {len(chosen_facts)} (the facts there are), --batch at least 1")
+    chosen_facts = chosen_facts[: edits or len(chosen_facts)]
+    try:
+        text = text_path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise CorpusError(f"cannot read the held-out text {text_path}: {failure}") from failure
+    ready = _prepared(
+        model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
+        trust_remote_code, cache, quiet,
+    )  # fmt: skip
+    comparison = run(
+        ready.model,
+        ready.tokenizer,
+        chosen_facts,
+        names,
+        ready.hyperparameters,
+        ready.statistics,
+        ready.null_spaces,
+        batch_size=batch,
+        held_out=text,
+        progress=not quiet,
+        settings={
+            "command": ["alphaedit", *sys.argv[1:]],
+            "model": model,
+            "facts": str(facts_path),
+            "held_out": str(text_path),
+            "dtype": str(ready.model.dtype),
+            "device": device,
+        },
+    )
+    console.print(table(comparison))
+    folder = out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    comparison.save(folder / "comparison.json")
+    console.print(f"{time.perf_counter() - started:.0f} s in all; results in {(folder / 'comparison.json').resolve()}")
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the entries.")] = False,
+    kind: Annotated[str | None, typer.Option(help="Only text, covariance, null-space or partial.")] = None,
+    cache: Cache = None,
+) -> None:
+    """Show what the cache holds, or clear it."""
+    store = Store(cache)
+    if clear:
+        console.print(f"{_size(store.clear(kind))} freed in {store.root}")
+        return
+    entries = [entry for entry in store.entries() if kind in (None, entry.kind)]
+    table = Table(title=str(store.root))
+    table.add_column("kind")
+    table.add_column("made from")
+    table.add_column("size", justify="right")
+    for entry in entries:
+        recipe = entry.recipe
+        made_from = recipe.get("module") or recipe.get("criterion") or f"model {str(recipe.get('model', '?'))[:12]}"
+        table.add_row(entry.kind, made_from, _size(entry.size))
+    table.add_section()
+    table.add_row("all", f"{len(entries)} files", _size(sum(entry.size for entry in entries)))
+    console.print(table)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Everything that a command needs before it can begin."""
+
+    model: Any
+    tokenizer: Any
+    store: Store
+    hyperparameters: Hyperparameters
+    statistics: Statistics
+    null_spaces: NullSpaces
+
+
+def _prepared(
+    model: str,
+    layers: str | None,
+    corpus: str | None,
+    tokens: int | None,
+    criterion: Criterion | None,
+    hparams: Path | None,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    cache: Path | None,
+    quiet: bool,
+) -> _Ready:
+    from .loading import load
+    from .prepare import null_spaces_of, prepare_statistics
+
+    chosen_layers = _layers(layers)
+    given = Hyperparameters.from_yaml(hparams) if hparams else None
+    store = Store(cache)
+    with console.status(f"loading {model}"):
+        loaded, tokenizer = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, store=store)
+    hyperparameters = (given or Hyperparameters.for_model("memit", loaded, model)).with_layers(chosen_layers)
+    if criterion:
+        hyperparameters = replace(hyperparameters, null_space=criterion)
+    statistics = prepare_statistics(
+        loaded,
+        tokenizer,
+        hyperparameters.layers,
+        source=corpus,
+        tokens=tokens,
+        template=hyperparameters.rewrite_module_tmp,
+        store=store,
+        progress=not quiet,
+    )
+    with console.status("null spaces"):
+        spaces = null_spaces_of(statistics, hyperparameters.null_space, store=store)
+    return _Ready(loaded, tokenizer, store, hyperparameters, statistics, spaces)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_time=False)],
+    )
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line, without a traceback."""
+    try:
+        app()
+    except AlphaEditError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Locate-then-edit methods, one a file."""
+
+from .memit import MEMIT
+
+__all__ = ["MEMIT"]

@@ -1,0 +1,53 @@
+"""A comparison as people read it: a terminal table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from .compare import Comparison, Row
+
+
+def table(comparison: Comparison) -> Table:
+    """One row a variant; the best of each column among the edited ones in bold."""
+    edits, batch = comparison.settings["edits"], comparison.settings["batch_size"]
+    result = Table(
+        title=f"{edits} sequential edits in batches of {batch}",
+        caption="efficacy, generalization, specificity in %; perplexity on held-out text; "
+        "drift ‖ΔW‖/‖W‖ and leakage ‖ΔW K0‖/‖W K0‖ in %, means over layers",
+    )
+    result.add_column("variant", no_wrap=True)
+    for title, *_ in _COLUMNS:
+        result.add_column(title, justify="right", no_wrap=True)
+    edited = [row for row in comparison.rows if row.drift]
+    for row in comparison.rows:
+        cells = []
+        for _, value, better, form in _COLUMNS:
+            if value(row) is None:
+                cells.append("–")
+                continue
+            text = form.format(value(row))
+            best = better and len(edited) > 1 and row in edited
+            if best and text == form.format(better(value(r) for r in edited)):
+                text = f"[bold]{text}[/bold]"
+            cells.append(text)
+        result.add_row(row.variant, *cells)
+    return result
+
+
+def _edited(value: Callable[[Row], float]) -> Callable[[Row], float | None]:
+    """The value of an edited row; nothing for the model before edits."""
+    return lambda row: value(row) if row.drift else None
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Row], Any], Any, str], ...] = (
+    ("efficacy", lambda row: 100 * row.efficacy, max, "{:.1f}"),
+    ("generalization", lambda row: 100 * row.generalization, max, "{:.1f}"),
+    ("specificity", lambda row: 100 * row.specificity, max, "{:.1f}"),
+    ("perplexity", lambda row: row.perplexity, min, "{:.2f}"),
+    ("drift", _edited(lambda row: 100 * row.mean_drift), min, "{:.2f}"),
+    ("leakage", _edited(lambda row: 100 * row.mean_leakage), min, "{:.2f}"),
+    ("seconds", _edited(lambda row: row.seconds), None, "{:.0f}"),
+)

@@ -1,0 +1,13 @@
+"""Files that ship with the package: facts, held-out text, hyperparameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+
+
+def shipped(name: str) -> Path:
+    """The path of `examples/…` or `hparams/…`: inside an installed wheel, or beside the package in a checkout."""
+    installed = _PACKAGE / name
+    return installed if installed.exists() else _PACKAGE.parent / name
