@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 console = Console()
 
+DEMO_EDITS = 40
+
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, Hugging Face name, or the demo model.")]
 Layers = Annotated[str | None, typer.Option(help="Such as 4-8 or 4,5,6. Default: the model's hyperparameters.")]
 Corpus = Annotated[
@@ -184,7 +186,7 @@ def compare(
     model: Model = DEMO_MODEL,
     methods: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "memit,memit+P",
     facts: Annotated[Path | None, typer.Option(help="CounterFact JSON. Default: the facts that ship with us.")] = None,
-    edits: Annotated[int | None, typer.Option(help="How many of the facts. Default: see README.")] = None,
+    edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of FACTS, 40 of ours.")] = None,
     batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 20,
     held_out: Annotated[Path | None, typer.Option(help="Text for perplexity. Default: the one that ships.")] = None,
     layers: Layers = None,
@@ -215,7 +217,8 @@ def compare(
     chosen_facts = load_facts(facts_path)
     if batch < 1 or (edits is not None and not 1 <= edits <= len(chosen_facts)):
         raise RequestError(f"--edits must be from 1 to {len(chosen_facts)} (the facts there are), --batch at least 1")
-    chosen_facts = chosen_facts[: edits or len(chosen_facts)]
+    default = len(chosen_facts) if facts else DEMO_EDITS
+    chosen_facts = chosen_facts[: edits or default]
     try:
         text = text_path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as failure:

@@ -16,6 +16,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from . import __version__
+from .editors.keys import context_templates
 from .editors.targets import Targets
 from .errors import CorpusError, EditError
 from .evaluation.counterfact import Fact, score
@@ -26,6 +27,7 @@ from .hparams import Hyperparameters
 from .nullspace import NullSpaces
 from .prepare import Statistics
 from .session import Session, Variant, put_back
+from .trace import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +101,12 @@ def compare(
     windows = held_out_windows(held_out, tokenizer)
     rows = [_measure("before", model, tokenizer, facts, windows, progress)]
 
-    shared: tuple[Targets, tuple[str, ...], float] | None = None
+    if any(Variant.parse(name).projected for name in names):
+        null_spaces.check(model)
+    with evaluating(model):
+        contexts = context_templates(model, tokenizer)
+    first: Targets | None = None
+    first_seconds = 0.0
     for name in names:
         session = Session(
             model,
@@ -108,7 +115,8 @@ def compare(
             hyperparameters,
             statistics.covariances,
             null_spaces,
-            check_model=not rows[1:],
+            contexts=contexts,
+            check_model=False,
             progress=progress,
         )
         projections = session.editor.projections
@@ -117,15 +125,14 @@ def compare(
             tqdm(total=len(requests), desc=name, unit="fact", disable=not progress) as bar,
         ):
             started = time.perf_counter()
-            if shared is None:
+            if first is None:
                 first = session.editor.targets(batches[0])
-                shared = (first, session.editor.contexts, time.perf_counter() - started)
+                first_seconds = time.perf_counter() - started
                 started = time.perf_counter()
-            session.editor._contexts = shared[1]
             for index, batch in enumerate(batches):
-                session.edit(batch, shared[0] if index == 0 else None)
+                session.edit(batch, first if index == 0 else None)
                 bar.update(len(batch))
-            seconds = time.perf_counter() - started + shared[2]
+            seconds = time.perf_counter() - started + first_seconds
             after = {layer: p.matrix for layer, p in projections.items()}
             rows.append(
                 _measure(
@@ -150,7 +157,7 @@ def compare(
             "edits": len(requests),
             "batch_size": batch_size,
             "hyperparameters": hyperparameters.as_dict(),
-            "contexts": list(shared[1]) if shared else [],
+            "contexts": list(contexts),
             "statistics": statistics.provenance,
             "null_spaces": {
                 "criterion": null_spaces.provenance.get("criterion"),

@@ -97,6 +97,42 @@ def prepare_statistics(
     )
 
 
+def statistics_from_npz(
+    model: nn.Module, layers: Sequence[int], folder: str | Path, *, template: str | None = None
+) -> Statistics:
+    """Covariances that ROME, MEMIT or EasyEdit left in `folder` (anywhere below it): nothing is computed.
+
+    Their files are named `{out-projection}_{dtype}_mom2_{n}.npz`; of several for a layer the one with the most
+    tokens is read. They carry no trace of the model, so that it is the right one is the caller's word.
+    Raises StatisticsError, naming the layer, when one has no file or a file of another width.
+    """
+    projections = Decoder(model, template).out_projections(layers)
+    covariances: dict[int, Covariance] = {}
+    files: dict[str, str] = {}
+    for layer, projection in projections.items():
+        paths = sorted(Path(folder).rglob(f"{projection.name}_*mom2*.npz"))
+        if not paths:
+            raise StatisticsError(f"there are no statistics of {projection.name} below {folder}")
+        best = max(((Covariance.load_npz(path), path) for path in paths), key=lambda pair: pair[0].count)
+        covariances[layer], path = best
+        if covariances[layer].d_in != projection.d_in:
+            raise StatisticsError(
+                f"{path} has {covariances[layer].d_in} dimensions, {projection.name} {projection.d_in}: another model's"
+            )
+        files[str(layer)] = str(path)
+    prints = fingerprints(model, list(projections))
+    return Statistics(
+        covariances,
+        {
+            "model": model_name(model),
+            "fingerprints": {str(layer): prints[layer] for layer in projections},
+            "template": template,
+            "source": files,
+            "text": {"tokens": min(covariance.count for covariance in covariances.values())},
+        },
+    )
+
+
 def null_spaces_of(statistics: Statistics, criterion: Criterion = PAPER, *, store: Store | None = None) -> NullSpaces:
     """The null spaces of covariances, from the store or computed and stored."""
     store = store or Store()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from .compare import Comparison, Row
@@ -15,8 +16,10 @@ def table(comparison: Comparison) -> Table:
     edits, batch = comparison.settings["edits"], comparison.settings["batch_size"]
     result = Table(
         title=f"{edits} sequential edits in batches of {batch}",
-        caption="efficacy, generalization, specificity in %; perplexity on held-out text; "
-        "drift ‖ΔW‖/‖W‖ and leakage ‖ΔW K0‖/‖W K0‖ in %, means over layers",
+        caption="drift ‖ΔW‖/‖W‖, leakage ‖ΔW K0‖/‖W K0‖: means over layers; perplexity: held-out text",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     result.add_column("variant", no_wrap=True)
     for title, *_ in _COLUMNS:
@@ -43,11 +46,11 @@ def _edited(value: Callable[[Row], float]) -> Callable[[Row], float | None]:
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], Any], Any, str], ...] = (
-    ("efficacy", lambda row: 100 * row.efficacy, max, "{:.1f}"),
-    ("generalization", lambda row: 100 * row.generalization, max, "{:.1f}"),
-    ("specificity", lambda row: 100 * row.specificity, max, "{:.1f}"),
-    ("perplexity", lambda row: row.perplexity, min, "{:.2f}"),
-    ("drift", _edited(lambda row: 100 * row.mean_drift), min, "{:.2f}"),
-    ("leakage", _edited(lambda row: 100 * row.mean_leakage), min, "{:.2f}"),
+    ("efficacy\n%", lambda row: 100 * row.efficacy, max, "{:.1f}"),
+    ("general-\nization %", lambda row: 100 * row.generalization, max, "{:.1f}"),
+    ("specif-\nicity %", lambda row: 100 * row.specificity, max, "{:.1f}"),
+    ("perplex-\nity", lambda row: row.perplexity, min, "{:.2f}"),
+    ("drift\n%", _edited(lambda row: 100 * row.mean_drift), min, "{:.2f}"),
+    ("leakage\n%", _edited(lambda row: 100 * row.mean_leakage), min, "{:.2f}"),
     ("seconds", _edited(lambda row: row.seconds), None, "{:.0f}"),
 )

@@ -59,6 +59,7 @@ class Session:
         covariances: Mapping[int, Covariance],
         null_spaces: NullSpaces | None = None,
         *,
+        contexts: Sequence[str] | None = None,
         check_model: bool = True,
         progress: bool = False,
     ) -> None:
@@ -78,7 +79,9 @@ class Session:
             if check_model:
                 null_spaces.check(model)
         self.null_spaces = null_spaces if self.variant.projected else None
-        self.editor = EDITORS[self.variant.editor](model, tokenizer, hyperparameters, covariances, progress=progress)
+        self.editor = EDITORS[self.variant.editor](
+            model, tokenizer, hyperparameters, covariances, contexts=contexts, progress=progress
+        )
 
     def edit(self, records: Sequence[Mapping[str, Any] | Request], targets: Targets | None = None) -> list[Request]:
         """Write these facts, all or none; returns them as understood.

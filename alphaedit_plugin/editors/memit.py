@@ -36,8 +36,10 @@ class MEMIT:
         hyperparameters: Hyperparameters,
         covariances: Mapping[int, Covariance],
         *,
+        contexts: Sequence[str] | None = None,
         progress: bool = False,
     ) -> None:
+        """`contexts` are templates that keys are averaged over; by default the model writes them at the first edit."""
         self.model, self.tokenizer, self.hyperparameters = model, tokenizer, hyperparameters
         self.progress = progress
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
@@ -47,7 +49,7 @@ class MEMIT:
             raise StatisticsError(f"MEMIT needs the covariances of layers {missing}: prepare them first")
         self.covariances = covariances
         self._factors: dict[int, Tensor] = {}
-        self._contexts: tuple[str, ...] | None = None
+        self._contexts = tuple(contexts) if contexts else None
 
     @property
     def contexts(self) -> tuple[str, ...]:

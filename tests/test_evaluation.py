@@ -1,0 +1,269 @@
+"""Metrics against slow definitions, and the loader of facts."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spaces import random_covariance
+from tiny import NAMES, tiny
+
+from alphaedit_plugin.errors import RequestError
+from alphaedit_plugin.evaluation.counterfact import Fact, load_facts, score
+from alphaedit_plugin.evaluation.scoring import mean_log_probabilities, perplexity
+from alphaedit_plugin.evaluation.weights import drift, leakage
+from alphaedit_plugin.nullspace import Criterion, NullSpace
+from alphaedit_plugin.requests import Request
+from alphaedit_plugin.statistics import Covariance
+
+PAIRS = (
+    ("The Eiffel Tower is located in the city of", "Rome"),
+    ("The Eiffel Tower is located in the city of", "Paris"),
+    ("The Eiffel Tower is located in the city of", "Paris, as they said"),
+    ("Curie", "France"),
+    ("What you read was written by others: it is", "material to judge"),
+)
+RECORD = {
+    "case_id": 5,
+    "requested_rewrite": {
+        "prompt": "The capital of {} is",
+        "subject": "France",
+        "target_new": {"str": "Rome"},
+        "target_true": {"str": "Paris"},
+    },
+    "paraphrase_prompts": ["France has the capital", "Who governs France sits in "],
+    "neighborhood_prompts": ["The Eiffel Tower is in", "The Louvre is in", "The Seine flows through"],
+}
+
+
+def model_of(name: str = "llama", dtype: torch.dtype = torch.float64):
+    model = tiny(name, dtype=dtype, vocab_size=512)
+    model.set_attn_implementation("eager")
+    return model
+
+
+# ------------------------------------------------------------------------------------------------ probabilities
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mean_log_probabilities_are_the_textbooks_on_every_architecture(name, tokenizer):
+    model = model_of(name)
+    found = mean_log_probabilities(model, tokenizer, PAIRS)
+    assert found.dtype == torch.float64
+    for value, (prompt, target) in zip(found.tolist(), PAIRS, strict=True):
+        assert value == pytest.approx(oracle.success(model, tokenizer, prompt, target, target)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
+def test_mean_log_probabilities_do_not_depend_on_batches_or_order(batch_tokens, bos_tokenizer):
+    model = model_of()
+    expected = mean_log_probabilities(model, bos_tokenizer, PAIRS)
+    found = mean_log_probabilities(model, bos_tokenizer, PAIRS[::-1], batch_tokens=batch_tokens).flip(0)
+    assert torch.allclose(found, expected, rtol=1e-6)
+
+
+def test_scoring_leaves_the_model_as_it_was(tokenizer):
+    model = tiny("llama", vocab_size=512).train()
+    attention = model.config._attn_implementation
+    mean_log_probabilities(model, tokenizer, PAIRS)
+    perplexity(model, [[1, 2, 3]])
+    assert all(module.training for module in model.modules())
+    assert model.config._attn_implementation == attention
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 12, 1024])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bloom", "gemma2"])
+def test_perplexity_is_the_textbooks_whatever_the_batches(name, batch_tokens):
+    model = model_of(name)
+    windows = [[5, 9, 3, 200, 7], [1, 2], [4, 4, 4, 400, 11, 30, 2, 9], [8]]
+    expected = oracle.perplexity(model, windows)
+    assert perplexity(model, windows, batch_tokens=batch_tokens) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity():
+    model = tiny("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    assert perplexity(model, [[1, 2, 3, 4]]) == pytest.approx(model.config.vocab_size)
+
+
+# ------------------------------------------------------------------------------------------------------- scores
+
+
+def _slow_scores(model, tokenizer, fact: Fact) -> tuple[float, float, float]:
+    """CounterFact's definitions, one prompt at a time."""
+
+    def new_wins(prompt: str) -> bool:
+        new, true = oracle.success(model, tokenizer, prompt, fact.request.target_new, fact.target_true)
+        return new > true
+
+    paraphrases = [new_wins(prompt) for prompt in fact.paraphrases]
+    neighbours = [not new_wins(prompt) for prompt in fact.neighbours]
+    return (
+        float(new_wins(fact.request.text)),
+        sum(paraphrases) / len(paraphrases),
+        sum(neighbours) / len(neighbours),
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_follow_the_definitions_fact_by_fact(seed, tokenizer):
+    model = tiny("gpt2", vocab_size=512, dtype=torch.float64, seed=seed)
+    base = Fact.parse(RECORD, "fact")
+    longer = replace(base, paraphrases=base.paraphrases[:1], neighbours=(*base.neighbours, "Steve Jobs founded"))
+    swapped = replace(base, request=replace(base.request, target_new="Paris"), target_true="the old village")
+    other = replace(base, request=Request("{} plays the sport of", "Michael Jordan", "chess"), target_true="football")
+    facts = [base, longer, swapped, other]
+    found = score(model, tokenizer, facts)
+    expected = [_slow_scores(model, tokenizer, fact) for fact in facts]
+    assert list(zip(found.efficacy, found.generalization, found.specificity, strict=True)) == expected
+    assert found.means() == {
+        name: pytest.approx(sum(values) / len(facts))
+        for name, values in zip(("efficacy", "generalization", "specificity"), zip(*expected, strict=True), strict=True)
+    }
+
+
+def test_new_and_old_object_alike_count_for_neither_side(tokenizer):
+    fact = replace(Fact.parse(RECORD, "fact"), target_true="Rome")
+    scores = score(model_of(), tokenizer, [fact])
+    assert (scores.efficacy, scores.generalization, scores.specificity) == ((0.0,), (0.0,), (0.0,))
+
+
+# ------------------------------------------------------------------------------------------------------ weights
+
+matrices = st.tuples(st.integers(1, 6), st.integers(2, 8), st.integers(0, 10_000))
+
+
+def _three(shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """W before, W after, and some keys K0 as columns."""
+    d_out, d_in, seed = shape
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(  # type: ignore[return-value]
+        torch.randn(*size, generator=generator, dtype=torch.float64)
+        for size in ((d_out, d_in), (d_out, d_in), (d_in, 30))
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=matrices)
+def test_drift_and_leakage_are_their_dense_formulas(shape):
+    before, after, keys = _three(shape)
+    covariance = Covariance.empty(keys.shape[0])
+    covariance.add(keys.T)
+    assert drift(before, after) == pytest.approx(float((after - before).norm() / before.norm()))
+    expected = float(((after - before) @ keys).norm() / (before @ keys).norm())
+    assert leakage(before, after, covariance) == pytest.approx(expected, rel=1e-9)
+
+
+def test_nothing_changed_is_no_drift_and_no_leakage():
+    before = _three((4, 6, 0))[0]
+    assert drift(before, before.clone()) == 0
+    assert leakage(before, before.clone(), random_covariance(6)) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_a_perfect_null_space_leaks_nothing(seed):
+    """Keys that span half of the space: what rounding leaves may have either sign, the leakage may not."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(50, 4, generator=generator, dtype=torch.float64) @ torch.randn(
+        4, 8, generator=generator, dtype=torch.float64
+    )
+    covariance = Covariance.empty(8)
+    covariance.add(keys)
+    space = NullSpace.of(covariance, Criterion(nullity=4))
+    before = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.eigh(covariance.matrix)[1][:, : space.nullity]
+    after = before + torch.randn(3, 8, generator=generator, dtype=torch.float64) @ vectors @ vectors.T
+    value = leakage(before, after, covariance)
+    assert isinstance(value, float)
+    assert 0 <= value < 1e-6
+
+
+# -------------------------------------------------------------------------------------------------------- facts
+
+
+def _written(tmp_path, content) -> str:
+    path = tmp_path / "facts.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+def test_facts_are_read_from_counterfacts_schema(tmp_path):
+    (fact,) = load_facts(_written(tmp_path, [RECORD]))
+    assert fact.request == Request("The capital of {} is", "France", "Rome", 5)
+    assert fact.target_true == "Paris"
+    assert fact.paraphrases == ("France has the capital", "Who governs France sits in")
+    assert fact.neighbours == tuple(RECORD["neighborhood_prompts"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_true", None),
+        ("target_true", {"str": " "}),
+        ("target_true", {"id": "Q90"}),
+        ("target_true", 3),
+        ("target_new", {"str": ""}),
+        ("subject", None),
+        ("prompt", 5),
+        ("paraphrase_prompts", None),
+        ("paraphrase_prompts", []),
+        ("paraphrase_prompts", "one"),
+        ("neighborhood_prompts", ["good", ""]),
+        ("neighborhood_prompts", [3]),
+        ("neighborhood_prompts", {}),
+    ],
+)
+def test_a_bad_field_is_reported_with_file_record_and_field(tmp_path, field, value):
+    bad = json.loads(json.dumps(RECORD))
+    (bad if field in bad else bad["requested_rewrite"])[field] = value
+    path = _written(tmp_path, [RECORD, bad])
+    with pytest.raises(RequestError) as caught:
+        load_facts(path)
+    for part in (path, "record 1", field):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("record", [None, 3, "text", [], {"requested_rewrite": [1]}])
+def test_a_record_that_is_no_mapping_is_reported_with_file_and_number(tmp_path, record):
+    path = _written(tmp_path, [RECORD, record])
+    with pytest.raises(RequestError) as caught:
+        load_facts(path)
+    assert path in str(caught.value)
+    assert "record 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1,", "{}", "[]", "null", '"text"'])
+def test_a_file_without_facts_is_reported_by_name(tmp_path, content):
+    path = _written(tmp_path, content)
+    with pytest.raises(RequestError) as caught:
+        load_facts(path)
+    assert path in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_reported_by_name(tmp_path):
+    with pytest.raises(RequestError, match="absent"):
+        load_facts(tmp_path / "absent.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00[")
+    with pytest.raises(RequestError, match="binary"):
+        load_facts(tmp_path / "binary.json")
+
+
+def test_perplexity_of_an_even_coin_over_two_tokens_is_two():
+    """A head that likes two tokens alike and no others."""
+    model = tiny("llama")
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias = torch.nn.Parameter(torch.full((model.config.vocab_size,), -100.0))
+        head.bias[:2] = 0
+    assert perplexity(model, [[0, 1, 1, 0, 0]]) == pytest.approx(2.0)
+    assert math.isfinite(perplexity(model, [[0, 1], [1, 0, 1]]))
