@@ -5,6 +5,7 @@ Padding is always on the right, where a causal model cannot see it, and never de
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,14 @@ class Batch:
 
     def model_inputs(self) -> dict[str, Tensor]:
         return {"input_ids": self.ids, "attention_mask": self.mask}
+
+
+def digest(sequences: Sequence[Tokens]) -> str:
+    """sha256 of the token ids: what a covariance was made from, whatever its source was called."""
+    running = hashlib.sha256()
+    for sequence in sequences:
+        running.update(" ".join(map(str, sequence)).encode() + b"\n")
+    return running.hexdigest()
 
 
 def pad(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

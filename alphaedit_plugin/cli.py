@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
@@ -94,7 +95,7 @@ def prepare(
         model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
         trust_remote_code, cache, quiet,
     )  # fmt: skip
-    table = Table(title=f"{model}: null spaces at {ready.hyperparameters.null_space}")
+    table = Table(title=f"{escape(model)}: null spaces at {ready.hyperparameters.null_space}")
     for title in ("layer", "d_in", "nullity", "leakage", "factored P", "dense P (float32)"):
         table.add_column(title, justify="right")
     for layer, space in ready.null_spaces.items():
@@ -108,12 +109,11 @@ def prepare(
         )
     console.print(table)
     text = ready.statistics.provenance["text"]
-    console.print(
-        f"from {text['tokens']:,} tokens of {ready.statistics.provenance['source']}; cached in {ready.store.root}"
-    )
+    source, root = escape(ready.statistics.provenance["source"]), escape(str(ready.store.root))
+    console.print(f"from {text['tokens']:,} tokens of {source}; cached in {root}")
     if out is not None:
         ready.null_spaces.save(out)
-        console.print(f"null spaces written to {out}")
+        console.print(f"null spaces written to {escape(str(out))}")
     if npz is not None:
         from .modules import Decoder
 
@@ -124,7 +124,7 @@ def prepare(
         ):
             path = npz / f"{projection.name}_float32_mom2_{text['tokens']}.npz"
             ready.statistics.covariances[layer].save_npz(path, sample_size=text["tokens"])
-            console.print(f"statistics written to {path}")
+            console.print(f"statistics written to {escape(str(path))}")
 
 
 @app.command()
@@ -145,9 +145,10 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Show, for each layer, what different thresholds would make null, and draw the spectra."""
-    from .spectrum import THRESHOLDS, Spectrum
+    from .spectrum import THRESHOLDS, Spectrum, check_format
     from .spectrum import plot as draw
 
+    check_format(plot)
     ready = _prepared(
         model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
         trust_remote_code, cache, quiet,
@@ -155,7 +156,7 @@ def inspect(
     criterion = ready.hyperparameters.null_space
     spectra = [Spectrum.of_null_space(layer, space, criterion) for layer, space in ready.null_spaces.items()]
     table = Table(
-        title=f"{model}: nullity (leakage) by threshold; chosen: {criterion}",
+        title=f"{escape(model)}: nullity (leakage) by threshold; chosen: {criterion}",
         caption="leakage tr(PCP)/tr(C): the share of preserved keys' energy that the null space still holds",
     )
     marked = criterion.threshold
@@ -163,22 +164,22 @@ def inspect(
     table.add_column("d_in", justify="right")
     for value in THRESHOLDS:
         chosen_one = marked == value
-        table.add_column(f"[reverse]{value:g}[/reverse]" if chosen_one else f"{value:g}", justify="right")
+        table.add_column(f"[reverse]▸{value:g}[/reverse]" if chosen_one else f"{value:g}", justify="right")
     if marked not in THRESHOLDS:
-        table.add_column(f"[reverse]{criterion}[/reverse]", justify="right")
+        table.add_column(f"[reverse]▸{criterion}[/reverse]", justify="right")
     for spectrum in spectra:
         counts = [int((spectrum.eigenvalues < value).sum()) for value in THRESHOLDS]
         if marked not in THRESHOLDS:
             counts.append(spectrum.nullity)
-        cells = [f"{count} ({spectrum.leakage(count):.2f})" if count else "–" for count in counts]
+        cells = [f"{count}\n({spectrum.leakage(count):.2f})" if count else "–" for count in counts]
         column = THRESHOLDS.index(marked) if marked in THRESHOLDS else len(cells) - 1
         cells[column] = f"[bold]{cells[column]}[/bold]"
         table.add_row(str(spectrum.layer), str(len(spectrum.eigenvalues)), *cells)
     console.print(table)
     text = ready.statistics.provenance["text"]
-    console.print(f"from {text['tokens']:,} tokens of {ready.statistics.provenance['source']}")
+    console.print(f"from {text['tokens']:,} tokens of {escape(ready.statistics.provenance['source'])}")
     draw(spectra, plot)
-    console.print(f"spectra drawn in {plot.resolve()}")
+    console.print(f"spectra drawn in {escape(str(plot.resolve()))}")
 
 
 @app.command()
@@ -249,8 +250,9 @@ def compare(
     )
     console.print(table(comparison))
     folder = out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    comparison.save(folder / "comparison.json")
-    console.print(f"{time.perf_counter() - started:.0f} s in all; results in {(folder / 'comparison.json').resolve()}")
+    path = (folder / "comparison.json").resolve()
+    comparison.save(path)
+    console.print(f"{time.perf_counter() - started:.0f} s in all; results in {escape(str(path))}")
 
 
 @app.command()
@@ -262,10 +264,10 @@ def cache(
     """Show what the cache holds, or clear it."""
     store = Store(cache)
     if clear:
-        console.print(f"{_size(store.clear(kind))} freed in {store.root}")
+        console.print(f"{_size(store.clear(kind))} freed in {escape(str(store.root))}")
         return
     entries = [entry for entry in store.entries() if kind in (None, entry.kind)]
-    table = Table(title=str(store.root))
+    table = Table(title=escape(str(store.root)))
     table.add_column("kind")
     table.add_column("made from")
     table.add_column("size", justify="right")
@@ -303,13 +305,17 @@ def _prepared(
     cache: Path | None,
     quiet: bool,
 ) -> _Ready:
+    from transformers.utils.logging import disable_progress_bar
+
     from .loading import load
     from .prepare import null_spaces_of, prepare_statistics
+
+    disable_progress_bar()
 
     chosen_layers = _layers(layers)
     given = Hyperparameters.from_yaml(hparams) if hparams else None
     store = Store(cache)
-    with console.status(f"loading {model}"):
+    with console.status(f"loading {escape(model)}"):
         loaded, tokenizer = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, store=store)
     hyperparameters = (given or Hyperparameters.for_model("memit", loaded, model)).with_layers(chosen_layers)
     if criterion:
@@ -362,7 +368,8 @@ def main() -> None:
     try:
         app()
     except AlphaEditError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        text = escape(" ".join(str(error).split()))
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {text}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 import logging
 import random
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from .batches import Tokens
 from .errors import CorpusError
 from .modules import Decoder, eager_attention
+from .trace import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ SEED = 0
 WINDOW = 256
 SELF_WRITTEN_WINDOW = 64
 _CHARACTERS_PER_TOKEN = 8
+_SUFFIXES = (".txt", ".md", ".jsonl", ".json")
 
 
 def documents(source: str | Path, *, window: int = WINDOW, seed: int = SEED) -> Iterator[str]:
@@ -35,15 +37,15 @@ def documents(source: str | Path, *, window: int = WINDOW, seed: int = SEED) -> 
 
     Raises CorpusError, naming file and line, for what is missing, empty or malformed.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".txt", ".md", ".jsonl", ".json"))
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
         if not files:
             raise CorpusError(f"{path} holds no .txt, .md or .jsonl file")
         return _of_files(files, window, seed)
     if path.is_file():
         return _of_files([path], window, seed)
-    if path.suffix or str(source).startswith((".", "/", "~")):
+    if path.suffix.lower() in _SUFFIXES or str(source).startswith((".", "/", "~")):
         raise CorpusError(f"there is no corpus at {source}: give a text file, a folder, a .jsonl or a data set's name")
     return _of_data_set(str(source), seed)
 
@@ -59,15 +61,20 @@ def _of_files(files: Sequence[Path], window: int, seed: int) -> Iterator[str]:
                 pieces += _stretches(file, window * _CHARACTERS_PER_TOKEN)
         except OSError as failure:
             raise CorpusError(f"cannot read {file}: {failure}") from failure
+    if not pieces:
+        raise CorpusError(f"there is no text in {files[0] if len(files) == 1 else files[0].parent}")
     random.Random(seed).shuffle(pieces)
+    blank = True
     for file, start, end in pieces:
         with file.open("rb") as stream:
             stream.seek(start)
             raw = stream.read(end - start)
-        if file.suffix.lower() in (".jsonl", ".json"):
-            yield _text_of(raw, file, start)
-        else:
-            yield _trimmed(raw, start)
+        json_lines = file.suffix.lower() in (".jsonl", ".json")
+        text = _text_of(raw, file, start) if json_lines else _trimmed(raw, start, whole_end=end == file.stat().st_size)
+        blank = blank and not text.strip()
+        yield text
+    if blank:
+        raise CorpusError(f"there is no text in {files[0] if len(files) == 1 else files[0].parent}")
 
 
 def _lines(file: Path) -> list[tuple[Path, int, int]]:
@@ -100,12 +107,12 @@ def _text_of(raw: bytes, file: Path, start: int) -> str:
     return text
 
 
-def _trimmed(raw: bytes, start: int) -> str:
+def _trimmed(raw: bytes, start: int, *, whole_end: bool) -> str:
     """A stretch without the half words at its ends."""
     text = raw.decode("utf-8", errors="ignore")
     if start:
         text = text.partition(" ")[2] or text
-    return text.rpartition(" ")[0] or text
+    return text if whole_end else text.rpartition(" ")[0] or text
 
 
 def _of_data_set(name: str, seed: int) -> Iterator[str]:
@@ -149,14 +156,6 @@ def windows(texts: Iterable[str], tokenizer: Any, budget: int, *, window: int = 
     return chosen
 
 
-def digest(sequences: Sequence[Tokens]) -> str:
-    """sha256 of the token ids: what a covariance was made from, whatever its source was called."""
-    running = hashlib.sha256()
-    for sequence in sequences:
-        running.update(" ".join(map(str, sequence)).encode() + b"\n")
-    return running.hexdigest()
-
-
 def self_written(
     model: nn.Module,
     tokenizer: Any,
@@ -173,10 +172,7 @@ def self_written(
     distribution, as in data-free quantisation (Liu et al. 2023, LLM-QAT, 2305.17888). The same seed gives the
     same text on the same machine.
     """
-    vocabulary = _words(tokenizer)
-    chooser = random.Random(seed)
-    bos = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id][:1]
-    starts = [[*bos, chooser.choice(vocabulary)] for _ in range(-(-budget // window))]
+    starts = openings(tokenizer, -(-budget // window), seed)
     written: list[list[int]] = []
     with tqdm(total=budget, desc="self-written text", unit="token", unit_scale=True, disable=not progress) as bar:
         for first in range(0, len(starts), batch_size):
@@ -185,10 +181,25 @@ def self_written(
                 starts[first : first + batch_size],
                 window,
                 seed=seed + first,
-                banned=tokenizer.all_special_ids,
+                banned=unsayable(model, tokenizer),
                 on_step=bar.update,
             )
     return written
+
+
+def openings(tokenizer: Any, count: int, seed: int = SEED) -> list[list[int]]:
+    """Random words to begin texts with, behind the tokenizer's BOS if it has one."""
+    vocabulary = _words(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    bos = list(itertools.takewhile(special.__contains__, tokenizer("a")["input_ids"]))
+    chooser = random.Random(seed)
+    return [[*bos, chooser.choice(vocabulary)] for _ in range(count)]
+
+
+def unsayable(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Ids that no text should hold: special tokens, and those that pad the model's vocabulary."""
+    padded = Decoder(model).head.weight.shape[0]
+    return sorted({*tokenizer.all_special_ids, *range(len(tokenizer), padded)})
 
 
 @torch.no_grad()
@@ -211,7 +222,7 @@ def sample(
     ids = torch.tensor(starts)
     cache, step = None, ids
     on_step(ids.numel())
-    with eager_attention(model):
+    with evaluating(model), eager_attention(model):
         while ids.shape[1] < length:
             output = model(input_ids=step.to(device), past_key_values=cache, use_cache=True)
             cache = output.past_key_values

@@ -25,10 +25,6 @@ class WrongModelError(NullSpaceError):
     """A null space belongs to another model than the one it is being attached to."""
 
 
-class GuardError(AlphaEditError):
-    """A projection hook was misused, or a guarded edit went wrong and was rolled back."""
-
-
 class RequestError(AlphaEditError):
     """An edit request is malformed. The message names the record."""
 
@@ -39,6 +35,10 @@ class HyperparameterError(AlphaEditError):
 
 class EditError(AlphaEditError):
     """An edit failed; the model is as it was before."""
+
+
+class GuardError(EditError):
+    """A projection hook was misused, or a guarded edit went wrong and was rolled back."""
 
 
 class StoreError(AlphaEditError):

@@ -60,7 +60,11 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], error: type[AlphaEditError]
 ) -> None:
     """safetensors; `metadata` travels as JSON beside a sha256 of everything."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        seen = {other.data_ptr() for other in plain.values()}
+        plain[name] = value.clone() if value.data_ptr() in seen else value  # safetensors refuses shared memory
     text = json.dumps(metadata, sort_keys=True)
     with atomic(path, error) as temporary:
         save_file(plain, temporary, metadata={"alphaedit": text, "sha256": _checksum(plain, text)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from .modules import Decoder
+
+_VOLATILE = frozenset(
+    {
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "id2label",
+        "label2id",
+        "tie_word_embeddings",
+    }
+)
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -22,32 +36,28 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def fingerprints(model: Any, layers: Sequence[int]) -> dict[int, str]:
-    """layer → hash of the class, the embeddings and the weights of blocks 0 … layer, of the model as it is now.
+    """layer → hash of the class, the settings, the embeddings and the weights of blocks 0 … layer, as they are now.
 
-    Equal for two copies of one model; different after any change of a weight that the keys of `layer`, or the
-    edited matrix itself, depend on. Layers above do not matter, nor does the device. Reads every byte once
-    (0.2 s for SmolLM2 up to layer 8); the hash of layer n extends that of n − 1.
+    Equal for two copies of one model; different after any change of a weight or a setting that the keys of `layer`,
+    or the edited matrix itself, depend on. Layers above do not matter, nor does where the weights are kept. Reads
+    every byte once (0.2 s for SmolLM2 up to layer 8); the hash of layer n extends that of n − 1.
     """
     decoder = Decoder(model)
     top = max(layers)
     decoder.block(top)
-    head = set() if decoder.head is None else {id(p) for p in decoder.head.parameters()}
-    embedded = {id(p) for p in model.get_input_embeddings().parameters()}
-    skipped = (head - embedded) | {id(p) for p in _parameters_of(decoder.final_norm)}
+    above = {id(decoder.head), id(decoder.final_norm)}
+    skipped = (
+        f"{decoder.blocks_name}.",
+        *(f"{name}." for name, module in model.named_modules() if id(module) in above),
+    )
 
-    stages: list[list[tuple[str, Tensor]]] = [
-        [
-            (name, tensor)
-            for name, tensor in _tensors(model)
-            if not name.startswith(f"{decoder.blocks_name}.") and id(tensor) not in skipped
-        ]
-    ]
+    stages = [[(name, tensor) for name, tensor in _tensors(model) if not name.startswith(skipped)]]
     stages += [list(_tensors(decoder.blocks[layer], buffers=False)) for layer in range(top + 1)]
     flat = [tensor for stage in stages for _, tensor in stage]
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the GIL
         digests = iter(list(pool.map(tensor_digest, flat)))
 
-    running = type(model).__name__
+    running = f"{type(model).__name__} {_settings(model.config)}"
     chain: list[str] = []
     for stage in stages:
         lines = [running, *(f"{name} {next(digests)}" for name, _ in stage)]
@@ -56,8 +66,16 @@ def fingerprints(model: Any, layers: Sequence[int]) -> dict[int, str]:
     return {layer: chain[layer + 1] for layer in layers}
 
 
-def _parameters_of(module: nn.Module | None) -> list[nn.Parameter]:
-    return [] if module is None else list(module.parameters())
+def _settings(config: Any) -> str:
+    """The configuration as JSON, without what says nothing about the keys."""
+    values = {
+        key: value
+        for key, value in config.to_dict().items()
+        if not key.startswith(("_", "output_", "return_"))
+        and not key.endswith(("_token_id", "dropout", "_pdrop"))
+        and key not in _VOLATILE
+    }
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _tensors(module: nn.Module, *, buffers: bool = True) -> Iterator[tuple[str, Tensor]]:

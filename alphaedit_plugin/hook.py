@@ -37,7 +37,15 @@ class _Guard:
     Parameter put in the place of the guarded one) waits until the guard ends.
     """
 
-    def __init__(self, tensor: Tensor, null_space: NullSpace, transposed: bool, start: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        tensor: Tensor,
+        null_space: NullSpace,
+        transposed: bool,
+        start: Tensor | None = None,
+        *,
+        swap: bool = True,
+    ) -> None:
         self.tensor = tensor
         self.null_space = null_space
         self.transposed = transposed
@@ -45,7 +53,8 @@ class _Guard:
         self.plain_type = type(tensor)
         self.copies: list[_Guard] = []
         self._remember()
-        tensor.__class__ = _guarded_type(self)
+        if swap:
+            tensor.__class__ = _guarded_type(self)
 
     def _remember(self) -> None:
         self.version, self.pointer = self.tensor._version, self.tensor.data_ptr()
@@ -78,12 +87,15 @@ class _Guard:
     def restore(self) -> None:
         """Put W_start back, exactly."""
         with torch.no_grad():
-            self.tensor.detach().copy_(self.start)
+            if self.tensor.shape == self.start.shape and self.tensor.dtype == self.start.dtype:
+                self.tensor.detach().copy_(self.start)
+            else:  # `w.data = x` with another shape or type
+                _set_data(self.tensor, self.start.clone())
 
     def release(self) -> None:
         """Make the tensor an ordinary one again."""
         self.tensor.__class__ = self.plain_type
-        for copy in self.copies:
+        for copy in reversed(self.copies):
             copy.release()
 
     def everyone(self) -> Iterator[_Guard]:
@@ -145,6 +157,8 @@ def guard(
     editor, on Linear and Conv1D, in float32, bfloat16 and float16 (there Δ is rounded once, to the weight's
     precision), with tied weights, with accelerate's dispatch hooks, and in copies made of the model.
 
+    Inside, make a new Parameter of `w.detach()` rather than of a guarded `w` itself, which torch refuses.
+
     When the block ends, writes that went past the hook are projected as well. When it raises, or leaves a weight
     that is not finite, every guarded weight is W_start again.
 
@@ -156,7 +170,7 @@ def guard(
     template = null_spaces.provenance.get("template") if isinstance(null_spaces, NullSpaces) else None
     projections = Decoder(model, template).out_projections(list(null_spaces))
     for layer, projection in projections.items():
-        if hasattr(type(projection.stored), "_guard"):
+        if _is_guarded(projection):
             raise GuardError(f"{projection.name} is guarded already: leave the outer guard before entering another")
         if projection.d_in != null_spaces[layer].d_in:
             raise ModelStructureError(
@@ -166,11 +180,16 @@ def guard(
     if check_model and isinstance(null_spaces, NullSpaces):
         null_spaces.check(model)
 
-    guards = {
-        layer: _Guard(projection.stored, null_spaces[layer].to(projection.stored.device), projection.transposed)
-        for layer, projection in projections.items()
-    }
+    guards: dict[int, _Guard] = {}
+    handles = []
     try:
+        for layer, projection in projections.items():
+            tensor, space = projection.stored, null_spaces[layer]
+            offloaded = projection.module.weight is not tensor
+            guards[layer] = _Guard(tensor, space.to(tensor.device), projection.transposed, swap=not offloaded)
+            if offloaded:
+                # accelerate makes Parameters of this tensor, so its type must stay; look before each forward instead.
+                handles.append(projection.module.register_forward_pre_hook(_Look(guards[layer])))
         yield
         with _plain():
             _finish(projections, guards)
@@ -180,8 +199,25 @@ def guard(
                 _roll_back(projections[layer], guard_)
         raise
     finally:
-        for guard_ in guards.values():
+        for handle in handles:
+            handle.remove()
+        for guard_ in reversed(guards.values()):
             guard_.release()
+
+
+class _Look:
+    """A forward pre-hook that enforces a guard."""
+
+    def __init__(self, guard_: _Guard) -> None:
+        self._guard = guard_
+
+    def __call__(self, _module: nn.Module, _args: Any) -> None:
+        self._guard.enforce()
+
+
+def _is_guarded(projection: OutProjection) -> bool:
+    holders = (type(projection.stored), *projection.module._forward_pre_hooks.values())
+    return any(hasattr(holder, "_guard") for holder in holders)
 
 
 def _finish(projections: Mapping[int, OutProjection], guards: Mapping[int, _Guard]) -> None:
@@ -248,7 +284,12 @@ def null_space_constrained(null_spaces: Any, *, check_model: bool = True) -> Any
         )
 
     def decorate(function: Callable[Params, Result]) -> Callable[Params, Result]:
-        name = getattr(function, "__qualname__", repr(function))
+        name = getattr(function, "__qualname__", type(function).__name__)
+        if isinstance(function, nn.Module):
+            raise GuardError(
+                "@null_space_constrained was called with a model where a function was expected: were its arguments "
+                "forgotten? Write @null_space_constrained(null_spaces)"
+            )
         if inspect.isclass(function) or not callable(function):
             raise GuardError(f"@null_space_constrained decorates a function, not {name}")
         if (

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from .errors import HyperparameterError
+from .errors import HyperparameterError, NullSpaceError
 from .modules import Decoder
 from .nullspace import PAPER_THRESHOLD, Criterion
 from .shipped import shipped
@@ -176,7 +176,10 @@ def _criterion(value: Any, name: str) -> Criterion:
     for key, number in numbers.items():
         if number is None:
             raise HyperparameterError(f"{name}: null_space.{key} must be a number, not {value[key]!r}")
-    return Criterion(**numbers)
+    try:
+        return Criterion(**numbers)
+    except NullSpaceError as failure:
+        raise HyperparameterError(f"{name}: null_space: {failure}") from failure
 
 
 def _number(value: Any) -> float | None:

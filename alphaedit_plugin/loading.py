@@ -37,9 +37,9 @@ def load(
     `name` is a checkpoint folder, a Hugging Face name, or "smollm2-135m", the demo model. `device` may also be
     "auto": accelerate then places the model. Raises ModelStructureError when it cannot be loaded.
     """
-    path = str(demo_model(store or Store())) if name == DEMO_MODEL else name
     placement: dict[str, Any] = {"device_map": device} if device == "auto" else {}
     try:
+        path = str(demo_model(store or Store())) if name == DEMO_MODEL else name
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),

@@ -101,7 +101,7 @@ class Decoder:
         return self.model.get_submodule(self.blocks_name.rpartition(".")[0])
 
     @cached_property
-    def head(self) -> nn.Module:
+    def head(self) -> Any:
         """The module that turns final hidden states into logits."""
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
         if head is None:
@@ -142,7 +142,7 @@ class Decoder:
         """
         block = self.block(layer)
         if self.template is not None:
-            name = self.template.format(layer)
+            name = self.template.replace("{}", str(layer))
             try:
                 module = self.model.get_submodule(name)
             except AttributeError as error:
@@ -194,7 +194,8 @@ def eager_attention(model: Any) -> Iterator[None]:
     (`benchmarks/attention.py`), and for short sequences it gains nothing elsewhere.
     """
     before = getattr(model.config, "_attn_implementation", None)
-    if before in (None, "eager") or not hasattr(model, "set_attn_implementation"):
+    settable = getattr(model, "_can_set_attn_implementation", lambda: hasattr(model, "set_attn_implementation"))
+    if before in (None, "eager") or not settable():
         yield
         return
     model.set_attn_implementation("eager")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import NullSpaceError, WrongModelError
+from .errors import ModelStructureError, NullSpaceError, WrongModelError
 from .files import read_tensors, write_tensors
 from .fingerprint import fingerprints
 from .statistics import Covariance
@@ -138,7 +138,7 @@ class NullSpace:
         c = covariance.matrix if isinstance(covariance, Covariance) else covariance
         u = self.factor.to(c.device, torch.float64)
         held = float(((c.to(torch.float64) @ u) * u).sum() / c.trace())
-        return held if self.side == "null" else 1.0 - held
+        return max(0.0, held if self.side == "null" else 1.0 - held)
 
     def to(self, device: torch.device | str) -> NullSpace:
         return replace(self, factor=self.factor.to(device))
@@ -180,7 +180,12 @@ class NullSpaces(Mapping[int, NullSpace]):
         missing = set(self.layers) - set(expected)
         if missing:
             raise WrongModelError(f"the null spaces of layers {sorted(missing)} carry no fingerprint of their model")
-        actual = fingerprints(model, self.layers)
+        try:
+            actual = fingerprints(model, self.layers)
+        except ModelStructureError as failure:
+            raise WrongModelError(
+                f"these null spaces belong to {made_from}, not to the given {given}: {failure}"
+            ) from failure
         wrong = [layer for layer in self.layers if actual[layer] != expected[layer]]
         if wrong:
             raise WrongModelError(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from . import corpus
+from .batches import digest
 from .errors import StatisticsError
 from .fingerprint import fingerprints, tensor_digest
 from .modules import Decoder
 from .nullspace import PAPER, Criterion, NullSpace, NullSpaces
 from .statistics import Covariance, collect
-from .store import Store
+from .store import Recipe, Store
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +65,20 @@ def prepare_statistics(
         if source is not None
         else _self_written(model, tokenizer, budget, store, progress)
     )
-    text = {"tokens": sum(map(len, windows)), "digest": corpus.digest(windows)}
-    recipes = {
+    text: dict[str, Any] = {"tokens": sum(map(len, windows)), "digest": digest(windows)}
+    if text["tokens"] <= widest:
+        raise StatisticsError(
+            f"{text['tokens']} tokens, all that {source} holds, cannot fill a covariance of {widest} dimensions: give "
+            f"a corpus of at least {TOKENS_PER_DIMENSION * widest} (10 × d_in)"
+        )
+    recipes: dict[int, dict[str, Any]] = {
         layer: {"model": prints[layer], "module": projection.name, "text": text, "counted": "all tokens"}
         for layer, projection in projections.items()
     }
 
     def make(missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
         log.info("collecting keys of layers %s over %d tokens", missing, text["tokens"])
-        partial = store.path("partial", {"layers": missing, "recipe": recipes[missing[0]]})
+        partial = store.path("partial", {"recipes": [recipes[layer] for layer in missing]})
         covariances = collect(
             model,
             windows,
@@ -84,7 +90,7 @@ def prepare_statistics(
         )
         return {layer: covariance.packed() for layer, covariance in covariances.items()}
 
-    packed = store.get_or_make("covariance", recipes, make)
+    packed = _made_together(store, "covariance", recipes, make)
     return Statistics(
         {layer: Covariance.unpacked(packed[layer]) for layer in projections},
         {
@@ -142,7 +148,7 @@ def null_spaces_of(statistics: Statistics, criterion: Criterion = PAPER, *, stor
             "model": prints[str(layer)],
             "covariance": tensor_digest(covariance.upper.triu()),
             "count": covariance.count,
-            "criterion": str(criterion),
+            "criterion": repr(criterion),
         }
         for layer, covariance in statistics.covariances.items()
     }
@@ -171,8 +177,8 @@ def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, p
     window = corpus.SELF_WRITTEN_WINDOW
     recipe = {
         "model": fingerprints(model, [top])[top],
-        "vocabulary": len(tokenizer),
-        "budget": budget,
+        "openings": digest(corpus.openings(tokenizer, -(-budget // window))),
+        "banned": digest([corpus.unsayable(model, tokenizer)]),
         "window": window,
         "seed": corpus.SEED,
     }
@@ -182,4 +188,38 @@ def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, p
         written = corpus.self_written(model, tokenizer, budget, progress=progress)
         return {0: {"tokens": torch.tensor(written)}}
 
+    if _ranks() > 1:
+        if distributed.get_rank() == 0:
+            store.get_or_make("text", {0: recipe}, make)
+        distributed.barrier()
     return store.get_or_make("text", {0: recipe}, make)[0]["tokens"].tolist()
+
+
+def _ranks() -> int:
+    """How many processes of torch.distributed work together; 1 without it."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _made_together(
+    store: Store,
+    kind: str,
+    recipes: Mapping[int, Recipe],
+    make: Callable[[list[int]], Mapping[int, Mapping[str, torch.Tensor]]],
+) -> dict[int, dict[str, torch.Tensor]]:
+    """`store.get_or_make`, where all processes of torch.distributed take part in `make` and the first one stores.
+
+    A lock held around `make` would keep out the very processes that it waits for.
+    """
+    if _ranks() == 1:
+        return store.get_or_make(kind, recipes, make)
+    found = {layer: store.get(kind, recipe) for layer, recipe in recipes.items()}
+    agreed = [[layer for layer, tensors in found.items() if tensors is None]]
+    distributed.broadcast_object_list(agreed)
+    (missing,) = agreed
+    if missing:
+        for layer, tensors in make(missing).items():
+            found[layer] = dict(tensors)
+            if distributed.get_rank() == 0:
+                store.put(kind, recipes[layer], tensors)
+    distributed.barrier()
+    return {layer: tensors for layer, tensors in found.items() if tensors is not None}

@@ -123,7 +123,9 @@ def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
         special = encoding["special_tokens_mask"]
     else:
         encoding = tokenizer(text, return_special_tokens_mask=True)
-        ids, special = list(encoding["input_ids"]), encoding["special_tokens_mask"]
+        ids = list(encoding["input_ids"])
+        marked, known = encoding["special_tokens_mask"], set(tokenizer.all_special_ids)
+        special = [int(mark or token in known) for mark, token in zip(marked, ids, strict=True)]
         spans = _spans_by_decoding(tokenizer, ids, special)
     while ids and special[len(ids) - 1]:
         ids.pop()

@@ -46,15 +46,25 @@ class Spectrum:
         return float(self.eigenvalues[min(self.nullity, len(self.eigenvalues) - 1)])
 
 
+def check_format(path: Path) -> None:
+    """Raises AlphaEditError when matplotlib is missing or cannot write such a file; ask before a long computation."""
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as failure:
+        raise AlphaEditError("the picture needs matplotlib: pip install 'alphaedit-plugin[plots]'") from failure
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in known:
+        raise AlphaEditError(f"{path} cannot be drawn: its name must end in one of .{', .'.join(sorted(known))}")
+
+
 def plot(spectra: list[Spectrum], path: Path) -> None:
     """A PNG (or any format matplotlib knows by its suffix): eigenvalues of each layer and the boundary.
 
-    Raises AlphaEditError when matplotlib is not there.
+    Raises AlphaEditError when matplotlib is not there or does not know the format.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as failure:
-        raise AlphaEditError("the picture needs matplotlib: pip install 'alphaedit-plugin[plots]'") from failure
+    check_format(path)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.8), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     for index, spectrum in enumerate(spectra):
@@ -73,4 +83,4 @@ def plot(spectra: list[Spectrum], path: Path) -> None:
     axes.grid(alpha=0.25, which="both", lw=0.5)
     axes.legend(frameon=False)
     with atomic(path, NullSpaceError) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+        figure.savefig(temporary, format=path.suffix.lstrip("."))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
-from .batches import Tokens, batches
+from .batches import Tokens, batches, digest
 from .errors import StatisticsError
 from .files import atomic, read_tensors, write_tensors
 from .modules import Decoder
-from .trace import inputs_of
+from .trace import evaluating, inputs_of
 
 log = logging.getLogger(__name__)
 
@@ -131,20 +131,19 @@ class Covariance:
         path = Path(path)
         try:
             with np.load(path, allow_pickle=False) as file:
-                total, count = file["mom2.mom2"], int(file["mom2.count"])
+                total, count = file["mom2.mom2"].astype(np.float64), int(file["mom2.count"])
         except Exception as failure:  # numpy raises a different type for each kind of damage
             raise StatisticsError(
                 f"cannot read second-moment statistics from {path} ({failure!r}). Is it a complete .npz of "
                 "ROME/MEMIT/EasyEdit? Delete it to have it computed again"
             ) from failure
-        if total.ndim != 2 or total.shape[0] != total.shape[1]:
+        if total.ndim != 2 or total.shape[0] != total.shape[1] or not total.size:
             raise StatisticsError(f"{path}: mom2 has shape {total.shape}, not d × d")
-        sums = torch.from_numpy(total.astype(np.float64))
+        sums = torch.from_numpy(total)
+        cls(sums, count).check(str(path))
         if not torch.allclose(sums, sums.T, rtol=1e-3, atol=1e-5 * float(sums.abs().max())):
             raise StatisticsError(f"{path}: mom2 is not symmetric, so it is no second moment")
-        covariance = cls((sums + sums.T) / 2, count)
-        covariance.check(str(path))
-        return covariance
+        return cls((sums + sums.T) / 2, count)
 
 
 @torch.no_grad()
@@ -178,20 +177,23 @@ def collect(
     done = 0
     if checkpoint is not None and checkpoint.exists():
         try:
-            sums, done = _resume(checkpoint)
+            sums, done = _resume(checkpoint, windows, list(projections))
             log.info("resuming statistics after %d of %d windows", done, len(windows))
         except StatisticsError as failure:
             log.warning("starting the statistics anew: %s", failure)
     saved_at = time.monotonic()
     remaining = windows[done:]
-    with tqdm(
-        total=sum(map(len, windows)),
-        initial=sum(map(len, windows[:done])),
-        desc="statistics",
-        unit="token",
-        unit_scale=True,
-        disable=not progress,
-    ) as bar:
+    with (
+        evaluating(model),
+        tqdm(
+            total=sum(map(len, windows)),
+            initial=sum(map(len, windows[:done])),
+            desc="statistics",
+            unit="token",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar,
+    ):
         for batch in batches(remaining, batch_tokens, decoder.device, sort=False):
             keys = inputs_of(
                 modules,
@@ -208,7 +210,7 @@ def collect(
             done += len(batch.rows)
             bar.update(int(batch.mask.sum()))
             if checkpoint is not None and time.monotonic() - saved_at > checkpoint_seconds:
-                _save(checkpoint, sums, done)
+                _save(checkpoint, sums, windows[:done])
                 saved_at = time.monotonic()
     for layer, projection in projections.items():
         sums.setdefault(layer, Covariance.empty(projection.d_in, decoder.device))
@@ -220,18 +222,22 @@ def collect(
     return {layer: sums[layer] for layer in projections}
 
 
-def _save(checkpoint: Path, sums: Mapping[int, Covariance], done: int) -> None:
+def _save(checkpoint: Path, sums: Mapping[int, Covariance], done: Sequence[Tokens]) -> None:
     tensors = {f"{layer}.{name}": tensor for layer, sum_ in sums.items() for name, tensor in sum_.packed().items()}
-    write_tensors(checkpoint, tensors, {"windows": done}, StatisticsError)
+    write_tensors(checkpoint, tensors, {"windows": len(done), "text": digest(done)}, StatisticsError)
 
 
-def _resume(checkpoint: Path) -> tuple[dict[int, Covariance], int]:
+def _resume(checkpoint: Path, windows: Sequence[Tokens], layers: Sequence[int]) -> tuple[dict[int, Covariance], int]:
+    """(sums, number of windows in them). Raises StatisticsError unless they are sums of these windows and layers."""
     tensors, metadata = read_tensors(checkpoint, StatisticsError)
-    layers = {int(name.partition(".")[0]) for name in tensors}
+    expected = {f"{layer}.{name}" for layer in layers for name in ("triangle", "count")}
+    done = metadata.get("windows", 0)
+    if set(tensors) != expected or metadata.get("text") != digest(windows[:done]):
+        raise StatisticsError(f"{checkpoint} holds the sums of other text or other layers")
     return {
         layer: Covariance.unpacked({name: tensors[f"{layer}.{name}"] for name in ("triangle", "count")})
         for layer in layers
-    }, int(metadata["windows"])
+    }, done
 
 
 def _all_reduced(mine: Covariance) -> Covariance:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,18 +85,28 @@ class Store:
                     found[key] = dict(tensors)
         return {key: tensors for key, tensors in found.items() if tensors is not None}
 
-    def lock(self, name: str) -> FileLock:
-        """A lock between processes, for use in `with`."""
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Only one process at a time is inside."""
         folder = self.root / "locks"
+        lock = FileLock(folder / f"{name}.lock")
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
         except OSError as failure:
             raise StoreError(f"cannot write to the cache {self.root}: {failure}. Set ${ENVIRONMENT}") from failure
-        return FileLock(folder / f"{name}.lock")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def entries(self) -> list[Entry]:
-        """All files, largest first."""
-        found = []
+        """All results, largest first; a converted model (a folder) counts as one."""
+        found = [
+            Entry("models", folder, {"model": folder.name}, sum(f.stat().st_size for f in folder.iterdir()))
+            for folder in self.root.glob("models/*")
+            if folder.is_dir()
+        ]
         for path in self.root.glob("*/*.safetensors"):
             if path.name.startswith("."):
                 continue
@@ -110,7 +122,10 @@ class Store:
         freed = 0
         for entry in self.entries():
             if kind is None or entry.kind == kind:
-                entry.path.unlink(missing_ok=True)
+                if entry.path.is_dir():
+                    shutil.rmtree(entry.path)
+                else:
+                    entry.path.unlink(missing_ok=True)
                 freed += entry.size
         return freed
 

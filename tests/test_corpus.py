@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tiny import NAMES, tiny
 from tokenizers import processors
 
-from alphaedit_plugin.corpus import digest, documents, sample, self_written, windows
+from alphaedit_plugin.batches import digest
+from alphaedit_plugin.corpus import documents, sample, self_written, windows
 from alphaedit_plugin.errors import CorpusError
 
 WORDS = [f"word{i}" for i in range(3000)]

@@ -226,7 +226,7 @@ def test_nullity_is_a_share_or_a_number_of_the_smallest_dimensions(nullity, expe
 
 @settings(max_examples=15, deadline=None)
 @given(d=st.integers(4, 20), scale=st.sampled_from([1e-6, 1e6]), seed=st.integers(0, 99))
-@pytest.mark.parametrize("criterion", [Criterion(energy=0.2), Criterion(nullity=0.4), Criterion(nullity=3)], ids=str)
+@pytest.mark.parametrize("criterion", [Criterion(energy=0.4537), Criterion(nullity=0.4), Criterion(nullity=3)], ids=str)
 def test_relative_criteria_mean_the_same_at_any_scale(d, scale, seed, criterion):
     matrix = matrix_with(torch.linspace(1, 2, d), seed)
     once, scaled = (NullSpace.of(m, criterion) for m in (matrix, matrix * scale))

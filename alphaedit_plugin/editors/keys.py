@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Tokens, batches
-from ..corpus import SEED, sample
+from ..corpus import SEED, sample, unsayable
 from ..modules import Decoder, hidden_states
 from ..requests import Encoded, Request, encode
 from ..trace import hooks, stop, stopping
@@ -30,7 +30,7 @@ def context_templates(model: nn.Module, tokenizer: Any, seed: int = SEED) -> tup
         while ids and ids[-1] in tokenizer.all_special_ids:
             ids.pop()
         length = len(ids) + _CONTEXT_TOKENS
-        (written,) = sample(model, [ids], length, seed=seed, banned=tokenizer.all_special_ids, top_k=_TOP_K)
+        (written,) = sample(model, [ids], length, seed=seed, banned=unsayable(model, tokenizer), top_k=_TOP_K)
         text = " ".join(tokenizer.decode(written, skip_special_tokens=True).replace("{", " ").replace("}", " ").split())
         templates.append(f"{text}. {{}}")
     return tuple(templates)
@@ -93,6 +93,7 @@ def _at_subject(
             with stopping():
                 model(**batch.model_inputs(), use_cache=False)
             states = found.pop()
+            states = states.reshape(len(batch.rows), -1, states.shape[-1])  # some models (OPT) flatten batch and tokens
             last = (batch.lengths - 1).to(states.device)
             chosen = states[torch.arange(len(batch.rows), device=states.device), last].double()
             if result is None:

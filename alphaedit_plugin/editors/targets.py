@@ -139,7 +139,7 @@ class _Problem:
         self.width = self.contexts + 1  # rows of one request
         self.subject_last = torch.tensor(starts)
         self._lay_out(sequences, starts if use_prefix_cache else [0] * len(starts))
-        self._first_pass(use_prefix_cache)
+        self._first_pass(use_prefix_cache and self.ids.shape[1] < _window(model))
         if self.cache is None and self.prefix:
             log.info("%s has no cache that can be cut: targets run whole sequences", type(model).__name__)
             self._lay_out(sequences, [0] * len(starts))
@@ -185,7 +185,7 @@ class _Problem:
             )
         self.output = captured[0]
         self.hidden = hidden_states(captured[0])[:, self.prefix :].clone()
-        self.kl_base = output.logits[0].float().log_softmax(-1)
+        self.kl_base = _log_softmax(output.logits[0])
         if use_cache and self.prefix:
             suffix = self.ids.shape[1] - self.prefix
             every_row = torch.arange(len(self.ids), device=self.device)
@@ -244,7 +244,7 @@ class _Problem:
                 use_cache=self.cache is not None,
                 **self._position_ids(self.positions[:, self.prefix :]),
             ).logits[0]
-        log_probs = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
+        log_probs = _log_softmax(logits)
         of_targets, of_kl = log_probs[: len(request)], log_probs[len(request) :]
         nll = -of_targets.gather(1, token.to(logits.device)[:, None]).squeeze(1)
         per_request = nll.new_zeros(requests).index_add(0, request.to(nll.device), nll)
@@ -328,6 +328,21 @@ def _standing_in(decoder: Decoder, layer: int, hidden: Tensor, output: Any) -> I
             decoder.blocks[i] = block
 
 
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def _window(model: nn.Module) -> float:
+    """How far back a token sees where attention is local; infinite where it is not.
+
+    The padding between prefix and suffix counts as distance, so a batch must fit into the window.
+    """
+    config: Any = model.config
+    config = getattr(config, "get_text_config", lambda: config)()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "window_size", "attention_window_size")]
+    return min((window for window in windows if isinstance(window, int)), default=float("inf"))
+
+
 def _cut(cache: Any, drop: int, keep: int, rows: Tensor) -> Any:
     """The cache without its last `drop` tokens, or None where that does not leave the first `keep` in every layer.
 
@@ -335,7 +350,10 @@ def _cut(cache: Any, drop: int, keep: int, rows: Tensor) -> Any:
     """
     if not hasattr(cache, "crop") or not hasattr(cache, "batch_select_indices"):
         return None
-    cache.crop(-drop)
+    try:
+        cache.crop(-drop)
+    except (RuntimeError, ValueError):
+        return None
     cache.batch_select_indices(rows)  # compact, so that copies are small
     lengths = {
         layer.keys.shape[-2] for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None

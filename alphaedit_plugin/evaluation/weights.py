@@ -21,4 +21,4 @@ def leakage(before: Tensor, after: Tensor, covariance: Covariance) -> float:
     c = covariance.matrix.to(before.device)
     w = before.double()
     delta = after.double() - w
-    return float(((delta @ c) * delta).sum() / ((w @ c) * w).sum()) ** 0.5
+    return max(0.0, float(((delta @ c) * delta).sum() / ((w @ c) * w).sum())) ** 0.5

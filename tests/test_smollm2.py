@@ -1,0 +1,96 @@
+"""What is said to work, works on a real model: the shipped facts, and the main job from text to table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alphaedit_plugin.compare import compare
+from alphaedit_plugin.evaluation.counterfact import load_facts
+from alphaedit_plugin.evaluation.scoring import mean_log_probabilities
+from alphaedit_plugin.hparams import Hyperparameters
+from alphaedit_plugin.loading import DEMO_MODEL
+from alphaedit_plugin.modules import Decoder
+from alphaedit_plugin.nullspace import Criterion
+from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
+from alphaedit_plugin.session import Session, put_back
+from alphaedit_plugin.shipped import shipped
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return load_facts(shipped("examples/facts.json"))
+
+
+@pytest.fixture(scope="module")
+def prepared(demo, tmp_path_factory):
+    """(hyperparameters, statistics, null spaces) of two layers, from the held-out text: quick to collect."""
+    from alphaedit_plugin.store import Store
+
+    model, tokenizer = demo
+    store = Store(tmp_path_factory.mktemp("smollm2"))
+    shipped_values = Hyperparameters.for_model("memit", model, DEMO_MODEL)
+    hyperparameters = replace(shipped_values, layers=(7, 8), v_num_grad_steps=12, mom2_update_weight=100.0)
+    statistics = prepare_statistics(
+        model, tokenizer, hyperparameters.layers, source=shipped("examples/heldout.txt"), tokens=2500, store=store
+    )
+    return hyperparameters, statistics, null_spaces_of(statistics, Criterion(nullity=0.5), store=store)
+
+
+def test_the_shipped_facts_are_many_varied_and_complete(facts):
+    records = json.loads(shipped("examples/facts.json").read_text(encoding="utf-8"))
+    relations = Counter(record["requested_rewrite"]["relation_id"] for record in records)
+    assert len(facts) >= 150
+    assert len(relations) >= 12
+    assert len({fact.request.case_id for fact in facts}) == len(facts)
+    assert all(len(fact.paraphrases) == 2 and len(fact.neighbours) == 5 for fact in facts)
+    assert all(fact.request.target_new != fact.target_true for fact in facts)
+    assert all(fact.request.subject in paraphrase for fact in facts for paraphrase in fact.paraphrases)
+
+
+def test_smollm2_knows_at_least_two_thirds_of_the_shipped_facts(demo, facts):
+    model, tokenizer = demo
+    pairs = [(fact.request.text, target) for fact in facts for target in (fact.target_true, fact.request.target_new)]
+    true, new = mean_log_probabilities(model, tokenizer, pairs).view(-1, 2).T
+    assert (true > new).float().mean() >= 2 / 3
+
+
+def test_the_main_job_learns_the_facts_and_leaves_the_model_as_it_was(demo, facts, prepared):
+    model, tokenizer = demo
+    hyperparameters, statistics, null_spaces = prepared
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    comparison = compare(
+        model,
+        tokenizer,
+        facts[:2],
+        ["memit", "memit+P"],
+        hyperparameters,
+        statistics,
+        null_spaces,
+        batch_size=1,
+        held_out="The tide comes in twice a day, and the boats in the harbour rise with it.",
+    )
+    unedited, plain, projected = comparison.rows
+    assert (unedited.variant, plain.variant, projected.variant) == ("before", "memit", "memit+P")
+    assert unedited.efficacy < plain.efficacy == projected.efficacy == 1.0
+    assert all(row.drift[layer] > 0 for row in (plain, projected) for layer in hyperparameters.layers)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_projected_session_changes_weights_only_inside_the_null_space(demo, facts, prepared):
+    model, tokenizer = demo
+    hyperparameters, statistics, null_spaces = prepared
+    session = Session(model, tokenizer, "memit+P", hyperparameters, statistics.covariances, null_spaces)
+    projections = Decoder(model).out_projections(hyperparameters.layers)
+    with put_back(projections) as before:
+        session.edit([facts[2].request])
+        for layer, projection in projections.items():
+            delta = (projection.matrix - before[layer]).double()
+            outside = delta - delta @ null_spaces[layer].dense()
+            assert delta.norm() > 0
+            assert outside.norm() <= 1e-4 * delta.norm()  # W's own rounding: 6e-8 ‖W‖ against a Δ of a few percent
+    assert session.facts == [facts[2].request]
