@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 console = Console()
 
-DEMO_EDITS = 40
+DEMO_EDITS = 30
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, Hugging Face name, or the demo model.")]
 Layers = Annotated[str | None, typer.Option(help="Such as 4-8 or 4,5,6. Default: the model's hyperparameters.")]
@@ -187,8 +187,8 @@ def compare(
     model: Model = DEMO_MODEL,
     methods: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "memit,memit+P",
     facts: Annotated[Path | None, typer.Option(help="CounterFact JSON. Default: the facts that ship with us.")] = None,
-    edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of FACTS, 40 of ours.")] = None,
-    batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 20,
+    edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of --facts, 30 of ours.")] = None,
+    batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 10,
     held_out: Annotated[Path | None, typer.Option(help="Text for perplexity. Default: the one that ships.")] = None,
     layers: Layers = None,
     corpus: Corpus = None,

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .batches import Tokens
 from .errors import CorpusError
 from .modules import Decoder, eager_attention
+from .precision import reduced_precision
 from .trace import evaluating
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ SEED = 0
 WINDOW = 256
 SELF_WRITTEN_WINDOW = 64
 _CHARACTERS_PER_TOKEN = 8
+_BLOCK = 256
 _SUFFIXES = (".txt", ".md", ".jsonl", ".json")
 
 
@@ -174,7 +176,10 @@ def self_written(
     """
     starts = openings(tokenizer, -(-budget // window), seed)
     written: list[list[int]] = []
-    with tqdm(total=budget, desc="self-written text", unit="token", unit_scale=True, disable=not progress) as bar:
+    with (
+        reduced_precision(),
+        tqdm(total=budget, desc="self-written text", unit="token", unit_scale=True, disable=not progress) as bar,
+    ):
         for first in range(0, len(starts), batch_size):
             written += sample(
                 model,
@@ -230,13 +235,33 @@ def sample(
             logits[:, list(banned)] = -torch.inf
             if top_k is not None:
                 logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
-            # Inverse-transform sampling: ten times faster than torch.multinomial on a large vocabulary.
-            cumulative = logits.softmax(-1).double().cumsum(-1)
-            drawn = torch.rand(len(starts), 1, generator=generator, dtype=torch.float64) * cumulative[:, -1:]
-            step = torch.searchsorted(cumulative, drawn, right=True).clamp_max(logits.shape[-1] - 1)
+            step = _draw(logits, generator)
             ids = torch.cat([ids, step], 1)
             on_step(len(starts))
     return ids.tolist()
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One id a row, n × 1, with the probabilities of `logits` (n × vocabulary, overwritten).
+
+    Inverse-transform sampling in two stages, a block of the vocabulary and then a word in it: several times faster
+    than torch.multinomial.
+    """
+    rows, size = logits.shape
+    weights = logits.sub_(logits.max(-1, keepdim=True).values).exp_()
+    weights = torch.nn.functional.pad(weights, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    drawn = torch.rand(2, rows, 1, generator=generator, dtype=torch.float64)
+    block = _invert(weights.sum(-1).double(), drawn[0])
+    word = _invert(weights[torch.arange(rows), block[:, 0]].double(), drawn[1])
+    return block * _BLOCK + word
+
+
+def _invert(weights: Tensor, drawn: Tensor) -> Tensor:
+    """The first position at which the cumulated `weights` exceed the share `drawn` of their sum."""
+    cumulative = weights.cumsum(-1)
+    position = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
+    last_possible = weights.shape[-1] - 1 - weights.flip(-1).ne(0).to(torch.uint8).argmax(-1, keepdim=True)
+    return torch.minimum(position, last_possible)
 
 
 def _words(tokenizer: Any) -> list[int]:

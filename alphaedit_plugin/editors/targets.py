@@ -25,6 +25,7 @@ from ..batches import pad
 from ..errors import EditError
 from ..hparams import TargetSettings
 from ..modules import Decoder, eager_attention, hidden_states, with_hidden_states
+from ..precision import reduced_precision
 from ..requests import Encoded, Request, encode
 from ..trace import hooks, logits_at
 from .keys import in_context
@@ -57,7 +58,7 @@ def optimise_targets(
     layer: int,
     settings: TargetSettings,
     *,
-    batch_tokens: int = 1536,
+    batch_tokens: int = 512,
     use_prefix_cache: bool = True,
     progress: bool = False,
 ) -> Targets:
@@ -68,7 +69,7 @@ def optimise_targets(
     encoded = [_Rows.of(tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix, reverse=True)
     found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-    precision = _reduced_precision() if settings.reduced_precision else nullcontext()
+    precision = reduced_precision() if settings.reduced_precision else nullcontext()
     with (
         eager_attention(model),
         precision,
@@ -359,13 +360,3 @@ def _cut(cache: Any, drop: int, keep: int, rows: Tensor) -> Any:
         layer.keys.shape[-2] for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None
     }
     return cache if lengths == {keep} else None
-
-
-@contextmanager
-def _reduced_precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
