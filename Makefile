@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each starts from nothing and needs only Python 3.10+ and the network's PyPI.
+# Two commands: `make demo` and `make test`. Each starts from nothing and needs only Python 3.11+ and the network's PyPI.
 
 PYTHON ?= python3
 VENV   := .venv

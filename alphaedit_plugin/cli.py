@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import time
@@ -21,7 +22,7 @@ from .hparams import Hyperparameters
 from .loading import DEMO_MODEL
 from .nullspace import Criterion, NullSpaces
 from .prepare import Statistics
-from .store import Store
+from .store import KINDS, Store
 
 app = typer.Typer(
     help="Null-space constrained knowledge editing (AlphaEdit) for the editors people already run.",
@@ -32,13 +33,14 @@ app = typer.Typer(
 )
 console = Console()
 
-DEMO_EDITS = 30
+DEMO_EDITS = 20
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, Hugging Face name, or the demo model.")]
 Layers = Annotated[str | None, typer.Option(help="Such as 4-8 or 4,5,6. Default: the model's hyperparameters.")]
 Corpus = Annotated[
     str | None, typer.Option(help="Text file, folder, .jsonl or data set name. Default: the model writes its own text.")
 ]
+StatsDir = Annotated[Path | None, typer.Option(help="Instead of text: .npz statistics of EasyEdit, MEMIT or ROME.")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens of text. Default: 10 × the width of a key.")]
 Threshold = Annotated[float | None, typer.Option(help="Eigenvalues below it are null (the paper's 2e-2).")]
 Energy = Annotated[float | None, typer.Option(help="Instead: share of the keys' energy the null space may hold.")]
@@ -77,6 +79,7 @@ def prepare(
     model: Model = DEMO_MODEL,
     layers: Layers = None,
     corpus: Corpus = None,
+    stats_dir: StatsDir = None,
     tokens: Tokens = None,
     threshold: Threshold = None,
     energy: Energy = None,
@@ -92,7 +95,7 @@ def prepare(
 ) -> None:
     """Compute covariances and null spaces of a model, once, into the cache."""
     ready = _prepared(
-        model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
+        model, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
         trust_remote_code, cache, quiet,
     )  # fmt: skip
     table = Table(title=f"{escape(model)}: null spaces at {ready.hyperparameters.null_space}")
@@ -109,7 +112,7 @@ def prepare(
         )
     console.print(table)
     text = ready.statistics.provenance["text"]
-    source, root = escape(ready.statistics.provenance["source"]), escape(str(ready.store.root))
+    source, root = escape(str(ready.statistics.provenance["source"])), escape(str(ready.store.root))
     console.print(f"from {text['tokens']:,} tokens of {source}; cached in {root}")
     if out is not None:
         ready.null_spaces.save(out)
@@ -132,11 +135,12 @@ def inspect(
     model: Model = DEMO_MODEL,
     layers: Layers = None,
     corpus: Corpus = None,
+    stats_dir: StatsDir = None,
     tokens: Tokens = None,
     threshold: Threshold = None,
     energy: Energy = None,
     nullity: Nullity = None,
-    plot: Annotated[Path, typer.Option(help="Where the picture of the spectra goes.")] = Path("spectrum.png"),
+    plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, into this PNG, SVG or PDF.")] = None,
     hparams: Hparams = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -148,13 +152,14 @@ def inspect(
     from .spectrum import THRESHOLDS, Spectrum, check_format
     from .spectrum import plot as draw
 
-    check_format(plot)
+    if plot is not None:
+        check_format(plot)
     ready = _prepared(
-        model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
+        model, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
         trust_remote_code, cache, quiet,
     )  # fmt: skip
     criterion = ready.hyperparameters.null_space
-    spectra = [Spectrum.of_null_space(layer, space, criterion) for layer, space in ready.null_spaces.items()]
+    spectra = [Spectrum.of(layer, space, criterion) for layer, space in ready.null_spaces.items()]
     table = Table(
         title=f"{escape(model)}: nullity (leakage) by threshold; chosen: {criterion}",
         caption="leakage tr(PCP)/tr(C): the share of preserved keys' energy that the null space still holds",
@@ -177,9 +182,10 @@ def inspect(
         table.add_row(str(spectrum.layer), str(len(spectrum.eigenvalues)), *cells)
     console.print(table)
     text = ready.statistics.provenance["text"]
-    console.print(f"from {text['tokens']:,} tokens of {escape(ready.statistics.provenance['source'])}")
-    draw(spectra, plot)
-    console.print(f"spectra drawn in {escape(str(plot.resolve()))}")
+    console.print(f"from {text['tokens']:,} tokens of {escape(str(ready.statistics.provenance['source']))}")
+    if plot is not None:
+        draw(spectra, plot)
+        console.print(f"spectra drawn in {escape(str(plot.resolve()))}")
 
 
 @app.command()
@@ -187,11 +193,12 @@ def compare(
     model: Model = DEMO_MODEL,
     methods: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "memit,memit+P",
     facts: Annotated[Path | None, typer.Option(help="CounterFact JSON. Default: the facts that ship with us.")] = None,
-    edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of --facts, 30 of ours.")] = None,
+    edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of --facts, 20 of ours.")] = None,
     batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 10,
     held_out: Annotated[Path | None, typer.Option(help="Text for perplexity. Default: the one that ships.")] = None,
     layers: Layers = None,
     corpus: Corpus = None,
+    stats_dir: StatsDir = None,
     tokens: Tokens = None,
     threshold: Threshold = None,
     energy: Energy = None,
@@ -225,7 +232,7 @@ def compare(
     except (OSError, UnicodeDecodeError) as failure:
         raise CorpusError(f"cannot read the held-out text {text_path}: {failure}") from failure
     ready = _prepared(
-        model, layers, corpus, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
+        model, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
         trust_remote_code, cache, quiet,
     )  # fmt: skip
     comparison = run(
@@ -243,7 +250,9 @@ def compare(
             "command": ["alphaedit", *sys.argv[1:]],
             "model": model,
             "facts": str(facts_path),
+            "facts_sha256": hashlib.sha256(facts_path.read_bytes()).hexdigest(),
             "held_out": str(text_path),
+            "held_out_sha256": hashlib.sha256(text_path.read_bytes()).hexdigest(),
             "dtype": str(ready.model.dtype),
             "device": device,
         },
@@ -258,7 +267,7 @@ def compare(
 @app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove the entries.")] = False,
-    kind: Annotated[str | None, typer.Option(help="Only text, covariance, null-space or partial.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only one of {', '.join(KINDS)}.")] = None,
     cache: Cache = None,
 ) -> None:
     """Show what the cache holds, or clear it."""
@@ -296,6 +305,7 @@ def _prepared(
     model: str,
     layers: str | None,
     corpus: str | None,
+    stats_dir: Path | None,
     tokens: int | None,
     criterion: Criterion | None,
     hparams: Path | None,
@@ -308,7 +318,7 @@ def _prepared(
     from transformers.utils.logging import disable_progress_bar
 
     from .loading import load
-    from .prepare import null_spaces_of, prepare_statistics
+    from .prepare import null_spaces_of, prepare_statistics, statistics_from_npz
 
     disable_progress_bar()
 
@@ -320,16 +330,20 @@ def _prepared(
     hyperparameters = (given or Hyperparameters.for_model("memit", loaded, model)).with_layers(chosen_layers)
     if criterion:
         hyperparameters = replace(hyperparameters, null_space=criterion)
-    statistics = prepare_statistics(
-        loaded,
-        tokenizer,
-        hyperparameters.layers,
-        source=corpus,
-        tokens=tokens,
-        template=hyperparameters.rewrite_module_tmp,
-        store=store,
-        progress=not quiet,
-    )
+    template = hyperparameters.rewrite_module_tmp
+    if stats_dir is not None:
+        statistics = statistics_from_npz(loaded, hyperparameters.layers, stats_dir, template=template)
+    else:
+        statistics = prepare_statistics(
+            loaded,
+            tokenizer,
+            hyperparameters.layers,
+            source=corpus,
+            tokens=tokens,
+            template=template,
+            store=store,
+            progress=not quiet,
+        )
     with console.status("null spaces"):
         spaces = null_spaces_of(statistics, hyperparameters.null_space, store=store)
     return _Ready(loaded, tokenizer, store, hyperparameters, statistics, spaces)

@@ -136,19 +136,24 @@ def _of_data_set(name: str, seed: int) -> Iterator[str]:
 
 
 def windows(texts: Iterable[str], tokenizer: Any, budget: int, *, window: int = WINDOW) -> list[list[int]]:
-    """Token sequences of at most `window` tokens, one a text, until they hold `budget` tokens.
+    """Token sequences of at most `window` tokens until they hold `budget` tokens.
 
-    A text is cut at `window`, never joined to another: what a token sees is what it would see in use.
+    A text is cut into windows, each behind the tokenizer's BOS if it has one, and never joined to another: what a
+    token sees is what it would see in use.
     Raises CorpusError when there is no text at all; warns when there is less than the budget.
     """
+    special = set(tokenizer.all_special_ids)
     chosen: list[list[int]] = []
     have = 0
     for text in texts:
-        ids = tokenizer(text, truncation=True, max_length=window)["input_ids"] if text.strip() else []
-        ids = ids[: min(window, budget - have)]
-        if ids:
-            chosen.append(list(ids))
-            have += len(ids)
+        ids = tokenizer(text, verbose=False)["input_ids"] if text.strip() else []
+        opening = list(itertools.takewhile(special.__contains__, ids))[: window - 1]
+        step = window - len(opening)
+        for start in range(len(opening), len(ids), step):
+            piece = [*opening, *ids[start : start + step]][: budget - have]
+            if piece:
+                chosen.append(piece)
+                have += len(piece)
         if have >= budget:
             break
     if not have:

@@ -66,6 +66,11 @@ def fingerprints(model: Any, layers: Sequence[int]) -> dict[int, str]:
     return {layer: chain[layer + 1] for layer in layers}
 
 
+def whole_weights(module: nn.Module) -> list[Tensor]:
+    """The weights of a module, wherever accelerate keeps them."""
+    return [tensor for _, tensor in _tensors(module, buffers=False)]
+
+
 def _settings(config: Any) -> str:
     """The configuration as JSON, without what says nothing about the keys."""
     values = {

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -162,8 +162,12 @@ def guard(
     When the block ends, writes that went past the hook are projected as well. When it raises, or leaves a weight
     that is not finite, every guarded weight is W_start again.
 
-    `check_model=False` attaches null spaces to a model other than the one they were made from, such as one that
-    has already been edited.
+    `check_model=False` attaches null spaces to a model other than the one they were made from: for the second and
+    later batches, when the model has been edited already.
+
+    Two things differ from unguarded torch: what is written through an alias (`v = w.data`) shows in `v` only after
+    `w` itself is next used, and writing through `.data` between a forward and its backward pass is an error, as it
+    is for any other in-place write.
 
     Raises WrongModelError, ModelStructureError or GuardError (nested guards) before anything is touched.
     """
@@ -244,13 +248,9 @@ def _roll_back(projection: OutProjection, guard_: _Guard) -> None:
         projection.module.weight = guard_.tensor
 
 
-@overload
 def null_space_constrained(
-    null_spaces: NullSpaces | str | Path | Callable[..., NullSpaces], *, check_model: bool = True
-) -> Callable[[Callable[Params, Result]], Callable[Params, Result]]: ...
-@overload
-def null_space_constrained(null_spaces: Any, *, check_model: bool = True) -> Any: ...
-def null_space_constrained(null_spaces: Any, *, check_model: bool = True) -> Any:
+    null_spaces: NullSpaces | str | Path | Callable[[nn.Module], NullSpaces], *, check_model: bool = True
+) -> Callable[[Callable[Params, Result]], Callable[Params, Result]]:
     """Decorate an editing function, whose first argument is the model, so that all it writes is projected.
 
         @null_space_constrained("llama3.safetensors")      # or NullSpaces, or model -> NullSpaces
@@ -266,17 +266,27 @@ def null_space_constrained(null_spaces: Any, *, check_model: bool = True) -> Any
         path = Path(null_spaces)
         if not path.is_file():
             raise GuardError(f"@null_space_constrained: there is no file {path}; make it with `alphaedit prepare`")
-        source: Callable[[nn.Module], NullSpaces] = functools.cache(lambda _: NullSpaces.load(path))
-        find: Callable[[nn.Module], NullSpaces] = lambda model: source(None)  # type: ignore[arg-type]  # noqa: E731
+        read = functools.cache(lambda: NullSpaces.load(path))
+
+        def find(model: nn.Module) -> NullSpaces:
+            return read()
+
     elif isinstance(null_spaces, NullSpaces):
-        find = lambda model: null_spaces  # noqa: E731
+
+        def find(model: nn.Module) -> NullSpaces:
+            return null_spaces
+
     elif callable(null_spaces) and _looks_like_an_editor(null_spaces):
         raise GuardError(
             "@null_space_constrained needs to know the null spaces: write @null_space_constrained(null_spaces) with "
             "NullSpaces, the path of a file of them, or a function model -> NullSpaces"
         )
     elif callable(null_spaces):
-        find = null_spaces
+        given = null_spaces
+
+        def find(model: nn.Module) -> NullSpaces:
+            return given(model)
+
     else:
         raise GuardError(
             f"@null_space_constrained takes NullSpaces, a path or a function model -> NullSpaces, not a "

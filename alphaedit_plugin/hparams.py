@@ -29,12 +29,16 @@ _EASYEDIT_ONLY = frozenset(
 )
 
 
+# Keys of EasyEdit of which one value is implemented: any other would silently be another method.
+_IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all", "mom2_adjustment": True}
+
+
 @dataclass(frozen=True)
 class TargetSettings:
     """Names in brackets are EasyEdit's.
 
     `steps` (v_num_grad_steps) and `lr` (v_lr) of Adam; loss = NLL of the new object averaged over contexts +
-    `kl_factor` · KL(before ‖ after) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
+    `kl_factor` · KL(after ‖ before) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
     within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` lets float32 matrix products run in bfloat16
     where the hardware has it: about twice as fast, δ then agrees to some 1e-2.
     """
@@ -91,6 +95,8 @@ class Hyperparameters:
         known = {f.name for f in fields(cls)}
         settings: dict[str, Any] = {}
         for key, value in values.items():
+            if key in _IMPLEMENTED and value != _IMPLEMENTED[key]:
+                raise HyperparameterError(f"{name}: {key} {value!r} is not implemented, only {_IMPLEMENTED[key]!r}")
             if key in _EASYEDIT_ONLY:
                 continue
             if key not in known:

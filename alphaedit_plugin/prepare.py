@@ -14,7 +14,7 @@ from torch import distributed, nn
 from . import corpus
 from .batches import digest
 from .errors import StatisticsError
-from .fingerprint import fingerprints, tensor_digest
+from .fingerprint import fingerprints, tensor_digest, whole_weights
 from .modules import Decoder
 from .nullspace import PAPER, Criterion, NullSpace, NullSpaces
 from .statistics import Covariance, collect
@@ -108,9 +108,9 @@ def statistics_from_npz(
 ) -> Statistics:
     """Covariances that ROME, MEMIT or EasyEdit left in `folder` (anywhere below it): nothing is computed.
 
-    Their files are named `{out-projection}_{dtype}_mom2_{n}.npz`; of several for a layer the one with the most
-    tokens is read. They carry no trace of the model, so that it is the right one is the caller's word.
-    Raises StatisticsError, naming the layer, when one has no file or a file of another width.
+    Their files are named `{out-projection}_{dtype}_mom2_{n}.npz`; of several for a layer in one folder the one with
+    the most tokens is read. They carry no trace of the model, so that it is the right one is the caller's word.
+    Raises StatisticsError when a layer has no file of its width, or has them in several folders.
     """
     projections = Decoder(model, template).out_projections(layers)
     covariances: dict[int, Covariance] = {}
@@ -119,12 +119,17 @@ def statistics_from_npz(
         paths = sorted(Path(folder).rglob(f"{projection.name}_*mom2*.npz"))
         if not paths:
             raise StatisticsError(f"there are no statistics of {projection.name} below {folder}")
-        best = max(((Covariance.load_npz(path), path) for path in paths), key=lambda pair: pair[0].count)
-        covariances[layer], path = best
-        if covariances[layer].d_in != projection.d_in:
+        read = [(Covariance.load_npz(path), path) for path in paths]
+        fitting = [(covariance, path) for covariance, path in read if covariance.d_in == projection.d_in]
+        if not fitting:
             raise StatisticsError(
-                f"{path} has {covariances[layer].d_in} dimensions, {projection.name} {projection.d_in}: another model's"
+                f"{paths[0]} has {read[0][0].d_in} dimensions, {projection.name} {projection.d_in}: another model's"
             )
+        if len({path.parent for _, path in fitting}) > 1:
+            raise StatisticsError(
+                f"{projection.name} has files in {fitting[0][1].parent} and {fitting[1][1].parent}: name one of them"
+            )
+        covariances[layer], path = max(fitting, key=lambda pair: pair[0].count)
         files[str(layer)] = str(path)
     prints = fingerprints(model, list(projections))
     return Statistics(
@@ -173,12 +178,14 @@ def model_name(model: nn.Module) -> str:
 
 
 def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
-    top = len(Decoder(model)) - 1
+    decoder = Decoder(model)
+    top = len(decoder) - 1
     window = corpus.SELF_WRITTEN_WINDOW
     recipe = {
         "model": fingerprints(model, [top])[top],
         "openings": digest(corpus.openings(tokenizer, -(-budget // window))),
         "banned": digest([corpus.unsayable(model, tokenizer)]),
+        "head": [tensor_digest(p) for m in (decoder.final_norm, decoder.head) if m for p in whole_weights(m)],
         "window": window,
         "seed": corpus.SEED,
     }
@@ -213,9 +220,9 @@ def _made_together(
     if _ranks() == 1:
         return store.get_or_make(kind, recipes, make)
     found = {layer: store.get(kind, recipe) for layer, recipe in recipes.items()}
-    agreed = [[layer for layer, tensors in found.items() if tensors is None]]
-    distributed.broadcast_object_list(agreed)
-    (missing,) = agreed
+    lacking: list[list[int]] = [[] for _ in range(_ranks())]
+    distributed.all_gather_object(lacking, [layer for layer, tensors in found.items() if tensors is None])
+    missing = sorted({layer for layers in lacking for layer in layers})
     if missing:
         for layer, tensors in make(missing).items():
             found[layer] = dict(tensors)

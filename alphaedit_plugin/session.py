@@ -15,7 +15,7 @@ from .editors.targets import Targets
 from .errors import EditError, HyperparameterError
 from .hook import guard
 from .hparams import Hyperparameters
-from .modules import OutProjection
+from .modules import Decoder, OutProjection
 from .nullspace import NullSpaces
 from .requests import Request, parse_requests
 from .statistics import Covariance
@@ -78,6 +78,14 @@ class Session:
                 raise EditError(f"there is no null space of layers {missing}, which {method} is to edit")
             if check_model:
                 null_spaces.check(model)
+            template = null_spaces.provenance.get("template")
+            for layer in hyperparameters.layers:
+                theirs = Decoder(model, template).out_projection(layer).name
+                ours = Decoder(model, hyperparameters.rewrite_module_tmp).out_projection(layer).name
+                if theirs != ours:
+                    raise EditError(
+                        f"the null space of layer {layer} is that of {theirs}, but {method} is to edit {ours}"
+                    )
         self.null_spaces = null_spaces if self.variant.projected else None
         self.editor = EDITORS[self.variant.editor](
             model, tokenizer, hyperparameters, covariances, contexts=contexts, progress=progress
@@ -94,7 +102,8 @@ class Session:
             if self.null_spaces is None:
                 self.editor.edit(requests, targets)
             else:
-                spaces = {layer: self.null_spaces[layer] for layer in self.editor.projections}
+                chosen = {layer: self.null_spaces[layer] for layer in self.editor.projections}
+                spaces = NullSpaces(chosen, self.null_spaces.provenance)
                 with guard(self.model, spaces, check_model=False):
                     self.editor.edit(requests, targets)
         self.facts += requests

@@ -9,5 +9,4 @@ _PACKAGE = Path(__file__).parent
 
 def shipped(name: str) -> Path:
     """The path of `examples/…` or `hparams/…`: inside an installed wheel, or beside the package in a checkout."""
-    installed = _PACKAGE / name
-    return installed if installed.exists() else _PACKAGE.parent / name
+    return (_PACKAGE if (_PACKAGE / "examples").is_dir() else _PACKAGE.parent) / name

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .errors import AlphaEditError, NullSpaceError
 from .files import atomic
 from .nullspace import Criterion, NullSpace
-from .statistics import Covariance
 
 THRESHOLDS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 
@@ -26,12 +24,7 @@ class Spectrum:
     nullity: int
 
     @classmethod
-    def of(cls, layer: int, covariance: Covariance, criterion: Criterion) -> Spectrum:
-        eigenvalues = torch.linalg.eigvalsh(covariance.matrix)
-        return cls(layer, eigenvalues, criterion, criterion.nullity_of(eigenvalues))
-
-    @classmethod
-    def of_null_space(cls, layer: int, null_space: NullSpace, criterion: Criterion) -> Spectrum:
+    def of(cls, layer: int, null_space: NullSpace, criterion: Criterion) -> Spectrum:
         return cls(layer, null_space.eigenvalues, criterion, null_space.nullity)
 
     def leakage(self, nullity: int) -> float:

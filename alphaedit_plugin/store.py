@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 ENVIRONMENT = "ALPHAEDIT_CACHE"
+KINDS = ("text", "covariance", "null-space", "partial", "models")
 
 Recipe = Mapping[str, Any]
 """Everything that determines a result, in JSON's types."""
@@ -43,7 +44,7 @@ class Store:
     """A directory of results, each under the hash of its recipe.
 
     Invariant: a file that is there is whole and was made from exactly its recipe. Writes are atomic, reads verify
-    a checksum, and of several processes that want the same result one computes it while the others wait.
+    a checksum, and of several processes that ask for the same results one computes them while the others wait.
 
     The directory is `root`, else $ALPHAEDIT_CACHE, else the user's cache directory of the platform.
     """
@@ -118,7 +119,11 @@ class Store:
         return sorted(found, key=lambda entry: -entry.size)
 
     def clear(self, kind: str | None = None) -> int:
-        """Remove all entries (of one kind); returns the number of bytes freed."""
+        """Remove all entries (of one kind); returns the number of bytes freed. Raises StoreError for no such kind."""
+        if kind is not None and kind not in KINDS:
+            raise StoreError(f"there is no kind {kind!r}; known are {', '.join(KINDS)}")
+        for leftover in self.root.glob("*/.*.safetensors"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
         freed = 0
         for entry in self.entries():
             if kind is None or entry.kind == kind:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .modules import hidden_states
-
 
 class _EnoughSeen(Exception):
     """Unwinds a forward pass whose remaining layers nobody needs."""
@@ -59,19 +57,6 @@ def inputs_of(
     with hooks(*handles), stopping():
         run()
     return seen
-
-
-def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """The hidden states that a block returns during `run()`, detached; the pass stops there."""
-    seen: list[Tensor] = []
-
-    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        seen.append(hidden_states(output).detach())
-        stop()
-
-    with hooks(module.register_forward_hook(hook)), stopping():
-        run()
-    return seen[0]
 
 
 @contextmanager

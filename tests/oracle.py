@@ -158,7 +158,7 @@ def compute_target(
 ) -> tuple[Tensor, Tensor]:
     """(z*, δ) of MEMIT's eq. 16, with ROME's essence-drift KL term and the weight decay on δ.
 
-    loss = mean over contexts of [mean over target tokens of -log p] + kl_factor * KL(p0 || p)
+    loss = mean over contexts of [mean over target tokens of -log p] + kl_factor * KL(p || p0), as in ROME's eq. 4
            + weight_decay * ||δ|| / ||z||^2
     """
     prompts: list[list[int]] = []
@@ -188,7 +188,7 @@ def compute_target(
             likelihoods.append(_negative_log_likelihood(logits, len(prompt), target))
         with _hooked(_adding(layer_module, delta, essence_position)):
             log_p = torch.log_softmax(_logits(model, essence_ids)[essence_position], dim=-1)
-        kl = (base_log_p.exp() * (base_log_p - log_p)).sum()
+        kl = (log_p.exp() * (log_p - base_log_p)).sum()
         decay = delta.norm() / z.norm() ** 2
         return torch.stack(likelihoods).mean() + kl_factor * kl + weight_decay * decay
 

@@ -21,8 +21,10 @@ from alphaedit_plugin.errors import (
     StatisticsError,
     WrongModelError,
 )
+from alphaedit_plugin.fingerprint import fingerprints
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.modules import Decoder
+from alphaedit_plugin.nullspace import Criterion, NullSpace, NullSpaces
 from alphaedit_plugin.requests import Request
 from alphaedit_plugin.session import Session, Variant
 
@@ -339,6 +341,28 @@ def test_a_projected_method_needs_a_null_space_for_every_layer_of_this_model(tok
     with pytest.raises(WrongModelError):
         session(other, tokenizer, "memit+P", random_spaces(model, LAYERS))
     session(other, tokenizer, "memit+P", random_spaces(model, LAYERS), check_model=False).edit(RECORDS)
+
+
+def test_a_projected_session_guards_the_module_that_the_template_names(tokenizer):
+    """Also where it is not the one that would be found: an attention's projection, say."""
+    template = "model.layers.{}.self_attn.o_proj"
+    model = model_of(dtype=torch.float32)
+    hyperparameters = Hyperparameters(layers=(0, 1), v_num_grad_steps=3, rewrite_module_tmp=template)
+    covariances = {layer: random_covariance(16, layer) for layer in (0, 1)}
+    spaces = {layer: NullSpace.of(covariances[layer], Criterion(nullity=8)) for layer in (0, 1)}
+    prints = fingerprints(model, [0, 1])
+    provenance = {"model": "tiny", "fingerprints": {str(layer): prints[layer] for layer in (0, 1)}}
+    options = {"method": "memit+P", "hyperparameters": hyperparameters, "covariances": covariances}
+    with pytest.raises(EditError, match=r"down_proj.*o_proj"):
+        Session(model, tokenizer, null_spaces=NullSpaces(spaces, provenance), **options)
+
+    named = NullSpaces(spaces, {**provenance, "template": template})
+    before = {layer: p.matrix.clone() for layer, p in Decoder(model, template).out_projections([0, 1]).items()}
+    Session(model, tokenizer, null_spaces=named, contexts=CONTEXTS, **options).edit(RECORDS[:1])
+    for layer, projection in Decoder(model, template).out_projections([0, 1]).items():
+        out, size = outside(spaces[layer], before[layer], projection.matrix, transposed=False)
+        assert size > 0
+        assert out <= 1e-5 * size
 
 
 def test_a_plain_method_ignores_null_spaces(tokenizer):

@@ -78,6 +78,18 @@ def test_every_architecture_agrees_with_the_textbook(name, use_prefix_cache, tok
         assert_agrees(found, row, textbook(model, tokenizer, request), 1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_subject_with_nothing_before_it_agrees_with_the_textbook(name, tokenizer, exact):
+    """Its rows have an empty prefix, beside others whose prefix is long."""
+    model = model_of(name)
+    requests = (REQUESTS[1], Request("{} plays the sport of", "A", "chess"))
+    assert tokenizer("A plays")["input_ids"][0] == tokenizer("A")["input_ids"][0]
+    assert len(tokenizer("A")["input_ids"]) == 1
+    found = optimise_targets(model, tokenizer, requests, CONTEXTS, LAYER, SETTINGS)
+    for row, request in enumerate(requests):
+        assert_agrees(found, row, textbook(model, tokenizer, request), 1e-6)
+
+
 def test_float32_agrees_with_the_textbook(tokenizer):
     model = tiny("llama", vocab_size=512)
     found = optimise_targets(model, tokenizer, REQUESTS, CONTEXTS, LAYER, SETTINGS)

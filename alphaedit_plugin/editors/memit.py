@@ -75,13 +75,15 @@ class MEMIT:
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> None:
         """Write `requests`. `targets` that are known already, on this very model, save computing them."""
         targets = targets or self.targets(requests)
-        z_star = targets.z_star.double()
+        z_star: Tensor | None = None
         block = self.decoder.block(max(self.projections))
         with torch.no_grad(), evaluating(self.model):
             for done, (layer, projection) in enumerate(self.projections.items()):
                 keys = subject_keys(self.model, self.tokenizer, projection.module, requests, self.contexts).T
                 now = subject_hidden(self.model, self.tokenizer, block, requests)
-                residual = (z_star.to(now.device) - now).T / (len(self.projections) - done)
+                if z_star is None:  # nothing is written yet: z in full precision, whatever δ was optimised in
+                    z_star = now + targets.delta.to(now)
+                residual = (z_star - now).T / (len(self.projections) - done)
                 delta = memit_update(keys, residual, self._factor(layer), self.hyperparameters.mom2_update_weight)
                 weight = projection.matrix
                 work = torch.promote_types(weight.dtype, torch.float32)
@@ -96,13 +98,16 @@ class MEMIT:
 
 
 def cholesky(covariance: Tensor, name: str) -> Tensor:
-    """Lower factor of C, float64. Raises StatisticsError when C is not positive definite (too little text)."""
+    """Lower factor of C, float64. Raises StatisticsError when C is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(covariance.double())
     if int(failed):
-        raise StatisticsError(
-            f"the covariance of {name} is singular: it was made from too few tokens; use at least 10 × d_in = "
-            f"{10 * len(covariance)}"
+        dead = int((covariance.diagonal() == 0).sum())
+        cause = (
+            f"{dead} of its keys' dimensions are always zero (dead neurons), so choose another layer"
+            if dead
+            else f"it was made from too few tokens, so use at least 10 × d_in = {10 * len(covariance)}"
         )
+        raise StatisticsError(f"the covariance of {name} is singular: {cause}")
     return factor
 
 

@@ -169,18 +169,13 @@ class _Problem:
         self.hidden, self.output, self.cache = None, None, None
         captured: list[Any] = []
         kl_rows = torch.arange(self.contexts, len(self.ids), self.width)
-        mask = self.mask
-        if self.prefix:
-            # A row without a prefix must not attend to nothing; its first padding token stands in, unseen later.
-            mask = mask.clone()
-            mask[:, 0] = 1
         with (
             hooks(self.decoder.block(self.layer).register_forward_hook(lambda _m, _a, output: captured.append(output))),
             logits_at(self.decoder.head, kl_rows, self.prefix + self.inject[kl_rows]),
         ):
             output = self.model(
                 input_ids=self.ids,
-                attention_mask=mask,
+                attention_mask=self.mask,
                 use_cache=use_cache and self.prefix > 0,
                 **self._position_ids(self.positions),
             )
@@ -250,7 +245,7 @@ class _Problem:
         nll = -of_targets.gather(1, token.to(logits.device)[:, None]).squeeze(1)
         per_request = nll.new_zeros(requests).index_add(0, request.to(nll.device), nll)
         per_request = per_request / (self.target_lengths.to(nll.device) * self.contexts)
-        kl = (self.kl_base.exp() * (self.kl_base - of_kl)).sum(-1)
+        kl = (of_kl.exp() * (of_kl - self.kl_base)).sum(-1)
         decay = delta.norm(dim=1) / self.z.norm(dim=1) ** 2
         return per_request + settings.kl_factor * kl + settings.weight_decay * decay.to(nll.device)
 
