@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
-from .errors import AlphaEditError, HyperparameterError
+from .errors import AlphaEditError, HyperparameterError, StoreError
 from .hparams import Hyperparameters
 from .loading import DEMO_MODEL
 from .nullspace import Criterion, NullSpaces
@@ -271,6 +271,8 @@ def cache(
     cache: Cache = None,
 ) -> None:
     """Show what the cache holds, or clear it."""
+    if kind is not None and kind not in KINDS:
+        raise StoreError(f"the cache has no kind {kind!r}; known are {', '.join(KINDS)}")
     store = Store(cache)
     if clear:
         console.print(f"{_size(store.clear(kind))} freed in {escape(str(store.root))}")

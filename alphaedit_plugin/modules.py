@@ -190,8 +190,9 @@ def with_hidden_states(output: Any, hidden: Tensor) -> Any:
 def eager_attention(model: Any) -> Iterator[None]:
     """Plain matrix attention inside the block, the model's own choice again afterwards.
 
-    For one or a few new tokens against a cache, the CPU's fused kernel is 20 to 30 times slower
-    (`benchmarks/attention.py`), and for short sequences it gains nothing elsewhere.
+    What a fused kernel makes of a row that may attend to nothing (a padded prefix) differs between kernels and
+    versions, NaN included; plain matrices always stay finite. For a few tokens against a cache they cost about the
+    same (`benchmarks/attention.py`).
     """
     before = getattr(model.config, "_attn_implementation", None)
     settable = getattr(model, "_can_set_attn_implementation", lambda: hasattr(model, "set_attn_implementation"))
