@@ -17,7 +17,7 @@ from .errors import StatisticsError
 from .fingerprint import fingerprints, tensor_digest, whole_weights
 from .modules import Decoder
 from .nullspace import PAPER, Criterion, NullSpace, NullSpaces
-from .statistics import Covariance, collect
+from .statistics import Covariance, collect, is_distributed
 from .store import Recipe, Store
 
 log = logging.getLogger(__name__)
@@ -93,13 +93,7 @@ def prepare_statistics(
     packed = _made_together(store, "covariance", recipes, make)
     return Statistics(
         {layer: Covariance.unpacked(packed[layer]) for layer in projections},
-        {
-            "model": model_name(model),
-            "fingerprints": {str(layer): prints[layer] for layer in projections},
-            "template": template,
-            "source": str(source) if source is not None else "text written by the model itself",
-            "text": text,
-        },
+        _provenance(model, prints, template, str(source or "text written by the model itself"), text),
     )
 
 
@@ -131,16 +125,10 @@ def statistics_from_npz(
             )
         covariances[layer], path = max(fitting, key=lambda pair: pair[0].count)
         files[str(layer)] = str(path)
-    prints = fingerprints(model, list(projections))
+    tokens = min(covariance.count for covariance in covariances.values())
     return Statistics(
         covariances,
-        {
-            "model": model_name(model),
-            "fingerprints": {str(layer): prints[layer] for layer in projections},
-            "template": template,
-            "source": files,
-            "text": {"tokens": min(covariance.count for covariance in covariances.values())},
-        },
+        _provenance(model, fingerprints(model, list(projections)), template, files, {"tokens": tokens}),
     )
 
 
@@ -173,6 +161,19 @@ def null_spaces_of(statistics: Statistics, criterion: Criterion = PAPER, *, stor
     return NullSpaces(spaces, {**statistics.provenance, "criterion": str(criterion)})
 
 
+def _provenance(
+    model: nn.Module, prints: Mapping[int, str], template: str | None, source: Any, text: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What statistics were made from."""
+    return {
+        "model": model_name(model),
+        "fingerprints": {str(layer): value for layer, value in prints.items()},
+        "template": template,
+        "source": source,
+        "text": dict(text),
+    }
+
+
 def model_name(model: nn.Module) -> str:
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
@@ -195,16 +196,11 @@ def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, p
         written = corpus.self_written(model, tokenizer, budget, progress=progress)
         return {0: {"tokens": torch.tensor(written)}}
 
-    if _ranks() > 1:
+    if is_distributed():
         if distributed.get_rank() == 0:
             store.get_or_make("text", {0: recipe}, make)
         distributed.barrier()
     return store.get_or_make("text", {0: recipe}, make)[0]["tokens"].tolist()
-
-
-def _ranks() -> int:
-    """How many processes of torch.distributed work together; 1 without it."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def _made_together(
@@ -217,10 +213,10 @@ def _made_together(
 
     A lock held around `make` would keep out the very processes that it waits for.
     """
-    if _ranks() == 1:
+    if not is_distributed():
         return store.get_or_make(kind, recipes, make)
     found = {layer: store.get(kind, recipe) for layer, recipe in recipes.items()}
-    lacking: list[list[int]] = [[] for _ in range(_ranks())]
+    lacking: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(lacking, [layer for layer, tensors in found.items() if tensors is None])
     missing = sorted({layer for layers in lacking for layer in layers})
     if missing:

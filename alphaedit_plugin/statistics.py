@@ -146,6 +146,11 @@ class Covariance:
         return cls((sums + sums.T) / 2, count)
 
 
+def is_distributed() -> bool:
+    """Whether several processes of torch.distributed may be working together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 @torch.no_grad()
 def collect(
     model: nn.Module,
@@ -167,7 +172,7 @@ def collect(
     decoder = Decoder(model, template)
     projections = decoder.out_projections(layers)
     modules = {layer: projection.module for layer, projection in projections.items()}
-    shared = distributed.is_available() and distributed.is_initialized()
+    shared = is_distributed()
     if shared:
         rank, world = distributed.get_rank(), distributed.get_world_size()
         windows = windows[rank::world]

@@ -87,17 +87,16 @@ def score(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, progress: 
         for prompt in (fact.request.text, *fact.paraphrases, *fact.neighbours):
             pairs += [(prompt, fact.request.target_new), (prompt, fact.target_true)]
     log_probabilities = mean_log_probabilities(model, tokenizer, pairs, progress=progress).view(-1, 2)
-    new_is_likelier = iter((log_probabilities[:, 0] > log_probabilities[:, 1]).tolist())
-    old_is_likelier = (log_probabilities[:, 1] > log_probabilities[:, 0]).tolist()
+    new_is_likelier = (log_probabilities[:, 0] > log_probabilities[:, 1]).double()
+    old_is_likelier = (log_probabilities[:, 1] > log_probabilities[:, 0]).double()
 
     efficacy, generalization, specificity = [], [], []
-    position = 0
+    start = 0
     for fact in facts:
-        rewritten = [next(new_is_likelier) for _ in range(1 + len(fact.paraphrases) + len(fact.neighbours))]
-        first_neighbour = position + 1 + len(fact.paraphrases)
-        kept = old_is_likelier[first_neighbour : first_neighbour + len(fact.neighbours)]
-        efficacy.append(float(rewritten[0]))
-        generalization.append(sum(rewritten[1 : 1 + len(fact.paraphrases)]) / len(fact.paraphrases))
-        specificity.append(sum(kept) / len(kept))
-        position += len(rewritten)
+        neighbours = start + 1 + len(fact.paraphrases)
+        end = neighbours + len(fact.neighbours)
+        efficacy.append(float(new_is_likelier[start]))
+        generalization.append(float(new_is_likelier[start + 1 : neighbours].mean()))
+        specificity.append(float(old_is_likelier[neighbours:end].mean()))
+        start = end
     return Scores(tuple(efficacy), tuple(generalization), tuple(specificity))
