@@ -6,9 +6,11 @@ import hashlib
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,8 +23,12 @@ from .errors import AlphaEditError, HyperparameterError, StoreError
 from .hparams import Hyperparameters
 from .loading import DEMO_MODEL
 from .nullspace import Criterion, NullSpaces
-from .prepare import Statistics
+from .prepare import Statistics, model_name
 from .store import KINDS, Store
+from .variant import GRAMMAR, Variant
+
+if TYPE_CHECKING:
+    from .session import Session
 
 app = typer.Typer(
     help="Null-space constrained knowledge editing (AlphaEdit) for the editors people already run.",
@@ -34,8 +40,10 @@ app = typer.Typer(
 console = Console()
 
 DEMO_EDITS = 20
+SESSION, PATCH, LORA, CHECKPOINT = "session", "patch.safetensors", "lora", "model"
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, Hugging Face name, or the demo model.")]
+Method = Annotated[str, typer.Option(help=f"{GRAMMAR}.")]
 Layers = Annotated[str | None, typer.Option(help="Such as 4-8 or 4,5,6. Default: the model's hyperparameters.")]
 Corpus = Annotated[
     str | None, typer.Option(help="Text file, folder, .jsonl or data set name. Default: the model writes its own text.")
@@ -77,6 +85,7 @@ def _criterion(threshold: float | None, energy: float | None, nullity: float | N
 @app.command()
 def prepare(
     model: Model = DEMO_MODEL,
+    method: Method = "alphaedit",
     layers: Layers = None,
     corpus: Corpus = None,
     stats_dir: StatsDir = None,
@@ -95,8 +104,8 @@ def prepare(
 ) -> None:
     """Compute covariances and null spaces of a model, once, into the cache."""
     ready = _prepared(
-        model, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
-        trust_remote_code, cache, quiet,
+        model, [method], layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype,
+        device, trust_remote_code, cache, quiet,
     )  # fmt: skip
     table = Table(title=f"{escape(model)}: null spaces at {ready.hyperparameters.null_space}")
     for title in ("layer", "d_in", "nullity", "leakage", "factored P", "dense P (float32)"):
@@ -133,6 +142,7 @@ def prepare(
 @app.command()
 def inspect(
     model: Model = DEMO_MODEL,
+    method: Method = "alphaedit",
     layers: Layers = None,
     corpus: Corpus = None,
     stats_dir: StatsDir = None,
@@ -155,8 +165,8 @@ def inspect(
     if plot is not None:
         check_format(plot)
     ready = _prepared(
-        model, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
-        trust_remote_code, cache, quiet,
+        model, [method], layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype,
+        device, trust_remote_code, cache, quiet,
     )  # fmt: skip
     criterion = ready.hyperparameters.null_space
     spectra = [Spectrum.of(layer, space, criterion) for layer, space in ready.null_spaces.items()]
@@ -191,7 +201,7 @@ def inspect(
 @app.command()
 def compare(
     model: Model = DEMO_MODEL,
-    methods: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "memit,memit+P",
+    methods: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "memit,memit+P,alphaedit",
     facts: Annotated[Path | None, typer.Option(help="CounterFact JSON. Default: the facts that ship with us.")] = None,
     edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of --facts, 20 of ours.")] = None,
     batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 10,
@@ -216,7 +226,6 @@ def compare(
     from .errors import CorpusError, RequestError
     from .evaluation.counterfact import load_facts
     from .report import table
-    from .session import Variant
     from .shipped import shipped
 
     started = time.perf_counter()
@@ -232,19 +241,21 @@ def compare(
     except (OSError, UnicodeDecodeError) as failure:
         raise CorpusError(f"cannot read the held-out text {text_path}: {failure}") from failure
     ready = _prepared(
-        model, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
+        model, names, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
         trust_remote_code, cache, quiet,
     )  # fmt: skip
+    path = ((out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")) / "comparison.json").resolve()
     comparison = run(
         ready.model,
         ready.tokenizer,
         chosen_facts,
         names,
-        ready.hyperparameters,
+        ready.hyperparameters_of,
         ready.statistics,
-        ready.null_spaces,
         batch_size=batch,
         held_out=text,
+        store=ready.store,
+        on_row=lambda so_far: so_far.save(path),
         progress=not quiet,
         settings={
             "command": ["alphaedit", *sys.argv[1:]],
@@ -258,10 +269,122 @@ def compare(
         },
     )
     console.print(table(comparison))
-    folder = out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    path = (folder / "comparison.json").resolve()
     comparison.save(path)
     console.print(f"{time.perf_counter() - started:.0f} s in all; results in {escape(str(path))}")
+
+
+@app.command()
+def edit(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, Hugging Face name, or the demo model.")],
+    facts: Annotated[Path, typer.Argument(help="JSON or .jsonl records: prompt, subject, target_new.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result. One that holds a session of ours goes on.")],
+    method: Method = "alphaedit",
+    batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 50,
+    lora: Annotated[bool, typer.Option("--lora", help="Write a PEFT adapter in place of the whole model.")] = False,
+    layers: Layers = None,
+    corpus: Corpus = None,
+    stats_dir: StatsDir = None,
+    tokens: Tokens = None,
+    threshold: Threshold = None,
+    energy: Energy = None,
+    nullity: Nullity = None,
+    hparams: Hparams = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    cache: Cache = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write facts into a model: a checkpoint (or an adapter), a patch, and a session that can go on or be undone."""
+    from tqdm.auto import tqdm
+
+    from .errors import RequestError, SessionError
+    from .history import MANIFEST
+    from .requests import load_requests
+    from .session import Session
+
+    requests = load_requests(facts)
+    variant = Variant.parse(method)
+    if batch < 1:
+        raise RequestError("--batch must be at least 1")
+    folder = out / SESSION
+    if (folder / MANIFEST).exists():
+        session = _resumed(folder, device, trust_remote_code, cache, quiet)
+        if (str(session.variant), model_name(session.model)) != (str(variant), model):
+            raise SessionError(
+                f"{out} holds a session of {session.variant} on {model_name(session.model)}, not of {variant} on "
+                f"{model}: choose another folder"
+            )
+    else:
+        ready = _prepared(
+            model, [method], layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype,
+            device, trust_remote_code, cache, quiet,
+        )  # fmt: skip
+        session = Session(
+            ready.model,
+            ready.tokenizer,
+            variant,
+            ready.null_spaces,
+            hyperparameters=ready.hyperparameters,
+            covariances=ready.statistics.covariances,
+            autosave=folder,
+            progress=not quiet,
+        )
+    known = set(session.facts)
+    todo = [request for request in requests if request not in known]
+    if len(todo) < len(requests):
+        console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
+    with tqdm(total=len(todo), desc=str(variant), unit="fact", disable=quiet) as bar:
+        for start in range(0, len(todo), batch):
+            bar.update(len(session.edit(todo[start : start + batch])))
+    _export(session, out, lora=lora, whole=not lora)
+
+
+@app.command()
+def undo(
+    folder: Annotated[Path, typer.Argument(help="What `alphaedit edit --out` wrote.")],
+    batches: Annotated[int, typer.Option(help="How many batches, latest first.")] = 1,
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    cache: Cache = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take back the last batches of an edit, exactly, and write its results anew."""
+    session = _resumed(folder / SESSION, device, trust_remote_code, cache, quiet)
+    for fact in session.undo(batches):
+        console.print(f"undone: {escape(fact.text)} → {escape(fact.target_new)}")
+    _export(session, folder, lora=(folder / LORA).exists(), whole=(folder / CHECKPOINT).exists())
+
+
+@app.command()
+def apply(
+    model: Annotated[str, typer.Argument(help="The model that the patch was made on.")],
+    patch: Annotated[Path, typer.Argument(help="A patch.safetensors of `alphaedit edit`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the resulting checkpoint.")],
+    revert: Annotated[bool, typer.Option("--revert", help="Take the patch out of a model that holds it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Transfer it to another model of the same shape.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    cache: Cache = None,
+) -> None:
+    """Apply a patch to a model, or take it out again, bit for bit."""
+    from .errors import PatchError
+    from .loading import load, save_checkpoint
+    from .patch import apply_patch, revert_patch
+
+    if revert and force:
+        raise PatchError("--revert is exact or not at all: it cannot be combined with --force")
+    _quieten()
+    with console.status(f"loading {escape(model)}"):
+        loaded, tokenizer = load(
+            model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, store=Store(cache)
+        )
+    about = revert_patch(loaded, patch) if revert else apply_patch(loaded, patch, check_model=not force)
+    save_checkpoint(loaded, tokenizer, out)
+    done = "taken out of" if revert else "applied to"
+    what = f"{len(about.get('facts', []))} facts ({about.get('method', 'of unknown origin')})"
+    console.print(f"{escape(what)} {done} {escape(model)}: {escape(str(out.resolve()))}")
 
 
 @app.command()
@@ -298,13 +421,27 @@ class _Ready:
     model: Any
     tokenizer: Any
     store: Store
-    hyperparameters: Hyperparameters
+    hyperparameters_of: dict[str, Hyperparameters]
     statistics: Statistics
-    null_spaces: NullSpaces
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """Those of the first method."""
+        return next(iter(self.hyperparameters_of.values()))
+
+    @cached_property
+    def null_spaces(self) -> NullSpaces:
+        """Those of the first method."""
+        from .prepare import null_spaces_of
+
+        values = self.hyperparameters
+        with console.status("null spaces"):
+            return null_spaces_of(self.statistics.of_layers(values.layers), values.null_space, store=self.store)
 
 
 def _prepared(
     model: str,
+    methods: Sequence[str],
     layers: str | None,
     corpus: str | None,
     stats_dir: Path | None,
@@ -317,38 +454,83 @@ def _prepared(
     cache: Path | None,
     quiet: bool,
 ) -> _Ready:
-    from transformers.utils.logging import disable_progress_bar
-
     from .loading import load
-    from .prepare import null_spaces_of, prepare_statistics, statistics_from_npz
+    from .prepare import prepare_statistics, statistics_from_npz
 
-    disable_progress_bar()
-
+    variants = [Variant.parse(method) for method in methods]
     chosen_layers = _layers(layers)
     given = Hyperparameters.from_yaml(hparams) if hparams else None
     store = Store(cache)
+    _quieten()
     with console.status(f"loading {escape(model)}"):
         loaded, tokenizer = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, store=store)
-    hyperparameters = (given or Hyperparameters.for_model("memit", loaded, model)).with_layers(chosen_layers)
-    if criterion:
-        hyperparameters = replace(hyperparameters, null_space=criterion)
-    template = hyperparameters.rewrite_module_tmp
+    hyperparameters = {}
+    for variant in variants:
+        values = variant.hyperparameters(loaded, model, given).with_layers(chosen_layers)
+        hyperparameters[str(variant)] = replace(values, null_space=criterion) if criterion else values
+    all_layers = sorted({layer for values in hyperparameters.values() for layer in values.layers})
+    templates = {values.rewrite_module_tmp for values in hyperparameters.values()}
+    if len(templates) > 1:
+        raise HyperparameterError(f"the methods edit different modules ({templates}): compare them in two runs")
+    template = templates.pop()
     if stats_dir is not None:
-        statistics = statistics_from_npz(loaded, hyperparameters.layers, stats_dir, template=template)
+        statistics = statistics_from_npz(loaded, all_layers, stats_dir, template=template)
     else:
         statistics = prepare_statistics(
             loaded,
             tokenizer,
-            hyperparameters.layers,
+            all_layers,
             source=corpus,
             tokens=tokens,
             template=template,
             store=store,
             progress=not quiet,
         )
-    with console.status("null spaces"):
-        spaces = null_spaces_of(statistics, hyperparameters.null_space, store=store)
-    return _Ready(loaded, tokenizer, store, hyperparameters, statistics, spaces)
+    return _Ready(loaded, tokenizer, store, hyperparameters, statistics)
+
+
+def _resumed(folder: Path, device: str, trust_remote_code: bool, cache: Path | None, quiet: bool) -> Session:
+    """The session in a folder, on the model that it names."""
+    from .history import load_manifest
+    from .loading import load
+    from .session import Session
+
+    values, _ = load_manifest(folder)
+    _quieten()
+    with console.status(f"loading {escape(values['model'])}"):
+        model, tokenizer = load(
+            values["model"],
+            dtype=values["dtype"],
+            device=device,
+            trust_remote_code=trust_remote_code,
+            store=Store(cache),
+        )
+        return Session.resume(folder, model, tokenizer, progress=not quiet)
+
+
+def _export(session: Session, out: Path, *, lora: bool, whole: bool) -> None:
+    """Finish the sequence, write what people take away from it, and say what it is."""
+    from .loading import save_checkpoint
+    from .report import session_table
+
+    session.finish()
+    session.to_patch(out / PATCH)
+    written = {PATCH: "the edit, for `alphaedit apply` and `--revert`", SESSION: "to go on, or `alphaedit undo`"}
+    if lora:
+        ranks = session.to_lora(out / LORA)
+        written[LORA] = f"PEFT adapter, rank {max(ranks.values())}"
+    if whole:
+        save_checkpoint(session.model, session.tokenizer, out / CHECKPOINT)
+        written[CHECKPOINT] = "ordinary checkpoint"
+    console.print(session_table(session.report()))
+    for name, meaning in written.items():
+        console.print(f"{escape(str(out / name))}: {escape(meaning)}")
+
+
+def _quieten() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _size(count: float) -> str:

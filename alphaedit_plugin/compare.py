@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .editors.keys import context_templates
+from .editors.layered import LayeredEditor
 from .editors.targets import Targets
 from .errors import CorpusError, EditError
 from .evaluation.counterfact import Fact, score
 from .evaluation.scoring import perplexity
-from .evaluation.weights import drift, leakage
 from .files import write_text
 from .hparams import Hyperparameters
 from .nullspace import NullSpaces
-from .prepare import Statistics
-from .session import Session, Variant, put_back
+from .prepare import Statistics, null_spaces_of
+from .session import Session, put_back
+from .store import Store
 from .trace import evaluating
+from .variant import Variant
 
 log = logging.getLogger(__name__)
 
@@ -81,95 +83,126 @@ def compare(
     tokenizer: Any,
     facts: Sequence[Fact],
     variants: Sequence[str],
-    hyperparameters: Hyperparameters,
+    hyperparameters: Hyperparameters | Mapping[str, Hyperparameters],
     statistics: Statistics,
-    null_spaces: NullSpaces,
     *,
     batch_size: int,
     held_out: str,
+    store: Store | None = None,
+    on_row: Callable[[Comparison], None] = lambda comparison: None,
     progress: bool = False,
     settings: dict[str, Any] | None = None,
 ) -> Comparison:
     """Edit `facts` in sequential batches with each of `variants` and measure; the model ends as it began.
 
-    The targets of the first batch are computed once: every variant starts from the same weights. Their time is
-    counted for each.
+    `hyperparameters` are one for all, or by the variant's name; `statistics` are of all layers that any of them
+    edits. What variants have in common is computed once, and its time counted for each: the targets of the first
+    batch, and all edits where only PRUNE's damping at the end differs. `on_row` gets what there is after each row.
     """
-    names = [str(Variant.parse(variant)) for variant in variants]
+    parsed = {str(variant): variant for variant in map(Variant.parse, variants)}
+    chosen = {
+        name: variant.hyperparameters(
+            model, "", hyperparameters if isinstance(hyperparameters, Hyperparameters) else hyperparameters[name]
+        )
+        for name, variant in parsed.items()
+    }
     requests = [fact.request for fact in facts]
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
     windows = held_out_windows(held_out, tokenizer)
-    rows = [_measure("before", model, tokenizer, facts, windows, progress)]
-
-    if any(Variant.parse(name).projected for name in names):
+    spaces = {
+        name: null_spaces_of(statistics.of_layers(chosen[name].layers), chosen[name].null_space, store=store)
+        for name, variant in parsed.items()
+        if variant.projected
+    }
+    for null_spaces in spaces.values():
         null_spaces.check(model)
-    with evaluating(model):
-        contexts = context_templates(model, tokenizer)
-    first: Targets | None = None
-    first_seconds = 0.0
-    for name in names:
+
+    contexts: dict[Any, tuple[str, ...]] = {}
+    first: dict[Any, tuple[Targets, float]] = {}
+    measured: dict[str, Row] = {"before": _measure("before", model, tokenizer, facts, windows, progress)}
+
+    def comparison() -> Comparison:
+        return Comparison(
+            [measured[name] for name in ("before", *parsed) if name in measured],
+            {
+                **(settings or {}),
+                "variants": list(parsed),
+                "edits": len(requests),
+                "batch_size": batch_size,
+                "hyperparameters": {name: values.as_dict() for name, values in chosen.items()},
+                "contexts": [list(templates) for templates in contexts.values()],
+                "statistics": statistics.provenance,
+                "null_spaces": {name: _described(of, statistics) for name, of in spaces.items()},
+                "held_out_tokens": sum(map(len, windows)),
+                "environment": environment(),
+            },
+        )
+
+    for name in parsed:
+        if name in measured:
+            continue
+        # Together: those whose edits are the same, the damped ones last.
+        together = [n for n in parsed if (parsed[n].trajectory, chosen[n]) == (parsed[name].trajectory, chosen[name])]
+        together.sort(key=lambda n: parsed[n].prune)
+        values = chosen[name]
+        lengths = values.context_template_length_params
+        if lengths not in contexts:
+            with evaluating(model):
+                contexts[lengths] = context_templates(model, tokenizer, lengths)
         session = Session(
             model,
             tokenizer,
-            name,
-            hyperparameters,
-            statistics.covariances,
-            null_spaces,
-            contexts=contexts,
+            parsed[together[-1]],
+            spaces.get(name),
+            hyperparameters=values,
+            covariances=statistics.covariances,
+            contexts=contexts[lengths],
             check_model=False,
             progress=progress,
         )
-        projections = session.editor.projections
         with (
-            put_back(projections) as before,
-            tqdm(total=len(requests), desc=name, unit="fact", disable=not progress) as bar,
+            put_back(session.projections),
+            tqdm(total=len(requests), desc=" ".join(together), unit="fact", disable=not progress) as bar,
         ):
+            spent, targets = 0.0, None
+            if isinstance(session.editor, LayeredEditor):
+                key = (max(values.layers), values.target_settings, lengths)
+                if key not in first:
+                    started = time.perf_counter()
+                    first[key] = session.editor.targets(batches[0]), time.perf_counter() - started
+                targets, spent = first[key]
             started = time.perf_counter()
-            if first is None:
-                first = session.editor.targets(batches[0])
-                first_seconds = time.perf_counter() - started
-                started = time.perf_counter()
             for index, batch in enumerate(batches):
-                session.edit(batch, first if index == 0 else None)
+                session.edit(batch, targets if index == 0 else None)
                 bar.update(len(batch))
-            seconds = time.perf_counter() - started + first_seconds
-            after = {layer: p.matrix for layer, p in projections.items()}
-            rows.append(
-                _measure(
-                    name,
+            spent += time.perf_counter() - started
+            for each in together:
+                if parsed[each].prune:
+                    started = time.perf_counter()
+                    session.finish()
+                    spent += time.perf_counter() - started
+                report = session.report()
+                measured[each] = _measure(
+                    each,
                     model,
                     tokenizer,
                     facts,
                     windows,
                     progress,
-                    seconds=seconds,
-                    drifts={layer: drift(before[layer], after[layer]) for layer in after},
-                    leakages={
-                        layer: leakage(before[layer], after[layer], statistics.covariances[layer]) for layer in after
-                    },
+                    seconds=spent,
+                    drifts=report.drift,
+                    leakages=report.leakage,
                 )
-            )
-    return Comparison(
-        rows,
-        {
-            **(settings or {}),
-            "variants": names,
-            "edits": len(requests),
-            "batch_size": batch_size,
-            "hyperparameters": hyperparameters.as_dict(),
-            "contexts": list(contexts),
-            "statistics": statistics.provenance,
-            "null_spaces": {
-                "criterion": null_spaces.provenance.get("criterion"),
-                "nullity": {layer: space.nullity for layer, space in null_spaces.items()},
-                "leakage": {
-                    layer: space.leakage(statistics.covariances[layer]) for layer, space in null_spaces.items()
-                },
-            },
-            "held_out_tokens": sum(map(len, windows)),
-            "environment": environment(),
-        },
-    )
+                on_row(comparison())
+    return comparison()
+
+
+def _described(null_spaces: NullSpaces, statistics: Statistics) -> dict[str, Any]:
+    return {
+        "criterion": null_spaces.provenance.get("criterion"),
+        "nullity": {layer: space.nullity for layer, space in null_spaces.items()},
+        "leakage": {layer: space.leakage(statistics.covariances[layer]) for layer, space in null_spaces.items()},
+    }
 
 
 def _measure(

@@ -41,5 +41,13 @@ class GuardError(EditError):
     """A projection hook was misused, or a guarded edit went wrong and was rolled back."""
 
 
+class SessionError(AlphaEditError):
+    """A session cannot be saved or resumed; model and files are as they were."""
+
+
 class StoreError(AlphaEditError):
     """The cache directory cannot be written or an entry in it cannot be used."""
+
+
+class PatchError(AlphaEditError):
+    """A patch is damaged, or does not fit the model; the model is as it was."""

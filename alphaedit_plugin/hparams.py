@@ -22,15 +22,18 @@ log = logging.getLogger(__name__)
 # What EasyEdit's files also say, and what we read off the model, the command line or the statistics instead.
 _EASYEDIT_ONLY = frozenset(
     """
-    alg_name model_name stats_dir device layer_selection fact_token v_loss_layer mom2_adjustment layer_module_tmp
-    mlp_module_tmp attn_module_tmp ln_f_module lm_head_module mom2_dataset mom2_n_samples mom2_dtype model_parallel
+    alg_name model_name stats_dir device layer_selection fact_token v_loss_layer layer_module_tmp mlp_module_tmp
+    attn_module_tmp ln_f_module lm_head_module mom2_dataset mom2_n_samples mom2_dtype model_parallel
     batch_size max_length fp16 bf16 context_template_length_params P_loc
     """.split()  # noqa: SIM905
 )
 
 
 # Keys of EasyEdit of which one value is implemented: any other would silently be another method.
-_IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all", "mom2_adjustment": True}
+_IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all"}
+
+METHODS = {"rome": "ROME", "memit": "MEMIT", "rect": "RECT", "prune": "PRUNE", "alphaedit": "AlphaEdit"}
+"""The methods that have files of their own, and the folders these are in."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class TargetSettings:
 
     `steps` (v_num_grad_steps) and `lr` (v_lr) of Adam; loss = NLL of the new object averaged over contexts +
     `kl_factor` · KL(after ‖ before) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
-    within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` lets float32 matrix products run in bfloat16
-    where the hardware has it: about twice as fast, δ then agrees to some 1e-2.
+    within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` optimises δ on a bfloat16 copy of a float32 model
+    where the hardware has bfloat16: several times faster, and no worse an edit (`benchmarks/targets.py`).
     """
 
     steps: int = 25
@@ -56,8 +59,10 @@ class Hyperparameters:
     """Settings of one method on one model; the names are EasyEdit's.
 
     `layers` are edited in ascending order. `rewrite_module_tmp` names the out-projection and is only needed where
-    it cannot be found. `mom2_update_weight` is λ of MEMIT. `null_space` says which directions count as null when
-    updates are projected: a threshold on eigenvalues, an energy, or a nullity (see `Criterion`).
+    it cannot be found. `mom2_update_weight` is λ of MEMIT, `L2` that of AlphaEdit; `mom2_adjustment` says whether
+    ROME measures keys by their covariance. `context_template_length_params` are pairs (tokens, number) of context
+    templates. `null_space` says which directions count as null when updates are projected: a threshold on
+    eigenvalues (EasyEdit's `nullspace_threshold`), an energy, or a nullity (see `Criterion`).
     """
 
     layers: tuple[int, ...]
@@ -67,6 +72,9 @@ class Hyperparameters:
     clamp_norm_factor: float = 0.75
     kl_factor: float = 0.0625
     mom2_update_weight: float = 15000.0
+    mom2_adjustment: bool = True
+    L2: float = 10.0
+    context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
     rewrite_module_tmp: str | None = None
     reduced_precision: bool = False
     null_space: Criterion = field(default_factory=lambda: Criterion(threshold=PAPER_THRESHOLD))
@@ -86,12 +94,24 @@ class Hyperparameters:
         """In JSON's types."""
         values = asdict(self)
         values["layers"] = list(self.layers)
+        values["context_template_length_params"] = [list(pair) for pair in self.context_template_length_params]
         values["null_space"] = {k: v for k, v in values["null_space"].items() if v is not None}
         return values
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
         """Raises HyperparameterError, naming `name` and the key, for a key that is unknown or ill-typed."""
+        settings = cls._settings(values, name)
+        if "layers" not in settings:
+            raise HyperparameterError(f"{name}: 'layers' is missing: which layers are to be edited?")
+        return cls(**settings)
+
+    def changed(self, values: Mapping[str, Any], name: str) -> Hyperparameters:
+        """With some settings changed; raises as `from_mapping` does."""
+        return replace(self, **self._settings(values, name))
+
+    @classmethod
+    def _settings(cls, values: Mapping[str, Any], name: str) -> dict[str, Any]:
         known = {f.name for f in fields(cls)}
         settings: dict[str, Any] = {}
         for key, value in values.items():
@@ -99,14 +119,17 @@ class Hyperparameters:
                 raise HyperparameterError(f"{name}: {key} {value!r} is not implemented, only {_IMPLEMENTED[key]!r}")
             if key in _EASYEDIT_ONLY:
                 continue
+            if key == "nullspace_threshold":
+                if "null_space" in values:
+                    raise HyperparameterError(f"{name}: give nullspace_threshold or null_space, not both")
+                settings["null_space"] = _criterion({"threshold": value}, name)
+                continue
             if key not in known:
-                near = difflib.get_close_matches(str(key), known | _EASYEDIT_ONLY, n=1)
+                near = difflib.get_close_matches(str(key), known | _EASYEDIT_ONLY | {"nullspace_threshold"}, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
                 raise HyperparameterError(f"{name}: unknown key {key!r}{hint}")
             settings[key] = _typed(key, value, name)
-        if "layers" not in settings:
-            raise HyperparameterError(f"{name}: 'layers' is missing: which layers are to be edited?")
-        return cls(**settings)
+        return settings
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hyperparameters:
@@ -123,20 +146,44 @@ class Hyperparameters:
     def for_model(cls, method: str, model: nn.Module, name: str) -> Hyperparameters:
         """The shipped file for a model of this name, else defaults derived from the model, which are logged.
 
-        Derived: five consecutive layers from one seventh of the way up, where the paper's models are edited.
+        A file is this model's if it is called as the last part of `name`, or its model_name ends so. Derived: five
+        consecutive layers from one seventh of the way up, where the paper's models are edited; for ROME the second
+        of them, and ROME's settings.
         """
-        short = name.rstrip("/").rsplit("/", 1)[-1].lower()
-        path = shipped(f"hparams/{method.upper()}/{short}.yaml")
-        if path.is_file():
-            return cls.from_yaml(path)
+        short = _short(name)
+        folder = shipped(f"hparams/{METHODS[method]}")
+        for path in sorted(folder.glob("*.yaml")):
+            if path.stem == short or _short(str(yaml.safe_load(path.read_text("utf-8")).get("model_name"))) == short:
+                return cls.from_yaml(path)
         depth = len(Decoder(model))
         first = max(0, min(depth // 7, depth - 5))
-        derived = cls(layers=tuple(range(first, min(first + 5, depth))))
-        log.info("no hyperparameters for %s: layers %s and MEMIT's defaults", name, list(derived.layers))
+        if method == "rome":
+            derived = cls(
+                layers=(min(first + 1, depth - 1),),
+                v_num_grad_steps=20,
+                clamp_norm_factor=4.0,
+                context_template_length_params=((5, 10), (10, 10)),
+            )
+        else:
+            derived = cls(layers=tuple(range(first, min(first + 5, depth))))
+        log.warning(
+            "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor %g (derived, not "
+            "tuned)",
+            METHODS[method],
+            name,
+            list(derived.layers),
+            derived.v_lr,
+            derived.clamp_norm_factor,
+        )
         return derived
 
     def with_layers(self, layers: tuple[int, ...] | None) -> Hyperparameters:
         return self if layers is None else replace(self, layers=layers)
+
+
+def _short(name: str) -> str:
+    """The last part of a model's name or path, in small letters."""
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _typed(key: str, value: Any, name: str) -> Any:
@@ -155,7 +202,15 @@ def _typed(key: str, value: Any, name: str) -> Any:
         if not isinstance(value, str) or value.count("{}") != 1:
             raise wrong("a module name with '{}' in the place of the layer")
         return value
-    if key == "reduced_precision":
+    if key == "context_template_length_params":
+        pairs = value if isinstance(value, list | tuple) else []
+        if not pairs or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) is int and n > 0 for n in pair)
+            for pair in pairs
+        ):
+            raise wrong("a list of pairs [tokens, number of templates]")
+        return tuple((int(tokens), int(number)) for tokens, number in pairs)
+    if key in ("reduced_precision", "mom2_adjustment"):
         if not isinstance(value, bool):
             raise wrong("true or false")
         return value

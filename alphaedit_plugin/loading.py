@@ -57,6 +57,26 @@ def load(
     return model.eval().requires_grad_(False), tokenizer
 
 
+def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+    """An ordinary Hugging Face checkpoint, whole or absent; one that is there already is replaced.
+
+    Raises StoreError when it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+    except OSError as failure:
+        raise StoreError(
+            f"cannot write the model to {folder}: {failure}. Free some space or choose another place"
+        ) from failure
+
+
 def demo_model(store: Store) -> Path:
     """The folder of SmolLM2-135M-Instruct as an ordinary float32 checkpoint, made on first use.
 

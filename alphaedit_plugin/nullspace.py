@@ -19,6 +19,7 @@ from .statistics import Covariance
 log = logging.getLogger(__name__)
 
 PAPER_THRESHOLD = 2e-2
+_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,12 @@ class NullSpace:
         if delta.shape[-1] != self.d_in:
             raise NullSpaceError(f"an update of shape {tuple(delta.shape)} does not end in d_in = {self.d_in}")
         work = torch.promote_types(delta.dtype, torch.float32)
-        x, u = delta.to(work), self.factor.to(delta.device, work)
-        inside = (x @ u) @ u.T
+        x, factor = delta.to(work), self.factor.to(delta.device)
+        inside = torch.zeros_like(x)
+        step = _COLUMNS if factor.dtype != work else max(1, factor.shape[1])
+        for column in range(0, factor.shape[1], step):  # in blocks: no second copy of the factor in float64
+            u = factor[:, column : column + step].to(work)
+            inside += (x @ u) @ u.T
         return (inside if self.side == "null" else x - inside).to(delta.dtype)
 
     def dense(self) -> Tensor:

@@ -1,11 +1,14 @@
-"""Float32 matrix products in bfloat16, where the hardware has them: faster, and enough for what is not measured."""
+"""Less precision where nothing is measured by it, float64 where conditioning asks for it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -17,3 +20,26 @@ def reduced_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def in_bfloat16(model: Any) -> Any:
+    """A copy of a float32 model whose weights are bfloat16, its buffers (rotary frequencies) as they were.
+
+    The model itself is returned where a copy would be of no use: it is in 16 bits already, the processor has no
+    bfloat16 of its own, or accelerate's hooks tie its modules to where their weights are.
+    """
+    weights = list(model.parameters())
+    native = all(w.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() for w in weights)
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if model.dtype != torch.float32 or hooked or not native:
+        return model
+    memo = {id(w): nn.Parameter(w.detach().to(torch.bfloat16), requires_grad=False) for w in weights}
+    return copy.deepcopy(model, memo)
+
+
+def float64_device(device: torch.device | str) -> torch.device:
+    """The device itself, or the CPU where the device has no float64 (MPS)."""
+    try:
+        return torch.empty(0, dtype=torch.float64, device=device).device
+    except TypeError:
+        return torch.device("cpu")

@@ -32,6 +32,9 @@ class Statistics:
     covariances: dict[int, Covariance]
     provenance: dict[str, Any]
 
+    def of_layers(self, layers: Sequence[int]) -> Statistics:
+        return Statistics({layer: self.covariances[layer] for layer in layers}, self.provenance)
+
 
 def prepare_statistics(
     model: nn.Module,

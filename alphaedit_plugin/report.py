@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from .compare import Comparison, Row
+from .session import Report
 
 
 def table(comparison: Comparison) -> Table:
@@ -37,6 +38,27 @@ def table(comparison: Comparison) -> Table:
                 text = f"[bold]{text}[/bold]"
             cells.append(text)
         result.add_row(row.variant, *cells)
+    return result
+
+
+def session_table(report: Report) -> Table:
+    """What a session has done to each layer."""
+    columns = (
+        ("drift %", "‖ΔW‖/‖W‖", report.drift),
+        ("leakage %", "‖ΔW K0‖/‖W K0‖", report.leakage),
+        ("outside %", "‖ΔW(I − P)‖/‖ΔW‖", report.outside),
+    )
+    shown = [column for column in columns if column[2]]
+    result = Table(
+        title=f"{report.method}: {report.edits} facts in {report.batches} batches",
+        caption="\n".join(f"{title.removesuffix(' %')} {meaning}" for title, meaning, _ in shown),
+        box=box.SIMPLE_HEAD,
+        min_width=40,
+    )
+    for title in ("layer", *(title for title, _, _ in shown)):
+        result.add_column(title, justify="right")
+    for layer in report.drift:
+        result.add_row(str(layer), *(f"{100 * values[layer]:.3g}" for _, _, values in shown))
     return result
 
 

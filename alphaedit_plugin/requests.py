@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .errors import RequestError
@@ -65,6 +67,20 @@ def parse_requests(records: Sequence[Mapping[str, Any] | Request]) -> list[Reque
     if not records:
         raise RequestError("there are no requests: give at least one")
     return [Request.parse(record, f"request {index}") for index, record in enumerate(records)]
+
+
+def load_requests(path: str | Path) -> list[Request]:
+    """Requests of a JSON file: a list of records, or one record a line. Raises RequestError naming file and record."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.strip()]
+        by_line = str(path).endswith(".jsonl")
+        records = [json.loads(line) for line in lines] if by_line else json.loads(text)
+    except (OSError, ValueError) as failure:
+        raise RequestError(f"cannot read facts from {path}: {failure}") from failure
+    if not isinstance(records, list) or not records:
+        raise RequestError(f"{path} holds no list of facts")
+    return [Request.parse(record, f"{path}, record {index}") for index, record in enumerate(records)]
 
 
 def _text(record: Mapping[str, Any], key: str, name: str) -> str:

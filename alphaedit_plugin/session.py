@@ -2,112 +2,401 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
-from .editors import MEMIT
+from .editors import damped
 from .editors.targets import Targets
-from .errors import EditError, HyperparameterError
-from .hook import guard
+from .errors import EditError, SessionError, StatisticsError, WrongModelError
+from .files import read_tensors, write_tensors
+from .fingerprint import fingerprints, tensor_digest
+from .history import MANIFEST, Batch, load_manifest, save_manifest, stacked
 from .hparams import Hyperparameters
+from .lora import write_lora
 from .modules import Decoder, OutProjection
 from .nullspace import NullSpaces
+from .patch import write_patch
+from .prepare import model_name, null_spaces_of, prepare_statistics
 from .requests import Request, parse_requests
 from .statistics import Covariance
+from .store import Store
+from .variant import Variant
+from .weights import drift, leakage, outside
 
-EDITORS = {"memit": MEMIT}
+log = logging.getLogger(__name__)
+
+_NULL_SPACES, _COVARIANCES, _TOKENIZER = "null_spaces.safetensors", "covariances.safetensors", "tokenizer"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A method by name, with or without projection: `memit`, `memit+P`."""
+class Report:
+    """What a session has done to its model, by layer.
 
-    editor: str
-    projected: bool
+    `drift` ‖ΔW‖/‖W‖; `leakage` ‖ΔW K0‖/‖W K0‖, empty without covariances; `outside` ‖ΔW(I − P)‖/‖ΔW‖, empty without
+    null spaces.
+    """
 
-    @classmethod
-    def parse(cls, name: str) -> Variant:
-        """Raises HyperparameterError for a name that is no variant."""
-        editor, plus, suffix = name.strip().partition("+")
-        if editor.lower() not in EDITORS or (plus and suffix.upper() != "P"):
-            known = ", ".join(f"{e}, {e}+P" for e in EDITORS)
-            raise HyperparameterError(f"there is no method {name!r}; known are {known}")
-        return cls(editor.lower(), bool(plus))
-
-    def __str__(self) -> str:
-        return f"{self.editor}+P" if self.projected else self.editor
+    method: str
+    edits: int
+    batches: int
+    drift: dict[int, float]
+    leakage: dict[int, float]
+    outside: dict[int, float]
 
 
 class Session:
-    """Edits one model in place, batch after batch.
+    """Edits one model in place, batch after batch, and can undo, save, resume and export what it did.
 
-    Invariant: a call to `edit` writes all of its facts or none. Whatever interrupts it (an error, a value that is
-    not finite, Ctrl-C) leaves the weights as they were before the call, bit for bit.
+    Invariants. A call to `edit`, `undo` or `finish` does all of its work or none: whatever interrupts it (an error,
+    a value that is not finite, a full disk, Ctrl-C), weights and history are as they were before the call, bit for
+    bit. The weights are what `base` becomes when the updates of `batches` are written into it in their order.
     """
 
     def __init__(
         self,
         model: nn.Module,
         tokenizer: Any,
-        method: str,
-        hyperparameters: Hyperparameters,
-        covariances: Mapping[int, Covariance],
+        method: str | Variant,
         null_spaces: NullSpaces | None = None,
         *,
+        hyperparameters: Hyperparameters | None = None,
+        covariances: Mapping[int, Covariance] | None = None,
         contexts: Sequence[str] | None = None,
+        autosave: str | Path | None = None,
         check_model: bool = True,
+        store: Store | None = None,
         progress: bool = False,
     ) -> None:
-        """`null_spaces` are needed by, and used for, the methods that end in +P.
+        """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`variant.GRAMMAR`).
 
-        Raises WrongModelError when they belong to another model; `check_model=False` lets it pass.
+        Hyperparameters default to those that ship for the model, or that are derived from it. What the method needs
+        of `covariances` and `null_spaces` and is not given is taken from the store, or computed and stored, as by
+        `alphaedit prepare`. With `autosave` every batch is saved to that folder as soon as it is written.
+
+        Raises WrongModelError for null spaces of another model (`check_model=False` lets them pass), EditError for
+        those of another module, or when only `covariances` were given to a method that also needs null spaces.
         """
-        self.variant = Variant.parse(method)
-        self.model = model
-        self.facts: list[Request] = []
-        if self.variant.projected:
-            if null_spaces is None:
-                raise EditError(f"{method} projects its updates: give null_spaces (see prepare.null_spaces_of)")
-            missing = sorted(set(hyperparameters.layers) - set(null_spaces))
-            if missing:
-                raise EditError(f"there is no null space of layers {missing}, which {method} is to edit")
-            if check_model:
-                null_spaces.check(model)
-            template = null_spaces.provenance.get("template")
-            for layer in hyperparameters.layers:
-                theirs = Decoder(model, template).out_projection(layer).name
-                ours = Decoder(model, hyperparameters.rewrite_module_tmp).out_projection(layer).name
-                if theirs != ours:
-                    raise EditError(
-                        f"the null space of layer {layer} is that of {theirs}, but {method} is to edit {ours}"
-                    )
-        self.null_spaces = null_spaces if self.variant.projected else None
-        self.editor = EDITORS[self.variant.editor](
-            model, tokenizer, hyperparameters, covariances, contexts=contexts, progress=progress
+        self.variant = method if isinstance(method, Variant) else Variant.parse(method)
+        self.model, self.tokenizer = model, tokenizer
+        self.hyperparameters = self.variant.hyperparameters(model, model_name(model), hyperparameters)
+        layers, template = self.hyperparameters.layers, self.hyperparameters.rewrite_module_tmp
+        if self.variant.projected and null_spaces is None and covariances is not None:
+            raise EditError(f"{self.variant} projects: give null_spaces too (see prepare.null_spaces_of)")
+        if (self.variant.needs_covariances and covariances is None) or (self.variant.projected and null_spaces is None):
+            statistics = prepare_statistics(model, tokenizer, layers, template=template, store=store, progress=progress)
+            covariances = covariances or statistics.covariances
+            if self.variant.projected and null_spaces is None:
+                null_spaces = null_spaces_of(statistics, self.hyperparameters.null_space, store=store)
+        self.covariances = {layer: c for layer, c in (covariances or {}).items() if layer in layers}
+        self.null_spaces = _fitting(null_spaces, self) if self.variant.projected and null_spaces else None
+        if self.null_spaces is not None and check_model:
+            self.null_spaces.check(model)
+        self.editor = self.variant.editor(
+            model,
+            tokenizer,
+            self.hyperparameters,
+            self.covariances,
+            self.null_spaces or {},
+            contexts=contexts,
+            progress=progress,
         )
+        self.batches: list[Batch] = []
+        self.base = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+        self.autosave = Path(autosave) if autosave is not None else None
+        self._undamped: dict[int, Tensor] | None = None
+        self._fingerprints: dict[int, str] | None = None
+        if self.autosave is not None and (self.autosave / MANIFEST).exists():
+            raise SessionError(f"{self.autosave} holds a session already: resume it, or choose another folder")
+
+    @property
+    def projections(self) -> dict[int, OutProjection]:
+        """layer → the out-projection that is edited."""
+        return self.editor.projections
+
+    @property
+    def facts(self) -> list[Request]:
+        """Every fact written and not undone, in order."""
+        return [request for batch in self.batches for request in batch.requests]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the weights are those that `finish` leaves."""
+        return self._undamped is not None
 
     def edit(self, records: Sequence[Mapping[str, Any] | Request], targets: Targets | None = None) -> list[Request]:
         """Write these facts, all or none; returns them as understood.
 
         `targets` computed before, on the model as it is now, save computing them. Raises RequestError for a
-        malformed record before anything is touched, and EditError when the result would not be finite.
+        malformed record before anything is touched, and EditError when the result would not be finite. A sequence
+        that was finished goes on from its undamped weights.
         """
         requests = parse_requests(records)
-        with transaction(self.editor.projections):
-            if self.null_spaces is None:
-                self.editor.edit(requests, targets)
-            else:
-                chosen = {layer: self.null_spaces[layer] for layer in self.editor.projections}
-                spaces = NullSpaces(chosen, self.null_spaces.provenance)
-                with guard(self.model, spaces, check_model=False):
-                    self.editor.edit(requests, targets)
-        self.facts += requests
+        with self._transaction():
+            self._unfinish()
+            written = self.editor.edit(requests, targets)
+            self.batches.append(Batch(tuple(requests), written))
         return requests
+
+    def undo(self, batches: int = 1) -> list[Request]:
+        """Take back the last `batches` calls to `edit`, exactly; returns their facts.
+
+        Raises EditError when there are not that many.
+        """
+        if isinstance(batches, bool) or not isinstance(batches, int) or not 1 <= batches <= len(self.batches):
+            raise EditError(f"cannot undo {batches!r} batches: the session holds {len(self.batches)}")
+        with self._transaction():
+            self._undamped = None
+            undone, self.batches = self.batches[-batches:], self.batches[:-batches]
+            facts = [request for batch in undone for request in batch.requests]
+            self.editor.forget(len(facts))
+            self._write_again()
+        return facts
+
+    def finish(self) -> None:
+        """Do what the method does at the end of a sequence: PRUNE's damping, then projection. Nothing otherwise.
+
+        It can be repeated; the next `edit` or `undo` takes it back first.
+        """
+        if not self.variant.prune or self.finished or not self.batches:
+            return
+        with self._transaction():
+            self._undamped = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+            for layer, projection in self.projections.items():
+                before, weight = self.base[layer].to(torch.float64), projection.matrix
+                accumulated = weight.to(torch.float64) - before
+                change = damped(accumulated, before)
+                if change is accumulated:
+                    continue  # nothing outgrew the weight
+                if self.null_spaces is not None:
+                    change = self.null_spaces[layer].project(change)
+                weight.copy_((before + change.to(before.device)).to(weight.dtype))
+
+    def report(self) -> Report:
+        """How far the weights have moved, and how much of that touches preserved keys."""
+        now = {layer: projection.matrix for layer, projection in self.projections.items()}
+        return Report(
+            str(self.variant),
+            len(self.facts),
+            len(self.batches),
+            {layer: drift(self.base[layer], weight) for layer, weight in now.items()},
+            {
+                layer: leakage(self.base[layer], weight, self.covariances[layer])
+                for layer, weight in now.items()
+                if layer in self.covariances
+            },
+            {layer: outside(self.base[layer], now[layer], space) for layer, space in (self.null_spaces or {}).items()},
+        )
+
+    # -------------------------------------------------------------------------------------------------- on disk
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to a folder: what it needs to go on, its tokenizer, and a file for every batch.
+
+        The model itself is not in it. Batches saved before are not written again; a crash at any moment leaves the
+        folder with the batches before or after, never between. Raises SessionError when it cannot be written.
+        """
+        folder = Path(path)
+        if not (folder / MANIFEST).exists():
+            self._save_foundations(folder)
+        saved = [batch.save(folder, index) for index, batch in enumerate(self.batches)]
+        weights = {str(layer): _digest(projection.matrix) for layer, projection in self.projections.items()}
+        save_manifest(folder, {**self._description(), "finished": self.finished, "weights": weights}, saved)
+        if folder == self.autosave:
+            self.batches = saved
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        check_model: bool = True,
+        progress: bool = False,
+    ) -> Session:
+        """The session that was saved to `path`, its edits written into `model` again; it goes on saving itself there.
+
+        `model` is the one that the session began with, unedited. The tokenizer is read from the folder unless given.
+        Raises SessionError for a folder that holds no whole session, WrongModelError for another model.
+        """
+        folder = Path(path)
+        values, batches = load_manifest(folder)
+        hyperparameters = Hyperparameters.from_mapping(values["hyperparameters"], str(folder / MANIFEST))
+        found = fingerprints(model, hyperparameters.layers)
+        wrong = [layer for layer, print_ in found.items() if values["fingerprints"].get(str(layer)) != print_]
+        if wrong and check_model:
+            raise WrongModelError(
+                f"the session in {folder} began with {values['model']}, not with the given {model_name(model)} (layer "
+                f"{wrong[0]} differs): give the unedited model it began with, or check_model=False"
+            )
+        covariances = _load_covariances(folder / _COVARIANCES)
+        null_spaces = NullSpaces.load(folder / _NULL_SPACES) if (folder / _NULL_SPACES).exists() else None
+        session = cls(
+            model,
+            tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / _TOKENIZER),
+            Variant.parse(values["method"]),
+            null_spaces,
+            hyperparameters=hyperparameters,
+            covariances=covariances,
+            contexts=values["contexts"],
+            check_model=False,
+            progress=progress,
+        )
+        with put_back(session.projections, only_on_error=True):
+            session.batches = batches
+            session._write_again()
+            for batch in batches:
+                session.editor.remember(batch.written)
+            if values["finished"]:
+                session.finish()
+            _check_finite(session.projections)
+        now = {str(layer): _digest(projection.matrix) for layer, projection in session.projections.items()}
+        if now != values["weights"]:
+            log.warning("%s: the weights differ from those saved in their last bits (another machine?)", folder)
+        session.autosave = folder
+        return session
+
+    def to_patch(self, path: str | Path) -> None:
+        """Write the edit as one small safetensors file that `patch.apply_patch` and `revert_patch` take, exactly.
+
+        It holds the factors of ΔW where the method has any (not under RECT, nor after PRUNE's damping).
+        """
+        factors: Mapping[int, tuple[Tensor, Tensor] | None] = {}
+        if not self.variant.rect and not self.finished:
+            factors = stacked(self.batches)
+        write_patch(
+            path,
+            self.model,
+            self.base,
+            {layer: factors.get(layer) for layer in self.projections},
+            {**self._description(), "facts": [vars(fact) for fact in self.facts]},
+            template=self.hyperparameters.rewrite_module_tmp,
+        )
+
+    def to_lora(self, folder: str | Path, *, energy: float | None = None) -> dict[int, int]:
+        """Write the edit as a PEFT LoRA adapter; returns layer → rank.
+
+        The ranks are those that give ΔW exactly, or with `energy` the smallest that hold this share of ‖ΔW‖².
+        """
+        return write_lora(
+            folder,
+            self.model,
+            self.base,
+            template=self.hyperparameters.rewrite_module_tmp,
+            energy=energy,
+            base_model=model_name(self.model),
+        )
+
+    # ------------------------------------------------------------------------------------------------ internals
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Weights, history and memory that the block leaves, saved; or all as before if it fails."""
+        before = (self.batches, self._undamped, self.editor.memory)
+        self.batches = list(self.batches)
+        try:
+            with put_back(self.projections, only_on_error=True):
+                yield
+                _check_finite(self.projections)
+                if self.autosave is not None:
+                    self.save(self.autosave)
+        except BaseException:
+            self.batches, self._undamped, self.editor.memory = before
+            raise
+
+    def _unfinish(self) -> None:
+        if self._undamped is not None:
+            _copy(self._undamped, self.projections)
+            self._undamped = None
+
+    def _write_again(self) -> None:
+        """The weights as `batches` leave them, from the base."""
+        _copy(self.base, self.projections)
+        again = self.editor.write.again
+        for batch in self.batches:
+            for update in batch.written.updates:
+                again(self.projections[update.layer], update)
+
+    def _description(self) -> dict[str, Any]:
+        """What the session is, in JSON's types."""
+        if self._fingerprints is None:
+            with put_back(self.projections):
+                _copy(self.base, self.projections)
+                self._fingerprints = fingerprints(self.model, list(self.projections))
+        return {
+            "method": str(self.variant),
+            "model": model_name(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "fingerprints": {str(layer): print_ for layer, print_ in self._fingerprints.items()},
+            "hyperparameters": self.hyperparameters.as_dict(),
+            "contexts": list(self.editor.contexts),
+        }
+
+    def _save_foundations(self, folder: Path) -> None:
+        """What never changes during a session: statistics, null spaces, tokenizer."""
+        if self.variant.needs_covariances:
+            tensors = {
+                f"{layer}.{name}": tensor
+                for layer, covariance in self.covariances.items()
+                for name, tensor in covariance.packed().items()
+            }
+            write_tensors(folder / _COVARIANCES, tensors, {"layers": list(self.covariances)}, SessionError)
+        if self.null_spaces is not None:
+            self.null_spaces.save(folder / _NULL_SPACES)
+        try:
+            self.tokenizer.save_pretrained(folder / _TOKENIZER)
+        except (OSError, NotImplementedError, AttributeError) as failure:
+            raise SessionError(f"cannot save the tokenizer to {folder / _TOKENIZER}: {failure}") from failure
+
+
+def _fitting(null_spaces: NullSpaces, session: Session) -> NullSpaces:
+    """Those of the layers to be edited. Raises EditError where one is missing, or another module's."""
+    hyperparameters = session.hyperparameters
+    missing = sorted(set(hyperparameters.layers) - set(null_spaces))
+    if missing:
+        raise EditError(f"there is no null space of layers {missing}, which {session.variant} is to edit")
+    template = null_spaces.provenance.get("template")
+    for layer in hyperparameters.layers:
+        theirs = Decoder(session.model, template).out_projection(layer).name
+        ours = Decoder(session.model, hyperparameters.rewrite_module_tmp).out_projection(layer).name
+        if theirs != ours:
+            raise EditError(
+                f"the null space of layer {layer} is that of {theirs}, but {session.variant} is to edit {ours}"
+            )
+    return NullSpaces({layer: null_spaces[layer] for layer in hyperparameters.layers}, null_spaces.provenance)
+
+
+def _load_covariances(path: Path) -> dict[int, Covariance]:
+    if not path.exists():
+        return {}
+    tensors, metadata = read_tensors(path, StatisticsError)
+    return {
+        layer: Covariance.unpacked({name: tensors[f"{layer}.{name}"] for name in ("triangle", "count")})
+        for layer in metadata["layers"]
+    }
+
+
+def _copy(weights: Mapping[int, Tensor], projections: Mapping[int, OutProjection]) -> None:
+    for layer, projection in projections.items():
+        projection.matrix.copy_(weights[layer])
+
+
+def _check_finite(projections: Mapping[int, OutProjection]) -> None:
+    for projection in projections.values():
+        if not torch.isfinite(projection.matrix).all():
+            raise EditError(f"the edit would leave {projection.name}.weight not finite; nothing was changed")
+
+
+def _digest(matrix: Tensor) -> str:
+    return tensor_digest(matrix.contiguous())
 
 
 @contextmanager
@@ -123,15 +412,4 @@ def put_back(projections: Mapping[int, OutProjection], *, only_on_error: bool = 
         failed = False
     finally:
         if failed or not only_on_error:
-            for layer, projection in projections.items():
-                projection.matrix.copy_(before[layer])
-
-
-@contextmanager
-def transaction(projections: Mapping[int, OutProjection]) -> Iterator[None]:
-    """Weights that the block leaves, or exactly those from before it if it raises or leaves one not finite."""
-    with put_back(projections, only_on_error=True):
-        yield
-        for projection in projections.values():
-            if not torch.isfinite(projection.matrix).all():
-                raise EditError(f"the edit would leave {projection.name}.weight not finite; nothing was changed")
+            _copy(before, projections)

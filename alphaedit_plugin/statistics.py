@@ -17,6 +17,7 @@ from .batches import Tokens, batches, digest
 from .errors import StatisticsError
 from .files import atomic, read_tensors, write_tensors
 from .modules import Decoder
+from .precision import float64_device
 from .trace import evaluating, inputs_of
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,7 @@ class Covariance:
 
     @classmethod
     def empty(cls, d_in: int, device: torch.device | str = "cpu") -> Covariance:
-        try:
-            return cls(torch.zeros(d_in, d_in, dtype=torch.float64, device=device))
-        except TypeError:  # a device without float64 (MPS): sum on the CPU
-            return cls(torch.zeros(d_in, d_in, dtype=torch.float64))
+        return cls(torch.zeros(d_in, d_in, dtype=torch.float64, device=float64_device(device)))
 
     @property
     def d_in(self) -> int:

@@ -1,4 +1,5 @@
-"""A slow textbook MEMIT (Meng et al., 2023) and AlphaEdit (Fang et al., 2025), to compare a library with.
+"""Slow textbook editors, to compare a library with: ROME (Meng et al., 2022), MEMIT (Meng et al., 2023), RECT (Gu et
+al., 2024), PRUNE (Ma et al., 2024) and AlphaEdit (Fang et al., 2025).
 
 One sequence per forward, no padding, no cache, dense float64 algebra, and no code shared with what it checks.
 A `context` is a string with one "{}" that a whole prompt goes into; a request is
@@ -8,7 +9,7 @@ A `context` is a string with one "{}" that a whole prompt goes into; a request i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -130,6 +131,20 @@ def _module_input(model: nn.Module, ids: Sequence[int], module: nn.Module, posit
     return value
 
 
+def _module_output(model: nn.Module, ids: Sequence[int], module: nn.Module, position: int) -> Tensor:
+    """What comes out of an out-projection at one token, its bias included: the value v of ROME (sec. 3.1)."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        rows = output.reshape(len(ids), output.shape[-1])  # as in _module_input
+        seen.append(rows[position].detach().clone())
+
+    with torch.no_grad(), _hooked(module.register_forward_hook(hook)):
+        _logits(model, ids)
+    (value,) = seen
+    return value
+
+
 def _negative_log_likelihood(logits: Tensor, prompt_length: int, target: Sequence[int]) -> Tensor:
     """Mean over the target tokens of -log p(token | all before it), for logits of prompt + target."""
     terms = []
@@ -155,11 +170,13 @@ def compute_target(
     kl_factor: float,
     clamp: float,
     stop_loss: float = 5e-2,
+    reference_norm: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(z*, δ) of MEMIT's eq. 16, with ROME's essence-drift KL term and the weight decay on δ.
 
     loss = mean over contexts of [mean over target tokens of -log p] + kl_factor * KL(p || p0), as in ROME's eq. 4
            + weight_decay * ||δ|| / ||z||^2
+    and ||δ|| is kept to clamp * ||z||. A `reference_norm` takes the place of ||z|| in both.
     """
     prompts: list[list[int]] = []
     targets: list[list[int]] = []
@@ -178,6 +195,7 @@ def compute_target(
     with torch.no_grad():
         base_log_p = torch.log_softmax(_logits(model, essence_ids)[essence_position], dim=-1)
 
+    norm = z.norm() if reference_norm is None else reference_norm
     delta = torch.zeros_like(z, requires_grad=True)
 
     def loss_at_delta() -> Tensor:
@@ -189,7 +207,7 @@ def compute_target(
         with _hooked(_adding(layer_module, delta, essence_position)):
             log_p = torch.log_softmax(_logits(model, essence_ids)[essence_position], dim=-1)
         kl = (log_p.exp() * (log_p - base_log_p)).sum()
-        decay = delta.norm() / z.norm() ** 2
+        decay = delta.norm() / norm**2
         return torch.stack(likelihoods).mean() + kl_factor * kl + weight_decay * decay
 
     optimizer = torch.optim.Adam([delta], lr=lr)
@@ -202,7 +220,7 @@ def compute_target(
             loss.backward(inputs=[delta])
             optimizer.step()
             with torch.no_grad():
-                limit = clamp * z.norm()
+                limit = clamp * norm
                 if delta.norm() > limit:
                     delta.mul_(limit / delta.norm())
 
@@ -242,6 +260,14 @@ def memit_delta(K1: Tensor, R: Tensor, C: Tensor, lam: float) -> Tensor:
     return torch.linalg.solve(system.T, (R @ K1.T).T).T  # X A = B, which is Aᵀ Xᵀ = Bᵀ
 
 
+def memit_seq_delta(K1: Tensor, R: Tensor, Kp: Tensor, C: Tensor, lam: float) -> Tensor:
+    """Δ = R K1ᵀ (λ C + Kp Kpᵀ + K1 K1ᵀ)⁻¹: MEMIT's eq. 14 that also protects the keys of earlier edits, which is
+    the objective of AlphaEdit (Fang et al., 2025) without its projection. Kp may have no columns."""
+    K1, R, Kp, C = K1.double(), R.double(), Kp.double(), C.double()
+    system = lam * C + Kp @ Kp.T + K1 @ K1.T
+    return torch.linalg.solve(system.T, (R @ K1.T).T).T
+
+
 def projection(C: Tensor, threshold: float) -> Tensor:
     """P = Û Ûᵀ, Û the singular vectors of K0 K0ᵀ with values below the threshold: AlphaEdit's null space."""
     U, s, _ = torch.linalg.svd(C.double(), full_matrices=True)
@@ -255,6 +281,52 @@ def alphaedit_delta(K1: Tensor, R: Tensor, Kp: Tensor, P: Tensor, lam: float) ->
     identity = torch.eye(P.shape[0], dtype=P.dtype, device=P.device)
     system = Kp @ Kp.T @ P + K1 @ K1.T @ P + lam * identity
     return torch.linalg.solve(system.T, (R @ K1.T @ P).T).T
+
+
+def rome_delta(u_key: Tensor, bare_key: Tensor, v_star: Tensor, v: Tensor, C: Tensor | None) -> Tensor:
+    """Δ = (v* - v) uᵀ / (k_bareᵀ u), u = C⁻¹ k̄: ROME's eq. 2 (Meng et al., 2022) as its released code has it, so that
+    (W + Δ) k_bare = v* when W k_bare = v. Without C, u = k̄."""
+    u_key, bare_key, v_star, v = u_key.double(), bare_key.double(), v_star.double(), v.double()
+    u = u_key if C is None else torch.linalg.solve(C.double(), u_key)
+    return torch.outer(v_star - v, u) / torch.dot(bare_key, u)
+
+
+def rect(delta: Tensor, weight: Tensor, keep: float = 0.4) -> Tensor:
+    """RECT (Gu et al., 2024): the round(keep * numel) entries of Δ with the largest |Δ / W|; the others become zero.
+
+    An entry that changes a weight of zero ranks before all that do not; of equal ratios the first ones are kept.
+    """
+    delta, weight = delta.double(), weight.double()
+    if delta.shape != weight.shape:
+        raise ValueError(f"weight {tuple(weight.shape)} and update {tuple(delta.shape)} differ")
+    ratio = delta.abs() / weight.abs()
+    ratio[delta == 0] = 0.0  # 0 / 0 too
+    order = torch.argsort(ratio.flatten(), descending=True, stable=True)
+    chosen = order[: round(keep * delta.numel())]
+    kept = torch.zeros_like(delta).flatten()
+    kept[chosen] = delta.flatten()[chosen]
+    return kept.reshape(delta.shape)
+
+
+def prune(weight0: Tensor, delta: Tensor) -> Tensor:
+    """PRUNE (Ma et al., 2024): the accumulated ΔW = Σ σ u vᵀ with every σ above the largest singular value σ_max of the
+    unedited weight replaced by log σ - log σ_max + σ_max (natural logarithms)."""
+    largest = torch.linalg.svdvals(weight0.double()).max()
+    U, s, Vh = torch.linalg.svd(delta.double(), full_matrices=False)
+    damped = s.clone()
+    for i, value in enumerate(s):
+        if value > largest:
+            damped[i] = value.log() - largest.log() + largest
+    return U @ torch.diag(damped) @ Vh
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """A float64 copy of W as d_out x d_in, whichever way round the module keeps it."""
+    if isinstance(module, Conv1D):
+        return module.weight.detach().double().T.clone()
+    if isinstance(module, nn.Linear):
+        return module.weight.detach().double().clone()
+    raise TypeError(f"neither nn.Linear nor Conv1D: {type(module).__name__}")
 
 
 def _add_to_weight(module: nn.Module, delta: Tensor) -> None:
@@ -271,6 +343,107 @@ def _add_to_weight(module: nn.Module, delta: Tensor) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ all of it
+
+
+Solver = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, K1, R, Kp) -> Δ
+Post = Callable[[int, Tensor, Tensor], Tensor]  # (layer, Δ, W before this Δ) -> Δ
+
+
+def _keys(
+    model: nn.Module, tokenizer: Any, requests: Sequence[Request], contexts: Sequence[str], module: nn.Module
+) -> Tensor:
+    """K1 of MEMIT's eq. 14 (d_in x requests), of the model as it is."""
+    return torch.stack([key(model, tokenizer, request, contexts, module) for request in requests], dim=1)
+
+
+def _batch(
+    model: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    contexts: Sequence[str],
+    layers: Sequence[int],
+    blocks: Mapping[int, nn.Module] | nn.ModuleList,
+    out_projections: Mapping[int, nn.Module],
+    previous: Mapping[int, Tensor],
+    solver: Solver,
+    post: Post | None,
+    settings: Mapping[str, float],
+) -> dict[int, Tensor]:
+    """MEMIT's Algorithm 1 on one batch, in place, with the solver in place of its eq. 14. Returns layer -> Δ."""
+    last = blocks[layers[-1]]
+    wanted = []
+    for request in requests:
+        z_star, _ = compute_target(model, tokenizer, request, contexts, last, **settings)
+        wanted.append(z_star)
+
+    deltas: dict[int, Tensor] = {}
+    for i, layer in enumerate(layers):
+        module = out_projections[layer]
+        K1 = _keys(model, tokenizer, requests, contexts, module)
+        residuals = []
+        for request, z_star in zip(requests, wanted, strict=True):
+            now = current_z(model, tokenizer, request, last)
+            residuals.append((z_star - now) / (len(layers) - i))
+        R = torch.stack(residuals, dim=1)
+        delta = solver(layer, K1, R, previous[layer])
+        if post is not None:
+            delta = post(layer, delta, _weight(module))
+        _add_to_weight(module, delta)
+        deltas[layer] = delta
+    return deltas
+
+
+def sequence(
+    model: nn.Module,
+    tokenizer: Any,
+    batches: Sequence[Sequence[Request]],
+    contexts: Sequence[str],
+    layers: Sequence[int],
+    blocks: Mapping[int, nn.Module] | nn.ModuleList,
+    out_projections: Mapping[int, nn.Module],
+    *,
+    solver: Solver,
+    post: Post | None = None,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    kl_factor: float,
+    clamp: float,
+) -> dict[int, Tensor]:
+    """Sequential editing as in AlphaEdit (Fang et al., 2025), in place: MEMIT's Algorithm 1 on one batch after another.
+
+    `solver` gets each layer's Kp (d_in x earlier requests), which starts without columns. After all layers of a batch
+    are written its keys are measured again, on the edited model, and join Kp: AlphaEdit's released code does so.
+    Returns layer -> the sum of its Δ (d_out x d_in).
+    """
+    layers = sorted(layers)
+    settings = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "kl_factor": kl_factor, "clamp": clamp}
+    previous: dict[int, Tensor] = {}
+    total: dict[int, Tensor] = {}
+    for layer in layers:
+        weight = _weight(out_projections[layer])
+        previous[layer] = weight.new_zeros(weight.shape[1], 0)
+        total[layer] = torch.zeros_like(weight)
+
+    for requests in batches:
+        deltas = _batch(
+            model,
+            tokenizer,
+            requests,
+            contexts,
+            layers,
+            blocks,
+            out_projections,
+            previous,
+            solver,
+            post,
+            settings,
+        )
+        for layer in layers:
+            total[layer] = total[layer] + deltas[layer]
+            again = _keys(model, tokenizer, requests, contexts, out_projections[layer])
+            previous[layer] = torch.cat([previous[layer], again.double()], dim=1)
+    return total
 
 
 def memit(
@@ -295,38 +468,77 @@ def memit(
 
     With `projections` every layer's Δ becomes Δ P before it is written. Returns layer -> Δ (d_out x d_in).
     """
-    last = blocks[layers[-1]]
-    wanted = []
+
+    def solver(layer: int, K1: Tensor, R: Tensor, _Kp: Tensor) -> Tensor:
+        delta = memit_delta(K1, R, covariances[layer], lam)
+        return delta if projections is None else delta @ projections[layer].double()
+
+    settings = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "kl_factor": kl_factor, "clamp": clamp}
+    none = {layer: torch.empty(0, 0) for layer in layers}  # the solver does not look at earlier keys
+    return _batch(model, tokenizer, requests, contexts, layers, blocks, out_projections, none, solver, None, settings)
+
+
+def rome(
+    model: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    contexts: Sequence[str],
+    layer: int,
+    block: nn.Module,
+    out_projection: nn.Module,
+    covariance: Tensor | None = None,
+    projection: Tensor | None = None,
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    kl_factor: float,
+    clamp: float,
+) -> list[Tensor]:
+    """ROME (Meng et al., 2022) on one request after another, in place, each on the model that the last one left.
+
+    v* = v + δ, with v the out-projection's output for the bare prompt, and δ that of `compute_target` at the block,
+    measured against the norm of the out-projection's output for the first context. With `projection` every Δ becomes
+    Δ P before it is written. Returns the Δ (d_out x d_in). `layer`, the number of the block, decides nothing.
+    """
+    del layer
+    deltas: list[Tensor] = []
     for request in requests:
-        z_star, _ = compute_target(
+        keys = []
+        for context in contexts:
+            text, end = _text(request, context)
+            ids = _encode(tokenizer, text)[0]
+            keys.append(_module_input(model, ids, out_projection, subject_last(tokenizer, text, end)))
+        mean_key = torch.stack(keys).mean(dim=0)
+
+        text, end = _text(request, contexts[0])
+        ids = _encode(tokenizer, text)[0]
+        reference = _module_output(model, ids, out_projection, subject_last(tokenizer, text, end))
+
+        text, end = _text(request, "{}")
+        ids = _encode(tokenizer, text)[0]
+        position = subject_last(tokenizer, text, end)
+        bare_key = _module_input(model, ids, out_projection, position)
+        v = _module_output(model, ids, out_projection, position)
+
+        _, found = compute_target(
             model,
             tokenizer,
             request,
             contexts,
-            last,
+            block,
             steps=steps,
             lr=lr,
             weight_decay=weight_decay,
             kl_factor=kl_factor,
             clamp=clamp,
+            reference_norm=reference.norm(),
         )
-        wanted.append(z_star)
-
-    deltas: dict[int, Tensor] = {}
-    for i, layer in enumerate(layers):
-        keys = []
-        residuals = []
-        for request, z_star in zip(requests, wanted, strict=True):
-            keys.append(key(model, tokenizer, request, contexts, out_projections[layer]))
-            now = current_z(model, tokenizer, request, last)
-            residuals.append((z_star - now) / (len(layers) - i))
-        K1 = torch.stack(keys, dim=1)
-        R = torch.stack(residuals, dim=1)
-        delta = memit_delta(K1, R, covariances[layer], lam)
-        if projections is not None:
-            delta = delta @ projections[layer].double()
-        _add_to_weight(out_projections[layer], delta)
-        deltas[layer] = delta
+        delta = rome_delta(mean_key, bare_key, v.double() + found.double(), v, covariance)
+        if projection is not None:
+            delta = delta @ projection.double()
+        _add_to_weight(out_projection, delta)
+        deltas.append(delta)
     return deltas
 
 

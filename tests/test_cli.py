@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from session_common import assert_same, assert_same_session, differ, everything
 from tiny import tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from alphaedit_plugin import cli
+from alphaedit_plugin import session as session_module
+from alphaedit_plugin.editors.update import Write
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.nullspace import NullSpaces
+from alphaedit_plugin.patch import apply_patch
+from alphaedit_plugin.session import Session
 from alphaedit_plugin.statistics import Covariance
 
 FACTS = [
@@ -39,6 +50,15 @@ def checkpoint(tmp_path_factory, tokenizer) -> str:
     """A tiny Llama that saves with its tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     tiny("llama", vocab_size=512).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory, tokenizer) -> str:
+    """Of the same shape, with other weights."""
+    folder = tmp_path_factory.mktemp("models") / "stranger"
+    tiny("llama", vocab_size=512, seed=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -156,7 +176,7 @@ def test_compare_writes_a_table_and_everything_needed_to_repeat_it(run, checkpoi
     assert (code, errors) == (0, "")
     written = json.loads((out / "comparison.json").read_text())
     settings, rows = written["settings"], written["rows"]
-    assert [row["variant"] for row in rows] == ["before", "memit", "memit+P"]
+    assert [row["variant"] for row in rows] == ["before", "memit", "memit+P", "alphaedit"]
     for row in rows:
         assert row["variant"] in output
         for metric in ("efficacy", "generalization", "specificity"):
@@ -166,14 +186,19 @@ def test_compare_writes_a_table_and_everything_needed_to_repeat_it(run, checkpoi
         assert row["perplexity"] > 1
         assert (set(row["drift"]) == {"1", "2"}) == (row["variant"] != "before")
     assert rows[2]["mean_leakage"] < rows[1]["mean_leakage"]
+    assert rows[3]["mean_leakage"] < rows[1]["mean_leakage"]
     assert settings["command"][:2] == ["alphaedit", "compare"]
     assert (settings["model"], settings["facts"], settings["held_out"]) == (checkpoint, facts, text)
     assert (settings["edits"], settings["batch_size"], settings["dtype"]) == (3, 2, "torch.float32")
-    used = Hyperparameters.from_mapping({k: v for k, v in settings["hyperparameters"].items() if v is not None}, "x")
-    assert used.layers == (1, 2)
-    assert (used.v_num_grad_steps, used.mom2_update_weight, used.null_space.nullity) == (3, 0.1, 12)
-    assert settings["contexts"][0] == "{}"
-    assert set(settings["null_spaces"]["leakage"]) == {"1", "2"}
+    assert set(settings["hyperparameters"]) == {"memit", "memit+P", "alphaedit"}
+    for values in settings["hyperparameters"].values():
+        used = Hyperparameters.from_mapping({k: v for k, v in values.items() if v is not None}, "x")
+        assert used.layers == (1, 2)
+        assert (used.v_num_grad_steps, used.mom2_update_weight, used.null_space.nullity) == (3, 0.1, 12)
+    assert [templates[0] for templates in settings["contexts"]] == ["{}"]
+    assert set(settings["null_spaces"]) == {"memit+P", "alphaedit"}
+    for described in settings["null_spaces"].values():
+        assert set(described["leakage"]) == {"1", "2"}
     assert settings["statistics"]["text"]["tokens"] >= 300
     assert settings["environment"]["torch"] == torch.__version__
 
@@ -217,6 +242,430 @@ def test_the_cache_option_wins_over_the_environment(run, checkpoint, tmp_path):
     run("prepare", checkpoint, *SMALL, "--cache", tmp_path / "other")
     assert list((tmp_path / "other").glob("covariance/*.safetensors"))
     assert not list((tmp_path / "alphaedit-cache").glob("*/*.safetensors"))
+
+
+# ---------------------------------------------------------------------------------------- edit, undo and apply
+
+QUICK = "layers: [1, 2]\nv_num_grad_steps: 3\nmom2_update_weight: 0.5\nL2: 0.5\n"
+COMMANDED = ("alphaedit", "memit+P", "memit", "prune+P", "rect+P", "rome")
+
+
+@pytest.fixture
+def some(tmp_path):
+    """The path of a file with the first `count` facts, one to a line or in a list."""
+
+    def write(count: int, kind: str = "json") -> Path:
+        path = tmp_path / f"{count}.{kind}"
+        records = FACTS[:count]
+        path.write_text("\n".join(map(json.dumps, records)) if kind == "jsonl" else json.dumps(records))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A cache that the tests of editing share."""
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def edit(run, checkpoint, prepared, tmp_path):
+    """Run `alphaedit edit` on the checkpoint, a fact at a time."""
+    (tmp_path / "quick.yaml").write_text(QUICK)
+
+    def call(facts: Path, out: object, *arguments: object, model: str = checkpoint) -> tuple[int, str, str]:
+        return run(
+            "edit", model, facts, "--out", out, "--hparams", tmp_path / "quick.yaml", *SMALL, "--cache", prepared,
+            "--batch", 1, *arguments,
+        )  # fmt: skip
+
+    return call
+
+
+def loaded(folder: object):
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
+
+
+def weights_in(folder: object) -> dict[str, torch.Tensor]:
+    return everything(loaded(folder))
+
+
+def assert_done(result: tuple[int, str, str]) -> str:
+    code, output, errors = result
+    assert (code, errors) == (0, "")
+    return output
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("method", COMMANDED)
+def test_edit_writes_a_checkpoint_a_patch_and_a_session_that_say_the_same(
+    method, run, edit, some, checkpoint, tokenizer, tmp_path
+):
+    base = weights_in(checkpoint)
+    output = assert_done(edit(some(2), tmp_path / "out", "--method", method))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "patch.safetensors", "session"]
+    assert f"{method}: 2 facts in 2 batches" in output
+    for name in ("model", "patch.safetensors", "session"):
+        assert str(tmp_path / "out" / name) in output.replace("\n", "")
+    edited = weights_in(tmp_path / "out" / "model")
+    assert differ(edited, base)
+    session = Session.resume(tmp_path / "out" / "session", loaded(checkpoint))
+    assert_same(everything(session.model), edited)
+    assert [fact.case_id for fact in session.facts] == [0, 1]
+    read = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    assert read("The Eiffel Tower")["input_ids"] == tokenizer("The Eiffel Tower")["input_ids"]
+
+    patch = tmp_path / "out" / "patch.safetensors"
+    output = assert_done(run("apply", checkpoint, patch, "--out", tmp_path / "applied"))
+    assert "2 facts" in output
+    assert method in output
+    assert_same(weights_in(tmp_path / "applied"), edited)
+    assert_done(run("apply", tmp_path / "out" / "model", patch, "--revert", "--out", tmp_path / "reverted"))
+    assert_same(weights_in(tmp_path / "reverted"), base)
+    assert AutoTokenizer.from_pretrained(tmp_path / "reverted")("The")["input_ids"] == tokenizer("The")["input_ids"]
+
+
+@pytest.mark.parametrize(("method", "kind"), [("alphaedit", "json"), ("prune+P", "jsonl"), ("memit", "json")])
+def test_editing_again_goes_on_with_the_facts_that_are_new(method, kind, edit, some, checkpoint, tmp_path):
+    assert "already" not in assert_done(edit(some(2, kind), tmp_path / "twice", "--method", method))
+    output = assert_done(edit(some(3, kind), tmp_path / "twice", "--method", method))
+    assert "2 of 3 facts are in the session already" in output
+    assert f"{method}: 3 facts in 3 batches" in output
+    assert_done(edit(some(3, kind), tmp_path / "once", "--method", method))
+    assert_same(weights_in(tmp_path / "twice" / "model"), weights_in(tmp_path / "once" / "model"))
+    model = loaded(checkpoint)
+    apply_patch(model, tmp_path / "twice" / "patch.safetensors")
+    assert_same(everything(model), weights_in(tmp_path / "once" / "model"))
+    twice, once = (Session.resume(tmp_path / name / "session", loaded(checkpoint)) for name in ("twice", "once"))
+    assert_same_session(twice, once)
+
+
+def test_editing_again_with_nothing_new_edits_nothing(edit, some, tmp_path):
+    assert_done(edit(some(2), tmp_path / "out"))
+    before = weights_in(tmp_path / "out" / "model")
+    output = assert_done(edit(some(2), tmp_path / "out"))
+    assert "2 of 2 facts" in output
+    assert "2 facts in 2 batches" in output
+    assert_same(weights_in(tmp_path / "out" / "model"), before)
+
+
+@pytest.mark.parametrize("batch", [2, 50])
+def test_facts_are_written_in_batches(batch, edit, some, checkpoint, tmp_path):
+    assert_done(edit(some(3), tmp_path / "out", "--batch", batch))
+    session = Session.resume(tmp_path / "out" / "session", loaded(checkpoint))
+    assert [len(each.requests) for each in session.batches] == ([2, 1] if batch == 2 else [3])
+
+
+def test_an_adapter_takes_the_place_of_the_checkpoint(edit, some, checkpoint, tmp_path):
+    peft = pytest.importorskip("peft", reason="whether PEFT can read an adapter, only PEFT can tell")
+    output = assert_done(edit(some(2), tmp_path / "out", "--lora"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lora", "patch.safetensors", "session"]
+    config = json.loads((tmp_path / "out" / "lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == checkpoint
+    assert f"rank {max(config['rank_pattern'].values())}" in output
+    model = loaded(checkpoint)
+    apply_patch(model, tmp_path / "out" / "patch.safetensors")
+    ids = torch.tensor([[5, 9, 11, 3, 77, 20]])
+    with torch.no_grad():
+        expected = model(ids).logits
+        found = peft.PeftModel.from_pretrained(loaded(checkpoint), tmp_path / "out" / "lora")(ids).logits
+        assert float((loaded(checkpoint)(ids).logits - expected).abs().max()) > 1e-3
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", ["--lora", None], ids=["adapter first", "checkpoint first"])
+def test_whatever_lies_in_the_folder_afterwards_is_the_edit_as_it_is_now(first, edit, some, checkpoint, tmp_path):
+    """Whichever of checkpoint and adapter the second run asks for."""
+    out = tmp_path / "out"
+    assert_done(edit(some(1), out, *([first] if first else [])))
+    assert_done(edit(some(3), out, *([] if first else ["--lora"])))
+    session = Session.resume(out / "session", loaded(checkpoint))
+    if (out / "model").exists():
+        assert_same(weights_in(out / "model"), everything(session.model))
+    if (out / "lora").exists():
+        session.to_lora(tmp_path / "expected")
+        found, expected = (
+            load_file(folder / "adapter_model.safetensors") for folder in (out / "lora", tmp_path / "expected")
+        )
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("method", ["alphaedit", "prune+P", "rome"])
+def test_undo_gives_what_fewer_facts_gave(method, run, edit, some, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert_done(edit(some(3), out, "--method", method))
+    output = assert_done(run("undo", out, "--quiet"))
+    assert "undone: Microsoft is located in the city of → Rome" in output
+    assert f"{method}: 2 facts in 2 batches" in output
+    assert_done(edit(some(2), tmp_path / "fewer", "--method", method))
+    assert_same(weights_in(out / "model"), weights_in(tmp_path / "fewer" / "model"))
+    assert_done(run("apply", checkpoint, out / "patch.safetensors", "--out", tmp_path / "applied"))
+    assert_same(weights_in(tmp_path / "applied"), weights_in(out / "model"))
+
+    output = assert_done(run("undo", out, "--batches", 2, "--quiet"))
+    assert output.count("undone:") == 2
+    assert_same(weights_in(out / "model"), weights_in(checkpoint))
+    assert_one_line(run("undo", out, "--quiet"), "0")
+    assert_done(edit(some(2), out, "--method", method))
+    assert_same(weights_in(out / "model"), weights_in(tmp_path / "fewer" / "model"))
+
+
+def test_undo_writes_the_adapter_anew_and_no_checkpoint(run, edit, some, tmp_path):
+    assert_done(edit(some(3), tmp_path / "out", "--lora"))
+    assert_done(run("undo", tmp_path / "out", "--quiet"))
+    assert_done(edit(some(2), tmp_path / "fewer", "--lora"))
+    found, expected = (load_file(tmp_path / name / "lora" / "adapter_model.safetensors") for name in ("out", "fewer"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_undoing_everything_leaves_no_adapter_that_still_holds_the_edit(run, edit, some, checkpoint, tmp_path):
+    assert_done(edit(some(1), tmp_path / "out", "--lora"))
+    assert_done(run("undo", tmp_path / "out", "--quiet"))
+    assert Session.resume(tmp_path / "out" / "session", loaded(checkpoint)).facts == []
+    path = tmp_path / "out" / "lora" / "adapter_model.safetensors"
+    assert not path.exists() or not any(tensor.any() for tensor in load_file(path).values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_session_goes_on_in_its_own_precision(dtype, run, edit, some, tmp_path):
+    assert_done(edit(some(2), tmp_path / "out", "--dtype", dtype))
+    assert_done(edit(some(3), tmp_path / "out"))
+    assert_done(run("undo", tmp_path / "out", "--quiet"))
+    assert str(loaded(tmp_path / "out" / "model").dtype) == f"torch.{dtype}"
+    assert_done(edit(some(2), tmp_path / "fewer", "--dtype", dtype))
+    assert_same(weights_in(tmp_path / "out" / "model"), weights_in(tmp_path / "fewer" / "model"))
+
+
+def test_what_is_not_projected_needs_no_null_space(run, some, checkpoint, tmp_path):
+    """At the paper's threshold this model has none; plain MEMIT does not ask for any."""
+    assert_one_line(run("prepare", checkpoint, "--layers", 1, "--quiet"), "nothing is null")
+    command = ("edit", checkpoint, some(1), "--out", tmp_path / "out", "--layers", 1, "--quiet", "--method")
+    assert_done(run(*command, "memit"))
+    assert not list((tmp_path / "alphaedit-cache").glob("null-space/*"))
+    assert_one_line(run(*command[:4], tmp_path / "other", *command[5:], "memit+P"), "nothing is null")
+
+
+@pytest.mark.parametrize("command", ["prepare", "inspect"])
+def test_a_method_brings_its_own_layers(command, run, checkpoint, tmp_path):
+    output = assert_done(run(command, checkpoint, "--method", "rome", "--nullity", 12, "--quiet"))
+    rome = Hyperparameters.for_model("rome", tiny("llama", vocab_size=512), checkpoint)
+    rows = [line.split("│")[1].strip() for line in output.splitlines() if line.startswith("│")]
+    assert [int(row) for row in rows if row.isdigit()] == list(rome.layers)
+    assert rome.layers != Hyperparameters.for_model("alphaedit", tiny("llama", vocab_size=512), checkpoint).layers
+
+
+# ---------------------------------------------------------------------------------------------- interrupted edits
+
+
+# when -> at which call of what
+MOMENTS = {
+    "before the first batch is saved": (session_module, "save_manifest", 1),
+    "in the second batch": (Write, "__call__", 4),
+    "between batches": (Session, "edit", 3),
+    "while exporting": (Session, "to_patch", 1),
+}
+
+
+@pytest.mark.parametrize("when", MOMENTS)
+def test_an_interrupted_edit_is_taken_up_by_the_same_command(when, edit, some, checkpoint, tmp_path):
+    """Killed, in a process of its own."""
+
+    def work() -> None:
+        owner, name, call = MOMENTS[when]
+        original, counted = getattr(owner, name), []
+
+        def dying(*args: object, **kwargs: object) -> object:
+            counted.append(1)
+            if len(counted) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, dying)
+        edit(some(3), tmp_path / "out", "--method", "prune+P")
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "model").exists()
+    assert_done(edit(some(3), tmp_path / "out", "--method", "prune+P"))
+    assert_done(edit(some(3), tmp_path / "whole", "--method", "prune+P"))
+    assert_same(weights_in(tmp_path / "out" / "model"), weights_in(tmp_path / "whole" / "model"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model", "patch.safetensors", "session"]
+    resumed = (Session.resume(tmp_path / name / "session", loaded(checkpoint)) for name in ("out", "whole"))
+    assert_same_session(*resumed)
+
+
+# ------------------------------------------------------------------------------------- errors of edit, undo, apply
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"--method": "memit"}, ["alphaedit", "memit"]),
+        ({"--method": "alphaedit@L2=1"}, ["alphaedit", "alphaedit@L2=1"]),
+        ({"model": "stranger"}, ["stranger", "tiny-llama"]),
+    ],
+    ids=["another method", "another setting", "another model"],
+)
+def test_a_folder_goes_on_only_with_the_method_and_model_it_began_with(changes, parts, edit, some, stranger, tmp_path):
+    assert_done(edit(some(1), tmp_path / "out"))
+    before = snapshot(tmp_path / "out")
+    method = changes.get("--method", "alphaedit")
+    options = {"model": stranger} if "model" in changes else {}
+    assert_one_line(edit(some(2), tmp_path / "out", "--method", method, **options), str(tmp_path / "out"), *parts)
+    assert snapshot(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("[", []),
+        ("", []),
+        ("[]", ["no list"]),
+        ("{}", ["no list"]),
+        ("3", ["no list"]),
+        ('["text"]', ["record 0"]),
+        ('[{"prompt": "A {}", "subject": "B", "target_new": "C"}, {"prompt": "A {}"}]', ["record 1", "subject"]),
+        ('[{"prompt": "A {} {}", "subject": "B", "target_new": "C", "case_id": 7}]', ["record 0", "case_id 7"]),
+        ('[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": [1]}]', ["record 0", "case_id"]),
+        ('[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": {}}]', ["record 0", "case_id"]),
+    ],
+)
+def test_malformed_facts_are_one_line_that_names_file_and_record(content, parts, run, checkpoint, tmp_path):
+    """Found before anything is prepared."""
+    path = tmp_path / "facts.json"
+    path.write_text(content)
+    result = run("edit", checkpoint, path, "--out", tmp_path / "out", *SMALL, "--method", "memit+P")
+    assert_one_line(result, "facts.json", *parts)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "alphaedit-cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--batch", "0"], ["--batch"]),
+        (["--batch", "-1"], ["--batch"]),
+        (["--method", "magic"], ["magic"]),
+        (["--layers", "99"], ["99"]),
+        (["--hparams", "absent.yaml"], ["absent.yaml"]),
+        (["--stats-dir", "absent"], ["absent"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_option_of_edit_is_one_line_and_writes_nothing(arguments, parts, edit, some, tmp_path):
+    assert_one_line(edit(some(1), tmp_path / "out", *arguments), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_facts_that_are_not_there_are_one_line(edit, tmp_path):
+    assert_one_line(edit(tmp_path / "absent.json", tmp_path / "out"), "absent.json")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(edit, some, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert_one_line(edit(some(1), tmp_path / "file"), "file")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("damage", ["no session", "half a manifest", "no batch", "another base"])
+@pytest.mark.parametrize("command", ["undo", "edit"])
+def test_a_session_that_cannot_be_resumed_is_one_line(command, damage, run, edit, some, tokenizer, tmp_path):
+    model = tmp_path / "own-model"
+    tiny("llama", vocab_size=512).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    out = tmp_path / "out"
+    assert_done(edit(some(1), out, model=str(model)))
+    if damage == "no session":
+        shutil.rmtree(out / "session")
+    elif damage == "half a manifest":
+        path = out / "session" / "session.json"
+        path.write_text(path.read_text()[: path.stat().st_size // 2])
+    elif damage == "no batch":
+        next((out / "session" / "batches").iterdir()).unlink()
+    else:
+        tiny("llama", vocab_size=512, seed=2).save_pretrained(model)
+    before = snapshot(out)
+    if command == "undo":
+        assert_one_line(run("undo", out, "--quiet"), str(out / "session"))
+    elif damage == "no session":
+        assert_done(edit(some(1), out, model=str(model)))  # it begins anew
+        return
+    else:
+        assert_one_line(edit(some(2), out, model=str(model)), str(out / "session"))
+    assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("batches", ["2", "0", "-1"])
+def test_undoing_too_much_is_one_line_and_changes_nothing(batches, run, edit, some, tmp_path):
+    assert_done(edit(some(1), tmp_path / "out"))
+    before = snapshot(tmp_path / "out")
+    assert_one_line(run("undo", tmp_path / "out", "--batches", batches, "--quiet"), batches)
+    assert snapshot(tmp_path / "out") == before
+
+
+@pytest.fixture
+def patch(edit, some, tmp_path) -> Path:
+    assert_done(edit(some(2), tmp_path / "made"))
+    return tmp_path / "made" / "patch.safetensors"
+
+
+def test_a_patch_of_another_model_is_refused_unless_forced(run, patch, checkpoint, stranger, tmp_path):
+    out = tmp_path / "out"
+    assert_one_line(run("apply", stranger, patch, "--out", out), patch.name)
+    assert not out.exists()
+    assert_done(run("apply", stranger, patch, "--force", "--out", out))
+    moved = {name: (loaded(out).state_dict()[name] - weight) for name, weight in loaded(stranger).state_dict().items()}
+    expected = loaded(patch.parent / "model").state_dict()
+    for name, weight in loaded(checkpoint).state_dict().items():
+        assert torch.allclose(moved[name], expected[name] - weight, atol=1e-6), name
+    assert any(difference.any() for difference in moved.values())
+
+
+def test_a_patch_is_applied_once_and_taken_out_once(run, patch, checkpoint, tmp_path):
+    edited, out = patch.parent / "model", tmp_path / "out"
+    assert_one_line(run("apply", edited, patch, "--out", out), "already")
+    assert_one_line(run("apply", checkpoint, patch, "--revert", "--out", out), "not applied")
+    assert_one_line(run("apply", edited, patch, "--revert", "--force", "--out", out), "--revert", "--force")
+    assert_one_line(run("apply", checkpoint, tmp_path / "absent.safetensors", "--out", out), "absent.safetensors")
+    assert_one_line(run("apply", checkpoint, edited / "model.safetensors", "--out", out), "model.safetensors")
+    spaces = patch.parent / "session" / "null_spaces.safetensors"
+    assert_one_line(run("apply", checkpoint, spaces, "--out", out), spaces.name)
+    assert not out.exists()
+
+
+def test_a_patch_can_be_applied_in_place(run, patch, checkpoint, tmp_path):
+    place = tmp_path / "place"
+    shutil.copytree(checkpoint, place)
+    assert_done(run("apply", place, patch, "--out", place))
+    assert_same(weights_in(place), weights_in(patch.parent / "model"))
+    assert_done(run("apply", place, patch, "--revert", "--out", place))
+    assert_same(weights_in(place), weights_in(checkpoint))
+
+
+def test_a_folder_with_other_things_in_it_keeps_them(run, patch, checkpoint, tmp_path):
+    """Only what is a checkpoint may be replaced by one."""
+    (tmp_path / "results" / "deep").mkdir(parents=True)
+    (tmp_path / "results" / "deep" / "thesis.txt").write_text("years of work")
+    code, _, _ = result = run("apply", checkpoint, patch, "--out", tmp_path / "results")
+    assert (tmp_path / "results" / "deep" / "thesis.txt").exists()
+    if code:
+        assert_one_line(result, str(tmp_path / "results"))
+    else:
+        assert_same(weights_in(tmp_path / "results"), weights_in(patch.parent / "model"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(run, patch, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert_one_line(run("apply", checkpoint, patch, "--out", tmp_path / "file" / "model"), "file")
 
 
 # -------------------------------------------------------------------------------------------------------- errors

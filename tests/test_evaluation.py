@@ -17,10 +17,10 @@ from tiny import NAMES, tiny
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.counterfact import Fact, load_facts, score
 from alphaedit_plugin.evaluation.scoring import mean_log_probabilities, perplexity
-from alphaedit_plugin.evaluation.weights import drift, leakage
 from alphaedit_plugin.nullspace import Criterion, NullSpace
 from alphaedit_plugin.requests import Request
 from alphaedit_plugin.statistics import Covariance
+from alphaedit_plugin.weights import drift, leakage, outside
 
 PAIRS = (
     ("The Eiffel Tower is located in the city of", "Rome"),
@@ -162,10 +162,25 @@ def test_drift_and_leakage_are_their_dense_formulas(shape):
     assert leakage(before, after, covariance) == pytest.approx(expected, rel=1e-9)
 
 
-def test_nothing_changed_is_no_drift_and_no_leakage():
+def test_nothing_changed_is_no_drift_no_leakage_and_nothing_outside():
     before = _three((4, 6, 0))[0]
     assert drift(before, before.clone()) == 0
     assert leakage(before, before.clone(), random_covariance(6)) == 0
+    assert outside(before, before.clone(), NullSpace.of(random_covariance(6), Criterion(nullity=3))) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=matrices, nullity=st.integers(1, 7))
+def test_what_is_outside_a_null_space_is_its_dense_formula(shape, nullity):
+    """1 for an update of the preserved directions alone, 0 for one of the null ones alone."""
+    before, after, _ = _three(shape)
+    d = before.shape[1]
+    space = NullSpace.of(random_covariance(d), Criterion(nullity=min(nullity, d - 1)))
+    delta, inside = after - before, space.dense()
+    expected = float((delta - delta @ inside).norm() / delta.norm())
+    assert outside(before, after, space) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    assert outside(before, before + delta @ inside, space) == pytest.approx(0, abs=1e-6)
+    assert outside(before, before + delta - delta @ inside, space) == pytest.approx(1, abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None)

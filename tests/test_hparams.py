@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import tiny
 
 from alphaedit_plugin.errors import HyperparameterError
-from alphaedit_plugin.hparams import Hyperparameters, TargetSettings
+from alphaedit_plugin.hparams import METHODS, Hyperparameters, TargetSettings
 from alphaedit_plugin.nullspace import PAPER_THRESHOLD, Criterion
 from alphaedit_plugin.shipped import shipped
 
@@ -67,7 +69,29 @@ def test_easyedits_file_is_accepted_as_it_is(tmp_path):
     assert found.v_lr == float(written["v_lr"])
     for name in ("v_num_grad_steps", "clamp_norm_factor", "kl_factor", "mom2_update_weight", "v_weight_decay"):
         assert getattr(found, name) == written[name]
+    assert found.mom2_adjustment is True
     assert found.null_space == Criterion(threshold=PAPER_THRESHOLD)
+
+
+def test_easyedits_alphaedit_and_rome_files_are_accepted_too(tmp_path):
+    """Their own keys: L2, nullspace_threshold and P_loc; context_template_length_params."""
+    more = "L2: 1\nnullspace_threshold: 2e-2\nP_loc: './null_space_project.pt'\nbatch_size: 1\nmax_length: 40\n"
+    found = read(tmp_path, EASYEDIT + more + "context_template_length_params: [[5, 10], [10, 10]]\n")
+    assert found.L2 == 1.0
+    assert found.null_space == Criterion(threshold=2e-2)
+    assert found.context_template_length_params == ((5, 10), (10, 10))
+    assert read(tmp_path, "layers: [1]\nmom2_adjustment: false").mom2_adjustment is False
+    assert "nullspace_threshold" in refused(tmp_path, "layers: [1]\nnullspace_threshold: 1\nnull_space: {energy: 0.1}")
+
+
+@pytest.mark.parametrize("pairs", [[[5, 10], [10, 10]], [[10, 5]], [[3, 1], [3, 1], [7, 2]]])
+def test_context_template_lengths_are_read_from_files_and_changes(tmp_path, pairs):
+    expected = tuple((tokens, number) for tokens, number in pairs)
+    assert read(tmp_path, f"layers: [1]\ncontext_template_length_params: {pairs}").context_template_length_params == (
+        expected
+    )
+    changed = Hyperparameters(layers=(1,)).changed({"context_template_length_params": pairs}, "x")
+    assert changed.context_template_length_params == expected
 
 
 def test_target_settings_carry_every_setting_over(tmp_path):
@@ -147,6 +171,21 @@ def test_a_key_like_no_other_is_reported_with_all_valid_ones(tmp_path, key):
         ("rewrite_module_tmp", "model.layers.mlp"),
         ("rewrite_module_tmp", "'{}.{}'"),
         ("rewrite_module_tmp", "3"),
+        ("L2", "-1"),
+        ("L2", "[10]"),
+        ("mom2_adjustment", "1"),
+        ("mom2_adjustment", "'true'"),
+        ("nullspace_threshold", "low"),
+        ("nullspace_threshold", "0"),
+        ("context_template_length_params", "5"),
+        ("context_template_length_params", "[]"),
+        ("context_template_length_params", "[5, 10]"),
+        ("context_template_length_params", "[[5, 10, 1]]"),
+        ("context_template_length_params", "[[0, 10]]"),
+        ("context_template_length_params", "[[5, -1]]"),
+        ("context_template_length_params", "[[5, 1.5]]"),
+        ("layer_selection", "'random'"),
+        ("fact_token", "'last'"),
         ("null_space", "true"),
         ("null_space", "2e-2"),
         ("null_space", "{}"),
@@ -192,29 +231,155 @@ def test_layers_are_put_in_ascending_order():
 @given(
     layers=st.lists(st.integers(0, 40), min_size=1, unique=True),
     numbers=st.fixed_dictionaries(
-        {name: st.floats(0, 1e6) for name in ("v_lr", "v_weight_decay", "kl_factor", "mom2_update_weight")}
+        {name: st.floats(0, 1e6) for name in ("v_lr", "v_weight_decay", "kl_factor", "mom2_update_weight", "L2")}
     ),
+    switches=st.fixed_dictionaries({name: st.booleans() for name in ("mom2_adjustment", "reduced_precision")}),
+    template=st.sampled_from([None, "model.layers.{}.mlp.down_proj"]),
+    lengths=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=3).map(tuple),
     criterion=st.one_of(
         st.floats(1e-9, 1e9).map(lambda x: Criterion(threshold=x)),
         st.floats(1e-6, 0.99).map(lambda x: Criterion(energy=x)),
         st.integers(1, 5000).map(lambda x: Criterion(nullity=x)),
     ),
 )
-def test_what_as_dict_writes_from_yaml_reads_back(tmp_path_factory, layers, numbers, criterion):
-    first = Hyperparameters(layers=tuple(sorted(layers)), null_space=criterion, **numbers)
+def test_what_as_dict_writes_is_read_back(tmp_path_factory, layers, numbers, switches, template, lengths, criterion):
+    """By way of YAML and of JSON, in which a session keeps it."""
+    first = Hyperparameters(
+        layers=tuple(sorted(layers)),
+        null_space=criterion,
+        rewrite_module_tmp=template,
+        context_template_length_params=lengths,
+        **switches,
+        **numbers,
+    )
+    assert Hyperparameters.from_mapping(json.loads(json.dumps(first.as_dict())), "x") == first
     values = {key: value for key, value in first.as_dict().items() if value is not None}
     assert read(tmp_path_factory.mktemp("round"), yaml.safe_dump(values)) == first
 
 
-def test_every_shipped_file_loads_and_fits_easyedits_shape():
-    paths = sorted(shipped("hparams").glob("*/*.yaml"))
-    assert paths
-    for path in paths:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = Hyperparameters.from_yaml(path)
-        assert list(found.layers) == sorted(values["layers"])
-        assert values["alg_name"] == path.parent.name
-        assert Path(values["model_name"]).name.lower() == path.stem
+@settings(max_examples=50, deadline=None)
+@given(
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "layers": st.lists(st.integers(0, 40), min_size=1, unique=True),
+            "v_lr": st.floats(0, 10),
+            "L2": st.floats(0, 10),
+            "v_num_grad_steps": st.integers(1, 50),
+            "mom2_adjustment": st.booleans(),
+        },
+    )
+)
+def test_what_is_changed_changes_and_nothing_else(changes):
+    first = Hyperparameters(layers=(1, 2), v_lr=0.3, rewrite_module_tmp="a.{}.b")
+    found = first.changed(changes, "x")
+    for field in fields(Hyperparameters):
+        expected = changes.get(field.name, getattr(first, field.name))
+        assert getattr(found, field.name) == (tuple(sorted(expected)) if field.name == "layers" else expected)
+    assert first == Hyperparameters(layers=(1, 2), v_lr=0.3, rewrite_module_tmp="a.{}.b")
+
+
+def test_a_change_is_checked_as_a_file_is_and_its_error_names_the_place():
+    with pytest.raises(HyperparameterError, match=r"over there.*v_rl.*v_lr"):
+        Hyperparameters(layers=(1,)).changed({"v_rl": 1}, "over there")
+    with pytest.raises(HyperparameterError, match=r"over there.*layers"):
+        Hyperparameters(layers=(1,)).changed({"layers": []}, "over there")
+
+
+# ---------------------------------------------------------------------------------------------------- shipped files
+
+SHIPPED = sorted(shipped("hparams").glob("*/*.yaml"))
+MODELS = {path.stem for path in SHIPPED}
+MODEL = tiny("llama")  # of which nothing is asked where a file is found
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_shipped_file_loads_and_fits_easyedits_shape(path):
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = Hyperparameters.from_yaml(path)
+    assert list(found.layers) == sorted(values["layers"])
+    assert values["alg_name"] == path.parent.name
+    for key, value in values.items():  # what the file says is what is read, wherever we have a setting of that name
+        if hasattr(found, key) and key not in ("layers", "null_space", "context_template_length_params"):
+            assert getattr(found, key) == (float(value) if isinstance(value, str) and "{}" not in value else value)
+    if "context_template_length_params" in values:
+        assert [list(pair) for pair in found.context_template_length_params] == values["context_template_length_params"]
+    needed = {"model_name", "stats_dir", "device", "fact_token", "v_loss_layer", "layer_module_tmp", "mlp_module_tmp"}
+    needed |= {"attn_module_tmp", "ln_f_module", "lm_head_module", "mom2_dataset", "mom2_n_samples", "mom2_dtype"}
+    assert needed <= set(values)
+    assert values["v_loss_layer"] >= max(found.layers)
+    assert found.rewrite_module_tmp.startswith(values["layer_module_tmp"])
+
+
+def test_every_method_has_a_file_for_every_model():
+    assert len(SHIPPED) == len(METHODS) * len(MODELS) == 40
+    assert {path.parent.name for path in SHIPPED} == set(METHODS.values())
+    for folder in METHODS.values():
+        assert {path.stem for path in SHIPPED if path.parent.name == folder} == MODELS
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_shipped_file_is_found_by_its_own_name_and_by_the_hubs(path):
+    """Whatever folder or organisation comes before it, in capitals or not."""
+    (method,) = (method for method, folder in METHODS.items() if folder == path.parent.name)
+    hub = yaml.safe_load(path.read_text(encoding="utf-8"))["model_name"]
+    last = hub.rpartition("/")[2]
+    for name in (path.stem, path.stem.upper(), hub, hub.lower(), f"/models/{last}/", f"someone-else/{last}"):
+        assert Hyperparameters.for_model(method, MODEL, name) == Hyperparameters.from_yaml(path), name
+
+
+def test_no_two_files_of_a_method_answer_to_one_name():
+    for folder in METHODS.values():
+        names: list[str] = []
+        for path in (path for path in SHIPPED if path.parent.name == folder):
+            hub = yaml.safe_load(path.read_text(encoding="utf-8"))["model_name"].rpartition("/")[2].lower()
+            names += {path.stem, hub}
+        assert len(set(names)) == len(names)
+
+
+# The table of AlphaEdit's appendix, which MEMIT, RECT and PRUNE share there.
+PAPER = {
+    "gpt2-xl": {
+        "layers": (13, 14, 15, 16, 17),
+        "mom2_update_weight": 20000,
+        "v_num_grad_steps": 20,
+        "v_lr": 0.5,
+    },
+    "gpt-j-6b": {
+        "layers": (3, 4, 5, 6, 7, 8),
+        "mom2_update_weight": 15000,
+        "v_num_grad_steps": 25,
+        "v_lr": 0.5,
+    },
+    "llama3-8b": {
+        "layers": (4, 5, 6, 7, 8),
+        "mom2_update_weight": 15000,
+        "v_num_grad_steps": 25,
+        "v_lr": 0.1,
+    },
+}
+HUB = {"gpt2-xl": "openai-community/gpt2-xl", "gpt-j-6b": "EleutherAI/gpt-j-6B"}
+HUB["llama3-8b"] = "meta-llama/Meta-Llama-3-8B-Instruct"
+
+
+@pytest.mark.parametrize("method", ["memit", "rect", "prune", "alphaedit"])
+@pytest.mark.parametrize("model", PAPER)
+def test_the_papers_models_are_edited_with_the_papers_values(model, method):
+    found = Hyperparameters.for_model(method, MODEL, HUB[model])
+    for name, value in PAPER[model].items():
+        assert getattr(found, name) == value
+    assert (found.clamp_norm_factor, found.kl_factor, found.v_weight_decay) == (0.75, 0.0625, 0.5)
+    assert found.L2 == 10
+    assert found.null_space == Criterion(threshold=PAPER_THRESHOLD) == Criterion(threshold=2e-2)
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_rome_edits_one_layer_with_its_own_templates(model):
+    """EasyEdit's and ROME's: short and long ones, 20 where MEMIT writes 5."""
+    found = Hyperparameters.for_model("rome", MODEL, model)
+    assert len(found.layers) == 1
+    assert found.clamp_norm_factor > 1
+    assert {tokens for tokens, _ in found.context_template_length_params} == {5, 10}
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "someone/SmolLM2-135M", "/models/smollm2-135m/"])
@@ -223,11 +388,27 @@ def test_the_shipped_file_is_found_by_the_models_short_name(name):
     assert Hyperparameters.for_model("memit", tiny("llama"), name) == Hyperparameters.from_yaml(path)
 
 
+@pytest.mark.parametrize("method", ["memit", "rect", "prune", "alphaedit"])
 @pytest.mark.parametrize("depth", [1, 2, 4, 5, 6, 12, 30])
-def test_an_unknown_model_gets_up_to_five_consecutive_layers_that_exist(depth):
+def test_an_unknown_model_gets_up_to_five_consecutive_layers_that_exist(depth, method):
     model = tiny("llama", num_hidden_layers=depth)
-    layers = Hyperparameters.for_model("memit", model, "unknown/model").layers
+    layers = Hyperparameters.for_model(method, model, "unknown/model").layers
     assert len(layers) == min(5, depth)
     assert list(layers) == list(range(layers[0], layers[0] + len(layers)))
     assert layers[0] >= 0
     assert layers[-1] < depth
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 5, 6, 12, 30])
+def test_an_unknown_model_gets_one_layer_of_those_for_rome_and_romes_settings(depth, caplog):
+    """What was derived is logged: nobody should take it for tuned."""
+    model = tiny("llama", num_hidden_layers=depth)
+    with caplog.at_level(logging.WARNING):
+        found = Hyperparameters.for_model("rome", model, "unknown/model")
+    assert len(found.layers) == 1
+    assert found.layers[0] in Hyperparameters.for_model("memit", model, "unknown/model").layers
+    shipped_file = Hyperparameters.for_model("rome", model, "gpt2-xl")
+    for name in ("v_num_grad_steps", "v_lr", "clamp_norm_factor", "context_template_length_params"):
+        assert getattr(found, name) == getattr(shipped_file, name)
+    assert "unknown/model" in caplog.text
+    assert "ROME" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import oracle
 import pytest
 import torch
@@ -10,23 +12,20 @@ from hypothesis import strategies as st
 from spaces import outside, random_covariance, random_spaces
 from tiny import NAMES, tiny
 
-from alphaedit_plugin.editors.keys import context_templates, subject_hidden, subject_keys
-from alphaedit_plugin.editors.memit import MEMIT, cholesky, memit_update
+from alphaedit_plugin.editors import MEMIT, Update
+from alphaedit_plugin.editors import keys as keys_module
+from alphaedit_plugin.editors.keys import Sweep, context_templates, half_bare
+from alphaedit_plugin.editors.ridge import Ridge
 from alphaedit_plugin.editors.targets import Targets
-from alphaedit_plugin.errors import (
-    AlphaEditError,
-    EditError,
-    HyperparameterError,
-    RequestError,
-    StatisticsError,
-    WrongModelError,
-)
+from alphaedit_plugin.editors.whitening import Whitening, cholesky
+from alphaedit_plugin.errors import AlphaEditError, EditError, RequestError, StatisticsError, WrongModelError
 from alphaedit_plugin.fingerprint import fingerprints
 from alphaedit_plugin.hparams import Hyperparameters
-from alphaedit_plugin.modules import Decoder
+from alphaedit_plugin.modules import Decoder, OutProjection
 from alphaedit_plugin.nullspace import Criterion, NullSpace, NullSpaces
 from alphaedit_plugin.requests import Request
-from alphaedit_plugin.session import Session, Variant
+from alphaedit_plugin.session import Session
+from alphaedit_plugin.statistics import Covariance
 
 LAYERS = (0, 1, 2)
 CONTEXTS = ("{}", "The river flows. {}", "I said that they would come again. {}")
@@ -60,9 +59,8 @@ def weights(model) -> dict[int, torch.Tensor]:
 
 
 def session(model, tokenizer, method="memit", spaces=None, hyperparameters=HYPERPARAMETERS, **options) -> Session:
-    made = Session(model, tokenizer, method, hyperparameters, COVARIANCES, spaces, **options)
-    made.editor._contexts = CONTEXTS
-    return made
+    options = {"covariances": COVARIANCES, "contexts": CONTEXTS, **options}
+    return Session(model, tokenizer, method, spaces, hyperparameters=hyperparameters, **options)
 
 
 # ---------------------------------------------------------------------------------------------------- formulas
@@ -83,9 +81,12 @@ def test_the_dual_form_is_the_textbook_formula(d_in, d_out, n, weight, seed):
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((d_in, n), (d_out, n), (d_in, 4 * d_in))
     )
-    covariance = sample @ sample.T / (4 * d_in)
-    expected = oracle.memit_delta(keys, residual, covariance, weight)
-    found = memit_update(keys, residual, cholesky(covariance, "a layer"), weight)
+    covariance = Covariance.empty(d_in)
+    covariance.add(sample.T)
+    expected = oracle.memit_delta(keys, residual, covariance.matrix, weight)
+    whitening = Whitening({3: covariance}, {3: OutProjection(3, "a layer", torch.nn.Linear(d_in, d_out))})
+    solution = whitening.unwhiten(3, Ridge(weight, d_in).add(whitening.whiten(3, keys))[0])
+    found = Update(3, residual, solution).dense()
     assert found.shape == (d_out, d_in)
     assert float((found - expected).norm()) <= 1e-8 * float(expected.norm())
 
@@ -93,6 +94,15 @@ def test_the_dual_form_is_the_textbook_formula(d_in, d_out, n, weight, seed):
 def test_a_singular_covariance_is_an_error_that_names_the_layer():
     with pytest.raises(StatisticsError, match="layer 7"):
         cholesky(torch.zeros(3, 3), "layer 7")
+    model = model_of(dtype=torch.float32)
+    tokens = torch.randn(24, 24, generator=torch.Generator().manual_seed(0))
+    tokens[:, 5] = 0
+    dead = Covariance.empty(24)
+    dead.add(tokens)
+    name = Decoder(model).out_projection(1).name
+    whitening = Whitening({1: dead}, Decoder(model).out_projections([1]))
+    with pytest.raises(StatisticsError, match=re.escape(name)):
+        whitening.whiten(1, torch.ones(24, 1))
 
 
 @pytest.mark.parametrize("contexts", [CONTEXTS, CONTEXTS[:1]], ids=["three contexts", "no context"])
@@ -100,14 +110,71 @@ def test_a_singular_covariance_is_an_error_that_names_the_layer():
 def test_keys_and_hidden_states_are_the_textbooks_on_every_architecture(name, contexts, tokenizer, exact):
     model = model_of(name)
     decoder = Decoder(model)
-    module, block = decoder.out_projection(2).module, decoder.block(2)
-    keys = subject_keys(model, tokenizer, module, REQUESTS, contexts)
-    hidden = subject_hidden(model, tokenizer, block, REQUESTS)
+    projection, block = decoder.out_projection(2), decoder.block(2)
+    sweep = Sweep(model, tokenizer, REQUESTS, contexts)
+    keys, hidden = sweep.keys(projection), sweep.hidden(2)
+    assert keys.shape == (len(REQUESTS), len(contexts), projection.d_in)
     assert keys.dtype == hidden.dtype == torch.float64
+    averaged = half_bare(keys)
     for row, record in enumerate(RECORDS):
-        expected = oracle.key(model, tokenizer, record, contexts, module)
-        assert torch.allclose(keys[row], expected, rtol=1e-7, atol=1e-9)
+        expected = oracle.key(model, tokenizer, record, contexts, projection.module)
+        assert torch.allclose(averaged[row], expected, rtol=1e-7, atol=1e-9)
         assert torch.allclose(hidden[row], oracle.current_z(model, tokenizer, record, block), rtol=1e-7, atol=1e-9)
+        for context, found in zip(contexts, keys[row], strict=True):
+            alone = oracle.key(model, tokenizer, record, [context], projection.module)
+            assert torch.allclose(found, alone, rtol=1e-7, atol=1e-9)
+
+
+def _assert_fresh(model, tokenizer, sweep: Sweep, layer: int, last: int) -> None:
+    """What a sweep says of a layer is what a plain forward pass says, one prompt at a time, as the weights are now."""
+    projection, block = Decoder(model).out_projection(layer), Decoder(model).block(last)
+    keys, hidden = sweep.keys(projection), sweep.hidden(last)
+    for row, record in enumerate(RECORDS):
+        for context, found in zip(CONTEXTS, keys[row], strict=True):
+            alone = oracle.key(model, tokenizer, record, [context], projection.module)
+            assert torch.allclose(found, alone, rtol=1e-7, atol=1e-9)
+        assert torch.allclose(hidden[row], oracle.current_z(model, tokenizer, record, block), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1, 3)], ids=["every layer", "some layers"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sweep_sees_the_weights_as_they_are_while_the_layers_are_edited(name, layers, tokenizer, exact):
+    """Before and after every edit, at the layer that was edited and at the next; the last one is edited too."""
+    model = model_of(name)
+    sweep = Sweep(model, tokenizer, REQUESTS, CONTEXTS)
+    generator = torch.Generator().manual_seed(1)
+    projections = Decoder(model).out_projections(list(layers))
+    blocks = list(Decoder(model).blocks)
+    for layer, projection in projections.items():
+        _assert_fresh(model, tokenizer, sweep, layer, layers[-1])
+        weight = projection.matrix
+        before = oracle.current_z(model, tokenizer, RECORDS[0], blocks[layers[-1]])
+        weight.add_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * weight.std())
+        after = oracle.current_z(model, tokenizer, RECORDS[0], blocks[layers[-1]])
+        assert float((after - before).norm()) > 1e-2 * float(before.norm())
+        _assert_fresh(model, tokenizer, sweep, layer, layers[-1])
+    assert all(now is before for now, before in zip(Decoder(model).blocks, blocks, strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 30])
+def test_a_sweep_does_not_depend_on_its_batches(tokens, tokenizer, exact, monkeypatch):
+    """Also where a batch holds no bare prompt."""
+    model = model_of()
+    projections = Decoder(model).out_projections([0, 2])
+    whole = Sweep(model, tokenizer, REQUESTS, CONTEXTS)
+    monkeypatch.setattr(keys_module, "_BATCH_TOKENS", tokens)
+    split = Sweep(model, tokenizer, REQUESTS, CONTEXTS)
+    assert len(split._parts) > len(whole._parts)
+    for layer, projection in projections.items():
+        assert torch.allclose(split.keys(projection), whole.keys(projection), rtol=1e-10)
+        assert torch.allclose(split.hidden(layer), whole.hidden(layer), rtol=1e-10)
+
+
+def test_the_bare_prompt_weighs_as_much_as_all_other_contexts():
+    keys = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(half_bare(keys), 0.5 * keys[:, 0] + 0.5 * keys[:, 1:].mean(1))
+    assert torch.equal(half_bare(keys[:, :1]), keys[:, 0])
 
 
 def test_context_templates_hold_one_place_each_begin_with_the_bare_prompt_and_repeat(tokenizer):
@@ -196,11 +263,11 @@ def test_with_next_to_no_regularisation_the_hidden_states_become_the_targets(nam
     """Fewer facts than dimensions and only the bare prompt as context: nothing of the residual remains."""
     model = model_of(name)
     hyperparameters = Hyperparameters(layers=LAYERS, v_num_grad_steps=5, v_lr=0.2, mom2_update_weight=1e-9)
-    editing = session(model, tokenizer, hyperparameters=hyperparameters)
-    editing.editor._contexts = ("{}",)
+    editing = session(model, tokenizer, hyperparameters=hyperparameters, contexts=["{}"])
     targets = editing.editor.targets(REQUESTS)
     editing.edit(RECORDS, targets)
-    hidden = subject_hidden(model, tokenizer, Decoder(model).block(LAYERS[-1]), REQUESTS)
+    block = Decoder(model).block(LAYERS[-1])
+    hidden = torch.stack([oracle.current_z(model, tokenizer, record, block) for record in RECORDS])
     assert float((targets.z - targets.z_star).norm()) > 0.1
     assert torch.allclose(hidden, targets.z_star, atol=1e-6)
 
@@ -220,6 +287,8 @@ def test_a_16_bit_model_is_edited_and_stays_16_bit(dtype, method, tokenizer):
 def test_missing_covariances_are_named(tokenizer):
     with pytest.raises(StatisticsError, match=r"\[2\]"):
         MEMIT(model_of(), tokenizer, HYPERPARAMETERS, {0: COVARIANCES[0], 1: COVARIANCES[1]})
+    with pytest.raises(StatisticsError, match=re.escape(Decoder(model_of()).out_projection(1).name)):
+        MEMIT(model_of(), tokenizer, HYPERPARAMETERS, {**COVARIANCES, 1: random_covariance(23)})
 
 
 def test_targets_given_are_the_targets_used(tokenizer):
@@ -260,28 +329,32 @@ def test_a_failure_in_the_middle_changes_nothing_and_the_session_goes_on(method,
     start = weights(model)
     editing = session(model, tokenizer, method, random_spaces(model, LAYERS))
     module = Decoder(model).out_projection(0).module
-    factor = editing.editor._factor
+    write = editing.editor.write
 
-    def failing(layer: int):
-        if layer == LAYERS[1]:
+    def failing(projection: OutProjection, update: Update) -> Update:
+        if update.layer == LAYERS[1]:
             assert not torch.equal(Decoder(model).out_projection(0).matrix, start[0]), "nothing has been written yet"
             raise error
-        return factor(layer)
+        return write(projection, update)
 
-    editing.editor._factor = failing
+    editing.editor.write = failing
     with pytest.raises(error):
         editing.edit(RECORDS)
     assert all(torch.equal(w, start[layer]) for layer, w in weights(model).items())
     assert editing.facts == []
     assert type(module.weight) is torch.nn.Parameter
-    editing.editor._factor = factor
+    editing.editor.write = write
     editing.edit(RECORDS)
     session(untouched, tokenizer, method, random_spaces(untouched, LAYERS)).edit(RECORDS)
     assert all(torch.equal(w, weights(untouched)[layer]) for layer, w in weights(model).items())
     assert editing.facts == REQUESTS
 
 
-@pytest.mark.parametrize("method", ["memit", "memit+P"])
+@pytest.mark.parametrize(
+    "method",
+    ["memit", "memit+P", "memit-seq", "alphaedit", "rect", "alphaedit+rect", "prune+P"]
+    + ["memit@mom2_update_weight=0", "memit-seq@mom2_update_weight=0+P", "alphaedit@L2=0"],
+)
 def test_a_result_that_is_not_finite_is_an_edit_error_and_changes_nothing(method, tokenizer):
     model = model_of(dtype=torch.float32)
     start = weights(model)
@@ -308,28 +381,7 @@ def test_edit_returns_the_requests_as_understood_and_remembers_them(tokenizer):
     assert editing.facts == REQUESTS
 
 
-# --------------------------------------------------------------------------------------------------- variants
-
-
-@pytest.mark.parametrize(
-    ("text", "variant"),
-    [
-        ("memit", Variant("memit", False)),
-        ("MEMIT", Variant("memit", False)),
-        ("memit+P", Variant("memit", True)),
-        (" Memit+p ", Variant("memit", True)),
-    ],
-)
-def test_variants_are_parsed_and_written_canonically(text, variant):
-    assert Variant.parse(text) == variant
-    assert Variant.parse(str(variant)) == variant
-
-
-@pytest.mark.parametrize("text", ["", "+P", "rome?", "memit+", "memit+Q", "memit+P+P", "memit P"])
-def test_what_is_no_variant_is_an_error_that_names_it_and_the_known_ones(text):
-    with pytest.raises(HyperparameterError, match=r"memit\+P") as caught:
-        Variant.parse(text)
-    assert repr(text) in str(caught.value)
+# ------------------------------------------------------------------------------------------------- null spaces
 
 
 def test_a_projected_method_needs_a_null_space_for_every_layer_of_this_model(tokenizer):
@@ -347,7 +399,9 @@ def test_a_projected_session_guards_the_module_that_the_template_names(tokenizer
     """Also where it is not the one that would be found: an attention's projection, say."""
     template = "model.layers.{}.self_attn.o_proj"
     model = model_of(dtype=torch.float32)
-    hyperparameters = Hyperparameters(layers=(0, 1), v_num_grad_steps=3, rewrite_module_tmp=template)
+    hyperparameters = Hyperparameters(
+        layers=(0, 1), v_num_grad_steps=3, mom2_update_weight=0.5, rewrite_module_tmp=template
+    )
     covariances = {layer: random_covariance(16, layer) for layer in (0, 1)}
     spaces = {layer: NullSpace.of(covariances[layer], Criterion(nullity=8)) for layer in (0, 1)}
     prints = fingerprints(model, [0, 1])

@@ -112,6 +112,24 @@ def test_the_result_is_what_collecting_and_the_dense_projection_give(model, toke
         torch.testing.assert_close(space.dense(), expected, rtol=0, atol=1e-6)
 
 
+def test_some_layers_of_statistics_are_those_layers_alone(model, tokenizer, store, text, made):
+    """Their null spaces come from the store that those of all layers went to."""
+    statistics = prepare_statistics(model, tokenizer, [0, 1, 3], source=text, store=store)
+    spaces = null_spaces_of(statistics, HALF, store=store)
+    some = statistics.of_layers([3, 1])
+    assert same(some.covariances, {layer: statistics.covariances[layer] for layer in (1, 3)})
+    assert some.provenance == statistics.provenance
+    made.clear()
+    fewer = null_spaces_of(some, HALF, store=store)
+    assert made == []
+    assert fewer.layers == [1, 3]
+    for layer in fewer:
+        assert torch.equal(fewer[layer].factor, spaces[layer].factor)
+    fewer.check(model)
+    with pytest.raises(KeyError):
+        statistics.of_layers([2])
+
+
 def test_null_spaces_belong_to_the_model_they_were_prepared_for(model, tokenizer, store, tmp_path):
     model.config._name_or_path = "acme/base"
     spaces = null_spaces_of(prepare_statistics(model, tokenizer, [1, 3], store=store), HALF, store=store)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers_of_many_kinds import MAKERS, TEXT, tokenizer_of
 
 from alphaedit_plugin.errors import RequestError
-from alphaedit_plugin.requests import Request, encode, parse_requests
+from alphaedit_plugin.requests import Request, encode, load_requests, parse_requests
 
 FLAT = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"}
 
@@ -97,6 +99,90 @@ def test_a_record_that_is_no_mapping_is_refused(record):
 def test_what_is_no_list_of_records_is_refused(records):
     with pytest.raises(RequestError):
         parse_requests(records)
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+texts = st.text(min_size=1, max_size=8).map(lambda text: text.replace("{", "").replace("}", "")).filter(str.strip)
+records = st.fixed_dictionaries(
+    {"prompt": texts.map(lambda text: f"{text} {{}}"), "subject": texts, "target_new": texts},
+    optional={"case_id": st.one_of(st.integers(), st.text(max_size=4))},
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(facts=st.lists(records, min_size=1, max_size=4), ascii_only=st.booleans(), blank=st.booleans())
+@example(facts=[{**FLAT, "subject": "A\u2028B"}, {**FLAT, "target_new": "C\x85D"}], ascii_only=False, blank=False)
+def test_a_list_and_one_record_a_line_hold_the_same_facts(tmp_path_factory, facts, ascii_only, blank):
+    """Whatever characters are in them, also those that str.splitlines takes for the end of a line."""
+    folder = tmp_path_factory.mktemp("facts")
+    lines = [json.dumps(record, ensure_ascii=ascii_only) for record in facts]
+    (folder / "list.json").write_text(f"[{', '.join(lines)}]", encoding="utf-8")
+    (folder / "lines.jsonl").write_text(("\n\n" if blank else "\n").join([*lines, ""]), encoding="utf-8")
+    expected = parse_requests(facts)
+    assert load_requests(folder / "list.json") == expected
+    assert load_requests(str(folder / "lines.jsonl")) == expected
+
+
+def test_counterfacts_file_is_read_as_it_is(tmp_path):
+    nested = [{"case_id": n, "requested_rewrite": {**FLAT, "target_new": {"str": "Rome"}}} for n in range(3)]
+    (tmp_path / "counterfact.json").write_text(json.dumps(nested, indent=1))
+    assert load_requests(tmp_path / "counterfact.json") == parse_requests(nested)
+
+
+def test_lines_may_end_as_on_windows(tmp_path):
+    (tmp_path / "facts.jsonl").write_bytes("\r\n".join([json.dumps(FLAT)] * 2).encode())
+    assert load_requests(tmp_path / "facts.jsonl") == parse_requests([FLAT, FLAT])
+
+
+@pytest.mark.parametrize("name", ["facts.json", "facts.jsonl"])
+def test_a_malformed_record_is_named_with_its_file(name, tmp_path):
+    bad = [FLAT, FLAT, {**FLAT, "subject": "", "case_id": 41}]
+    lines = "\n".join(map(json.dumps, bad))
+    (tmp_path / name).write_text(lines if name.endswith("l") else json.dumps(bad))
+    with pytest.raises(RequestError) as caught:
+        load_requests(tmp_path / name)
+    for part in (str(tmp_path / name), "record 2", "case_id 41", "subject is empty"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("facts.json", b""),
+        ("facts.json", b"["),
+        ("facts.json", b"[]"),
+        ("facts.json", b"{}"),
+        ("facts.json", b"null"),
+        ("facts.json", b"\xff\xfe["),
+        ("facts.json", json.dumps(FLAT).encode()),
+        ("facts.json", f"{json.dumps(FLAT)}\n{json.dumps(FLAT)}".encode()),
+        ("facts.jsonl", b""),
+        ("facts.jsonl", b"\n \n"),
+        ("facts.jsonl", json.dumps(FLAT).encode()[:-1]),
+        ("facts.jsonl", json.dumps([FLAT]).encode()),
+        ("facts.jsonl", b"3"),
+    ],
+)
+def test_what_holds_no_facts_is_refused_by_name(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RequestError) as caught:
+        load_requests(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_a_folder_is_refused_by_name(tmp_path):
+    for path in (tmp_path / "absent.json", tmp_path):
+        with pytest.raises(RequestError) as caught:
+            load_requests(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("case_id", [[1], {"a": 1}])
+def test_a_case_id_that_can_be_no_key_is_refused(case_id):
+    """Requests are compared and hashed: the command line looks facts up in what a session holds."""
+    with pytest.raises(RequestError, match="case_id"):
+        parse_requests([{**FLAT, "case_id": case_id}])
 
 
 # ------------------------------------------------------------------------------------------------------ encoding

@@ -28,17 +28,23 @@ def facts():
 
 @pytest.fixture(scope="module")
 def prepared(demo, tmp_path_factory):
-    """(hyperparameters, statistics, null spaces) of two layers, from the held-out text: quick to collect."""
+    """(hyperparameters, statistics, store) of two layers, from the held-out text: quick to collect."""
     from alphaedit_plugin.store import Store
 
     model, tokenizer = demo
     store = Store(tmp_path_factory.mktemp("smollm2"))
     shipped_values = Hyperparameters.for_model("memit", model, DEMO_MODEL)
-    hyperparameters = replace(shipped_values, layers=(7, 8), v_num_grad_steps=12, mom2_update_weight=100.0)
+    hyperparameters = replace(
+        shipped_values,
+        layers=(7, 8),
+        v_num_grad_steps=12,
+        mom2_update_weight=100.0,
+        null_space=Criterion(nullity=0.5),
+    )
     statistics = prepare_statistics(
         model, tokenizer, hyperparameters.layers, source=shipped("examples/heldout.txt"), tokens=2500, store=store
     )
-    return hyperparameters, statistics, null_spaces_of(statistics, Criterion(nullity=0.5), store=store)
+    return hyperparameters, statistics, store
 
 
 def test_the_shipped_facts_are_many_varied_and_complete(facts):
@@ -61,30 +67,40 @@ def test_smollm2_knows_at_least_two_thirds_of_the_shipped_facts(demo, facts):
 
 def test_the_main_job_learns_the_facts_and_leaves_the_model_as_it_was(demo, facts, prepared):
     model, tokenizer = demo
-    hyperparameters, statistics, null_spaces = prepared
+    hyperparameters, statistics, store = prepared
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     comparison = compare(
         model,
         tokenizer,
         facts[:2],
-        ["memit", "memit+P"],
+        ["memit", "memit+P", "alphaedit", "rect"],
         hyperparameters,
         statistics,
-        null_spaces,
+        store=store,
         batch_size=1,
         held_out="The tide comes in twice a day, and the boats in the harbour rise with it.",
     )
-    unedited, plain, projected = comparison.rows
-    assert (unedited.variant, plain.variant, projected.variant) == ("before", "memit", "memit+P")
-    assert unedited.efficacy < plain.efficacy == projected.efficacy == 1.0
-    assert all(row.drift[layer] > 0 for row in (plain, projected) for layer in hyperparameters.layers)
+    unedited, *edited = comparison.rows
+    assert [row.variant for row in comparison.rows] == ["before", "memit", "memit+P", "alphaedit", "rect"]
+    assert unedited.efficacy < 1.0
+    assert all(row.efficacy == 1.0 for row in edited)
+    assert all(row.drift[layer] > 0 for row in edited for layer in hyperparameters.layers)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_a_projected_session_changes_weights_only_inside_the_null_space(demo, facts, prepared):
+@pytest.mark.parametrize("method", ["memit+P", "alphaedit"])
+def test_a_projected_session_changes_weights_only_inside_the_null_space(method, demo, facts, prepared):
     model, tokenizer = demo
-    hyperparameters, statistics, null_spaces = prepared
-    session = Session(model, tokenizer, "memit+P", hyperparameters, statistics.covariances, null_spaces)
+    hyperparameters, statistics, store = prepared
+    null_spaces = null_spaces_of(statistics, hyperparameters.null_space, store=store)
+    session = Session(
+        model,
+        tokenizer,
+        method,
+        null_spaces,
+        hyperparameters=hyperparameters,
+        covariances=statistics.covariances,
+    )
     projections = Decoder(model).out_projections(hyperparameters.layers)
     with put_back(projections) as before:
         session.edit([facts[2].request])

@@ -42,7 +42,14 @@ def model_of(name: str, **changes) -> nn.Module:
 
 
 def textbook(
-    model, tokenizer, request: Request, contexts=CONTEXTS, settings=SETTINGS, layer=LAYER, stop_loss=STOP_LOSS
+    model,
+    tokenizer,
+    request: Request,
+    contexts=CONTEXTS,
+    settings=SETTINGS,
+    layer=LAYER,
+    stop_loss=STOP_LOSS,
+    reference_norm=None,
 ) -> tuple[Tensor, Tensor]:
     return oracle.compute_target(
         model,
@@ -56,6 +63,7 @@ def textbook(
         kl_factor=settings.kl_factor,
         clamp=settings.clamp,
         stop_loss=stop_loss,
+        reference_norm=reference_norm,
     )
 
 
@@ -191,6 +199,22 @@ def test_delta_stays_within_the_clamp_and_reaches_it(tokenizer, exact):
         assert_agrees(found, row, textbook(model, tokenizer, request, settings=settings), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("batch_tokens", [1, 512], ids=["one by one", "together"])
+def test_norms_take_the_place_of_that_of_z(name, batch_tokens, tokenizer, exact):
+    """In the clamp and in the decay, each request its own, though requests are taken in another order."""
+    model = model_of(name)
+    settings = replace(SETTINGS, lr=1.0, clamp=0.5, weight_decay=3.0)
+    norms = torch.tensor([0.5, 40.0, 1.5, 3.0], dtype=torch.float64)
+    found = optimise_targets(
+        model, tokenizer, REQUESTS, CONTEXTS, LAYER, settings, norms=norms, batch_tokens=batch_tokens
+    )
+    assert (found.delta.norm(dim=1) <= 0.5 * norms * (1 + 1e-9)).all()
+    for row, request in enumerate(REQUESTS):
+        expected = textbook(model, tokenizer, request, settings=settings, reference_norm=norms[row])
+        assert_agrees(found, row, expected, 1e-6)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_the_model_is_left_as_it_was(name, tokenizer):
     model = tiny(name, vocab_size=512).train().requires_grad_(True)
@@ -242,6 +266,25 @@ def test_bfloat16_gives_finite_targets_close_to_those_of_float32(name, tokenizer
     several = optimise_targets(rough, tokenizer, REQUESTS, CONTEXTS, LAYER, SETTINGS)
     assert torch.isfinite(several.delta).all()
     assert several.losses.mean() < b.losses.mean()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_reduced_precision_gives_nearly_the_same_targets_and_leaves_the_model_as_it_was(name, tokenizer):
+    model = tiny(name, vocab_size=512)
+    weights = {n: p.clone() for n, p in model.named_parameters()}
+    exactly, roughly = (
+        optimise_targets(
+            model, tokenizer, REQUESTS, CONTEXTS, LAYER, replace(SETTINGS, steps=2, reduced_precision=reduced)
+        )
+        for reduced in (False, True)
+    )
+    assert roughly.z.dtype == roughly.delta.dtype == torch.float32
+    assert float((exactly.z - roughly.z).norm() / exactly.z.norm()) < 0.05
+    # Adam's first step is the gradient's sign: a rounding error counts only where the gradient is next to nothing.
+    assert float((exactly.delta.sign() == roughly.delta.sign()).float().mean()) > 0.9
+    for n, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[n])
+        assert parameter.dtype == torch.float32
 
 
 def test_reduced_precision_is_switched_off_again(tokenizer):

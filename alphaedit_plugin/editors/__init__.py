@@ -1,5 +1,22 @@
 """Locate-then-edit methods, one a file."""
 
-from .memit import MEMIT
+from .alphaedit import AlphaEdit
+from .editor import Editor, Written
+from .memit import MEMIT, MEMITSequential
+from .prune import damped
+from .rect import sparsified
+from .rome import ROME
+from .update import Update, Write
 
-__all__ = ["MEMIT"]
+__all__ = [
+    "MEMIT",
+    "ROME",
+    "AlphaEdit",
+    "Editor",
+    "MEMITSequential",
+    "Update",
+    "Write",
+    "Written",
+    "damped",
+    "sparsified",
+]

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import Tokens, batches
+from ..batches import Batch, batches
 from ..corpus import SEED, sample, unsayable
-from ..modules import Decoder, hidden_states
+from ..modules import Decoder, OutProjection, hidden_states
 from ..requests import Encoded, Request, encode
-from ..trace import hooks, stop, stopping
+from ..trace import hooks, inputs_of, stop, stopping
+from .standin import standing_in
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
-_CONTEXT_TOKENS = 10
 _TOP_K = 5
+_BATCH_TOKENS = 4096
+
+TemplateLengths = Sequence[tuple[int, int]]
+"""(tokens, how many templates of that length), as EasyEdit's context_template_length_params."""
+
+MEMIT_TEMPLATES: TemplateLengths = ((10, 5),)
 
 
-def context_templates(model: nn.Module, tokenizer: Any, seed: int = SEED) -> tuple[str, ...]:
-    """ "{}" and five short openings that the model writes itself, each followed by the prompt in its "{}".
+def context_templates(
+    model: nn.Module, tokenizer: Any, lengths: TemplateLengths = MEMIT_TEMPLATES, seed: int = SEED
+) -> tuple[str, ...]:
+    """ "{}" and short openings that the model writes itself, each followed by the prompt in its "{}".
 
     A key averaged over them is the subject's in general, not the subject's at the beginning of a text (MEMIT §4.3).
+    As in EasyEdit, of every length as many as the openings divide into are written: 10 are 2 for each of five.
     """
     templates = ["{}"]
-    for opening in _OPENINGS:
-        ids = list(tokenizer(opening, add_special_tokens=True)["input_ids"])
-        while ids and ids[-1] in tokenizer.all_special_ids:
-            ids.pop()
-        length = len(ids) + _CONTEXT_TOKENS
-        (written,) = sample(model, [ids], length, seed=seed, banned=unsayable(model, tokenizer), top_k=_TOP_K)
-        text = " ".join(tokenizer.decode(written, skip_special_tokens=True).replace("{", " ").replace("}", " ").split())
-        templates.append(f"{text}. {{}}")
+    banned = unsayable(model, tokenizer)
+    for tokens, count in lengths:
+        for opening in _OPENINGS:
+            ids = list(tokenizer(opening, add_special_tokens=True)["input_ids"])
+            while ids and ids[-1] in tokenizer.all_special_ids:
+                ids.pop()
+            length = len(ids) + tokens
+            starts = [ids] * (count // len(_OPENINGS))
+            if not starts:
+                continue
+            for written in sample(model, starts, length, seed=seed, banned=banned, top_k=_TOP_K):
+                text = tokenizer.decode(written, skip_special_tokens=True).replace("{", " ").replace("}", " ")
+                templates.append(f"{' '.join(text.split())}. {{}}")
     return tuple(templates)
 
 
@@ -48,56 +63,100 @@ def subject_prompts(tokenizer: Any, requests: Sequence[Request], contexts: Seque
     ]
 
 
-def mean_over_contexts(values: Tensor, contexts: int) -> Tensor:
-    """n·contexts × d → n × d. As in MEMIT the bare prompt weighs as much as all other contexts together."""
-    grouped = values.view(-1, contexts, values.shape[-1])
-    if contexts == 1:
-        return grouped[:, 0]
-    return (grouped[:, 0] + grouped[:, 1:].mean(1)) / 2
+def half_bare(keys: Tensor) -> Tensor:
+    """Mean over contexts, n × contexts × d → n × d. As in MEMIT the bare prompt weighs as much as all others."""
+    return keys[:, 0] if keys.shape[1] == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
 
-def subject_keys(
-    model: nn.Module, tokenizer: Any, module: nn.Module, requests: Sequence[Request], contexts: Sequence[str]
-) -> Tensor:
-    """K1ᵀ, n × d_in, float64: the input of one out-projection at the subject's last token, averaged over contexts."""
-    prompts = subject_prompts(tokenizer, requests, contexts)
-    return mean_over_contexts(_at_subject(model, module, prompts, inputs=True), len(contexts))
+class Sweep:
+    """Keys of some requests at one layer after another, while the layers are being edited.
 
+    Ask for layers in ascending order. What goes into a block does not change when that block or one above it is
+    edited, so it is kept, and going from layer to layer runs only the blocks between them: all layers together cost
+    little more than one pass. Nothing after the subject's last token is run.
+    """
 
-def subject_hidden(model: nn.Module, tokenizer: Any, block: nn.Module, requests: Sequence[Request]) -> Tensor:
-    """n × d, float64: what one block returns at the subject's last token of the bare prompt."""
-    return _at_subject(model, block, subject_prompts(tokenizer, requests, ["{}"]), inputs=False)
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        requests: Sequence[Request],
+        contexts: Sequence[str],
+    ) -> None:
+        """`contexts` begin with the bare prompt, "{}"."""
+        self.contexts, self.prompts = len(contexts), len(requests) * len(contexts)
+        decoder = Decoder(model)
+        sequences = [p.ids[: p.subject_last + 1] for p in subject_prompts(tokenizer, requests, contexts)]
+        self._parts = [_Part(decoder, batch) for batch in batches(sequences, _BATCH_TOKENS, decoder.device)]
 
+    def keys(self, projection: OutProjection) -> Tensor:
+        """The input of an out-projection, n × contexts × d_in, float64, with the weights as they are now."""
+        return self._gather(self._parts, lambda part: part.keys(projection))
 
-@torch.no_grad()
-def _at_subject(
-    model: nn.Module, module: nn.Module, prompts: Sequence[Encoded], *, inputs: bool, batch_tokens: int = 4096
-) -> Tensor:
-    """The input or output of `module` at each subject's last token. What follows that token is not even run."""
-    decoder = Decoder(model)
-    sequences: list[Tokens] = [prompt.ids[: prompt.subject_last + 1] for prompt in prompts]
-    found: list[Tensor] = []
+    def hidden(self, layer: int) -> Tensor:
+        """What block `layer` returns for the bare prompts, n × d, float64, with the weights as they are now."""
+        bare = [part.of_rows(self.contexts) for part in self._parts]
+        return self._gather([part for part in bare if part.batch.rows], lambda part: part.output(layer))[:, 0]
 
-    def keep(value: Tensor) -> None:
-        found.append(value.detach())
-        stop()
-
-    handle = (
-        module.register_forward_pre_hook(lambda _m, args: keep(args[0]))
-        if inputs
-        else module.register_forward_hook(lambda _m, _args, output: keep(hidden_states(output)))
-    )
-    result: Tensor | None = None
-    with hooks(handle):
-        for batch in batches(sequences, batch_tokens, decoder.device):
-            with stopping():
-                model(**batch.model_inputs(), use_cache=False)
-            states = found.pop()
-            states = states.reshape(len(batch.rows), -1, states.shape[-1])  # some models (OPT) flatten batch and tokens
-            last = (batch.lengths - 1).to(states.device)
-            chosen = states[torch.arange(len(batch.rows), device=states.device), last].double()
+    @torch.no_grad()
+    def _gather(self, parts: Sequence[_Part], run: Callable[[_Part], Tensor]) -> Tensor:
+        """What `run` finds for each part's prompts, in the order of requests and contexts, n × contexts × d."""
+        result: Tensor | None = None
+        for part in parts:
+            found = run(part)
             if result is None:
-                result = chosen.new_empty(len(sequences), chosen.shape[-1])
-            result[torch.tensor(batch.rows, device=chosen.device)] = chosen
-    assert result is not None
-    return result
+                result = found.new_zeros(self.prompts, found.shape[-1])
+            result[torch.tensor(part.batch.rows, device=found.device)] = found
+        assert result is not None
+        return result.view(-1, self.contexts, result.shape[-1])
+
+
+class _Part:
+    """A batch of prompts, and `hidden`, which block `below` is known to return as part of `like`."""
+
+    def __init__(self, decoder: Decoder, batch: Batch) -> None:
+        self.decoder, self.batch = decoder, batch
+        self.below = -1
+        self.hidden: Tensor | None = None
+        self.like: Any = None
+
+    def of_rows(self, every: int) -> _Part:
+        """Only the prompts whose number is a multiple of `every`: the bare ones."""
+        chosen = [i for i, row in enumerate(self.batch.rows) if row % every == 0]
+        part = copy.copy(self)
+        part.batch = Batch([self.batch.rows[i] for i in chosen], self.batch.ids[chosen], self.batch.mask[chosen])
+        part.hidden = None if self.hidden is None else self.hidden[chosen]
+        return part
+
+    def keys(self, projection: OutProjection) -> Tensor:
+        """The projection's inputs at the last tokens; from then on the blocks below it are stood in for."""
+        outputs: list[Any] = []
+        below = projection.layer - 1
+        proceeds = below > self.below
+        watched = self.decoder.block(below) if proceeds else nn.Identity()
+        with hooks(watched.register_forward_hook(lambda _m, _a, output: outputs.append(output))):
+            seen = inputs_of({projection.layer: projection.module}, self._forward, last=projection.layer)
+        if proceeds:
+            self.below, self.like, self.hidden = below, outputs[0], hidden_states(outputs[0])
+        return self._at_last(seen[projection.layer])
+
+    def output(self, layer: int) -> Tensor:
+        """What block `layer` returns at the last tokens."""
+        outputs: list[Any] = []
+
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs.append(output)
+            stop()
+
+        with hooks(self.decoder.block(layer).register_forward_hook(keep)), stopping():
+            self._forward()
+        return self._at_last(hidden_states(outputs[0]))
+
+    def _forward(self) -> None:
+        with standing_in(self.decoder, self.below, self.hidden, self.like):
+            self.decoder.model(**self.batch.model_inputs(), use_cache=False)
+
+    def _at_last(self, states: Tensor) -> Tensor:
+        states = states.detach().reshape(len(self.batch.rows), -1, states.shape[-1])  # OPT flattens batch and tokens
+        last = (self.batch.lengths - 1).to(states.device)
+        return states[torch.arange(len(states), device=states.device), last].double()

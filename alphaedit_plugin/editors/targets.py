@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -24,15 +24,17 @@ from tqdm.auto import tqdm
 from ..batches import pad
 from ..errors import EditError
 from ..hparams import TargetSettings
-from ..modules import Decoder, eager_attention, hidden_states, with_hidden_states
-from ..precision import reduced_precision
+from ..modules import Decoder, Projection, eager_attention, hidden_states
+from ..precision import in_bfloat16
 from ..requests import Encoded, Request, encode
 from ..trace import hooks, logits_at
 from .keys import in_context
+from .standin import standing_in
 
 log = logging.getLogger(__name__)
 
 STOP_LOSS = 5e-2
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 512, 4096
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -58,34 +60,64 @@ def optimise_targets(
     layer: int,
     settings: TargetSettings,
     *,
-    batch_tokens: int = 512,
+    norms: Tensor | None = None,
+    batch_tokens: int | None = None,
     use_prefix_cache: bool = True,
     progress: bool = False,
 ) -> Targets:
     """z* of every request, on the model as it is now, at the output of block `layer`.
 
-    The result does not depend on which requests share a batch. Raises EditError when a loss is not finite.
+    δ is kept small relative to `norms`, one for each request; by default ‖z‖ (ROME: that of the out-projection's
+    output). The result does not depend on which requests share a batch: there are as many as make `batch_tokens`,
+    by default what fits into memory and is fast; where that turns out too much, fewer. Raises EditError when a loss
+    is not finite.
     """
     encoded = [_Rows.of(tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix, reverse=True)
     found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-    precision = reduced_precision() if settings.reduced_precision else nullcontext()
+    if settings.reduced_precision:
+        model = in_bfloat16(model)
     with (
         eager_attention(model),
-        precision,
         tqdm(total=len(requests), desc="targets", unit="fact", disable=not progress, leave=False) as bar,
     ):
+        tokens = batch_tokens or _affordable_tokens(model, layer)
         while order:
-            size = max(1, batch_tokens // (encoded[order[0]].suffix * (len(contexts) + 1)))
-            chunk, order = order[:size], order[size:]
-            problem = _Problem(model, layer, [encoded[i] for i in chunk], use_prefix_cache)
-            z, delta, losses, steps = _minimise(problem, settings, [requests[i] for i in chunk], bar)
+            size = max(1, tokens // (encoded[order[0]].suffix * (len(contexts) + 1)))
+            chunk = order[:size]
+            try:
+                problem = _Problem(model, layer, [encoded[i] for i in chunk], use_prefix_cache)
+                if norms is not None:
+                    problem.norms = norms[chunk].to(problem.z)
+                z, delta, losses, steps = _minimise(problem, settings, [requests[i] for i in chunk], bar)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                tokens //= 2
+                log.warning("out of memory with %d facts at a time: going on with fewer", len(chunk))
+                continue
+            order = order[size:]
             for row, i in enumerate(chunk):
                 found[i] = (z[row], delta[row], losses[row], steps[row])
     z, delta, losses, steps = (
         torch.stack(column) for column in zip(*(found[i] for i in range(len(requests))), strict=True)
     )
     return Targets(z, delta, losses, steps)
+
+
+def _affordable_tokens(model: nn.Module, layer: int) -> int:
+    """A power of two: up to as many tokens as a device works on best, fewer where main memory is short.
+
+    More than some 500 tokens at a time outgrow a processor's caches and get slower again (`benchmarks/targets.py`).
+    An accelerator says itself when its memory is too small.
+    """
+    decoder = Decoder(model)
+    if decoder.device.type != "cpu":
+        return _ACCELERATOR_TOKENS
+    matrices = [m for block in list(decoder.blocks)[layer + 1 :] for m in block.modules() if isinstance(m, Projection)]
+    kept = 2 * sum(sum(matrix.weight.shape) * matrix.weight.element_size() for matrix in matrices)  # for backward
+    affordable = psutil.virtual_memory().available // 2 // max(1, kept)
+    return min(_CPU_TOKENS, 1 << max(0, int(affordable).bit_length() - 1))
 
 
 @dataclass(frozen=True)
@@ -190,6 +222,7 @@ class _Problem:
         self.z = self.hidden[first_rows, self.inject[first_rows].to(self.hidden.device)].to(
             torch.promote_types(self.hidden.dtype, torch.float32)
         )
+        self.norms = self.z.norm(dim=1)
 
     def _position_ids(self, positions: Tensor) -> dict[str, Tensor]:
         known = inspect.signature(self.model.forward).parameters
@@ -204,7 +237,7 @@ class _Problem:
         self.hidden = self.hidden[rows.to(self.hidden.device)]
         self.inject = self.inject[rows]
         self.kl_base = self.kl_base[keep.to(self.kl_base.device)]
-        self.z = self.z[keep.to(self.z.device)]
+        self.norms = self.norms[keep.to(self.norms.device)]
         self.target_lengths = self.target_lengths[keep]
         if self.cache is not None:
             self.cache.batch_select_indices(on)
@@ -213,6 +246,15 @@ class _Problem:
         wanted = self.wanted[torch.isin(self.wanted[:, 0], keep)]
         wanted[:, 0] = renumbered[wanted[:, 0]]
         self.wanted = wanted
+
+    def _borrowed_cache(self) -> Any:
+        """A cache that can be added to and leaves ours as it is: its own lists and counters around the same tensors.
+
+        Caches grow by concatenation, so tensors need no copy; one that wrote into them would be seen below.
+        """
+        layers = getattr(self.cache, "layers", [])
+        tensors = [value for layer in layers for value in vars(layer).values() if isinstance(value, Tensor)]
+        return copy.deepcopy(self.cache, {id(tensor): tensor for tensor in tensors})
 
     def losses(self, delta: Tensor, settings: TargetSettings) -> Tensor:
         """The loss of each request, n, for δ of shape n × d."""
@@ -230,23 +272,23 @@ class _Problem:
         rows = torch.cat([rewrite_rows, kl_rows])
         columns = torch.cat([offset + self.inject[rewrite_rows], self.inject[kl_rows]])
         with (
-            _standing_in(self.decoder, self.layer, injected, self.output),
+            standing_in(self.decoder, self.layer, injected, self.output),
             logits_at(self.decoder.head, rows, columns),
         ):
             logits = self.model(
                 input_ids=self.ids[:, self.prefix :],
                 attention_mask=self.mask,
-                past_key_values=copy.deepcopy(self.cache),
+                past_key_values=self._borrowed_cache(),
                 use_cache=self.cache is not None,
                 **self._position_ids(self.positions[:, self.prefix :]),
             ).logits[0]
-        log_probs = _log_softmax(logits)
-        of_targets, of_kl = log_probs[: len(request)], log_probs[len(request) :]
-        nll = -of_targets.gather(1, token.to(logits.device)[:, None]).squeeze(1)
+        of_targets, of_kl = logits.split([len(request), requests])
+        nll = _NegativeLogLikelihood.apply(of_targets, token.to(logits.device))
+        of_kl = _log_softmax(of_kl)
         per_request = nll.new_zeros(requests).index_add(0, request.to(nll.device), nll)
         per_request = per_request / (self.target_lengths.to(nll.device) * self.contexts)
         kl = (of_kl.exp() * (of_kl - self.kl_base)).sum(-1)
-        decay = delta.norm(dim=1) / self.z.norm(dim=1) ** 2
+        decay = delta.norm(dim=1) / self.norms**2
         return per_request + settings.kl_factor * kl + settings.weight_decay * decay.to(nll.device)
 
 
@@ -254,7 +296,7 @@ def _minimise(
     problem: _Problem, settings: TargetSettings, requests: Sequence[Request], bar: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Adam on every δ at once: the optimiser works entry by entry, so requests do not touch each other."""
-    z = problem.z
+    z, norms = problem.z, problem.norms
     delta, mean, square = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(z)
     losses = z.new_zeros(len(z))
     steps = torch.zeros(len(z), dtype=torch.long)
@@ -287,7 +329,7 @@ def _minimise(
         unbiased = mean[index] / (1 - _BETAS[0] ** (step + 1))
         scale = (square[index] / (1 - _BETAS[1] ** (step + 1))).sqrt() + _EPSILON
         moved = delta[index] - settings.lr * unbiased / scale
-        longest = settings.clamp * z[index].norm(dim=1, keepdim=True)
+        longest = settings.clamp * norms[index, None]
         delta[index] = moved * (longest / moved.norm(dim=1, keepdim=True)).clamp_max(1.0)
         if moving.float().mean() <= 0.8:
             problem.select(moving.nonzero().squeeze(1))
@@ -296,32 +338,26 @@ def _minimise(
     return z, delta, losses, steps
 
 
-class _StandIn(nn.Module):
-    """Takes a block's place and returns what the block is known to return."""
+class _NegativeLogLikelihood(torch.autograd.Function):
+    """−log p(token) of each row of logits, n × vocabulary, in float32 or better.
 
-    def __init__(self, block: nn.Module, output: Any, hidden: Tensor | None) -> None:
-        super().__init__()
-        self.__dict__["_stands_for"] = block
-        self.__dict__["_output"], self.__dict__["_hidden"] = output, hidden
+    The gradient, softmax minus one at the token, is written once: the vocabulary is wide, and the textbook's
+    gather of a log-softmax goes over it four times more.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_stands_for"], name)
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token: Tensor) -> Tensor:  # type: ignore[override]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = logits.logsumexp(-1, keepdim=True)
+        ctx.save_for_backward((logits - total).exp_(), token)
+        return (total - logits.gather(1, token[:, None])).squeeze(1)
 
-    def forward(self, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        return with_hidden_states(self._output, hidden if self._hidden is None else self._hidden)
-
-
-@contextmanager
-def _standing_in(decoder: Decoder, layer: int, hidden: Tensor, output: Any) -> Iterator[None]:
-    """Blocks 0 … layer compute nothing; block `layer` returns `hidden`, shaped like its own `output`."""
-    originals = [decoder.blocks[i] for i in range(layer + 1)]
-    try:
-        for i, block in enumerate(originals):
-            decoder.blocks[i] = _StandIn(block, output, hidden if i == layer else None)
-        yield
-    finally:
-        for i, block in enumerate(originals):
-            decoder.blocks[i] = block
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        softmax, token = ctx.saved_tensors
+        result = softmax * gradient[:, None]
+        result[torch.arange(len(token), device=token.device), token] -= gradient
+        return result, None
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..statistics import Covariance
+from .nullspace import NullSpace
+from .statistics import Covariance
 
 
 def drift(before: Tensor, after: Tensor) -> float:
@@ -22,3 +23,10 @@ def leakage(before: Tensor, after: Tensor, covariance: Covariance) -> float:
     w = before.double()
     delta = after.double() - w
     return max(0.0, float(((delta @ c) * delta).sum() / ((w @ c) * w).sum())) ** 0.5
+
+
+def outside(before: Tensor, after: Tensor, space: NullSpace) -> float:
+    """‖ΔW(I − P)‖ / ‖ΔW‖: the share of an update that is not in the null space; 0 for no update."""
+    delta = after.double() - before.double()
+    size = float(delta.norm())
+    return float((delta - space.project(delta)).norm()) / size if size else 0.0

@@ -1,0 +1,67 @@
+"""AlphaEdit (Fang et al. 2025, "Null-Space Constrained Knowledge Editing for Language Models")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NullSpaceError
+from ..hparams import Hyperparameters
+from ..nullspace import NullSpace
+from ..precision import float64_device
+from .layered import LayeredEditor
+from .update import Write
+
+
+class AlphaEdit(LayeredEditor):
+    """Δ = R K1ᵀP (KpKpᵀP + K1K1ᵀP + λI)⁻¹ (eq. 14 with the authors' λ, `L2`); Kp: keys of facts written before.
+
+    P is symmetric and idempotent, so with K' = P[Kp K1] the same Δ is [0 R] (λI + K'ᵀK')⁻¹ K'ᵀ: a system of the
+    size of the number of facts, and an update that lies in the null space by itself.
+    """
+
+    needs_covariances = False
+    needs_null_spaces = True
+    sequential = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        hyperparameters: Hyperparameters,
+        null_spaces: Mapping[int, NullSpace],
+        *,
+        contexts: Sequence[str] | None = None,
+        write: Write | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Raises NullSpaceError when there is no null space of a layer, or one of another width."""
+        super().__init__(model, tokenizer, hyperparameters, contexts=contexts, write=write, progress=progress)
+        for layer, projection in self.projections.items():
+            if layer not in null_spaces:
+                raise NullSpaceError(f"there is no null space of layer {layer}, which is to be edited: prepare it")
+            if null_spaces[layer].d_in != projection.d_in:
+                raise NullSpaceError(
+                    f"the null space of layer {layer} has {null_spaces[layer].d_in} dimensions, {projection.name} "
+                    f"{projection.d_in}: it is another model's"
+                )
+        self.null_spaces = {
+            layer: null_spaces[layer].to(float64_device(projection.stored.device))
+            for layer, projection in self.projections.items()
+        }
+
+    @property
+    def _weight(self) -> float:
+        return self.hyperparameters.L2
+
+    def _into(self, layer: int, keys: Tensor) -> Tensor:
+        space = self.null_spaces[layer]
+        # In the precision in which they are kept: P is well conditioned, and this is most of a batch's arithmetic.
+        precision = torch.promote_types(self.projections[layer].matrix.dtype, torch.float32)
+        return space.project(keys.to(space.factor.device, precision).T).T
+
+    def _out_of(self, layer: int, solution: Tensor) -> Tensor:
+        return solution

@@ -1,0 +1,78 @@
+"""What every editor is: something that writes facts into out-projections and can say what it wrote."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..hparams import Hyperparameters
+from ..modules import Decoder
+from ..requests import Request
+from ..trace import evaluating
+from .keys import context_templates
+from .ridge import Ridge
+from .targets import Targets
+from .update import Update, Write
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one batch wrote, in order, and for each layer the keys that later batches are to keep, d_in × n."""
+
+    updates: list[Update]
+    keys: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Editor(ABC):
+    """Writes facts into the out-projections of `hyperparameters.layers`, in place.
+
+    The only state is `memory`, layer → keys of facts written before, for the methods that keep them; it is replaced
+    as a whole at the end of an edit, so that an edit that fails leaves it as it was. What happens between an
+    update and the weight (RECT, projection) is the business of `write`.
+    """
+
+    needs_covariances: ClassVar[bool] = True
+    needs_null_spaces: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        hyperparameters: Hyperparameters,
+        *,
+        contexts: Sequence[str] | None = None,
+        write: Write | None = None,
+        progress: bool = False,
+    ) -> None:
+        """`contexts` are templates that keys are averaged over; by default the model writes them at the first edit."""
+        self.model, self.tokenizer, self.hyperparameters = model, tokenizer, hyperparameters
+        self.write, self.progress = write or Write(), progress
+        self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
+        self.projections = self.decoder.out_projections(hyperparameters.layers)
+        self.memory: Mapping[int, Ridge] = {}
+        self._contexts = tuple(contexts) if contexts else None
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Context templates, written by the model at the first edit and kept for all later ones."""
+        if self._contexts is None:
+            with evaluating(self.model):
+                self._contexts = context_templates(
+                    self.model, self.tokenizer, self.hyperparameters.context_template_length_params
+                )
+        return self._contexts
+
+    @abstractmethod
+    def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
+        """Write `requests`; `targets` that are known already, on this very model, save computing them."""
+
+    def remember(self, written: Written) -> None:  # noqa: B027 - most methods remember nothing
+        """Keep in mind what was written; `edit` does so itself, a resumed session asks for it."""
+
+    def forget(self, count: int) -> None:
+        """Forget the last `count` facts."""
+        self.memory = {layer: ridge.truncated(ridge.count - count) for layer, ridge in self.memory.items()}

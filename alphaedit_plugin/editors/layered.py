@@ -1,0 +1,93 @@
+"""Many facts at once, spread over several layers: the loop that MEMIT and AlphaEdit share."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..requests import Request
+from ..trace import evaluating
+from .editor import Editor, Written
+from .keys import Sweep, half_bare
+from .ridge import Ridge
+from .targets import Targets, optimise_targets
+from .update import Update
+
+log = logging.getLogger(__name__)
+
+
+class LayeredEditor(Editor):
+    """For every layer, on the weights as they are by then: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
+
+    N solves the ridge regression of the batch's keys, seen through `_into`, in the presence of the keys that are
+    kept in mind; a method is what it sees keys through, its λ, and whether it keeps them.
+    """
+
+    sequential: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def _weight(self) -> float:
+        """λ."""
+
+    @abstractmethod
+    def _into(self, layer: int, keys: Tensor) -> Tensor:
+        """Keys, d_in × n, in the coordinates in which the regression is regularised by λI."""
+
+    @abstractmethod
+    def _out_of(self, layer: int, solution: Tensor) -> Tensor:
+        """Its solution, d_in × n, in those of the weight."""
+
+    def targets(self, requests: Sequence[Request]) -> Targets:
+        """z* of every request on the model as it is now."""
+        with evaluating(self.model):
+            return optimise_targets(
+                self.model,
+                self.tokenizer,
+                requests,
+                self.contexts,
+                max(self.projections),
+                self.hyperparameters.target_settings,
+                progress=self.progress,
+            )
+
+    def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
+        targets = targets or self.targets(requests)
+        sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
+        updates: list[Update] = []
+        kept: dict[int, tuple[Tensor, Ridge]] = {}
+        z_star: Tensor | None = None
+        with torch.no_grad(), evaluating(self.model):
+            for done, (layer, projection) in enumerate(self.projections.items()):
+                precision = torch.promote_types(projection.matrix.dtype, torch.float32)
+                keys = self._into(layer, half_bare(sweep.keys(projection)).T)
+                if self.sequential:  # as they are kept, so that a resumed session solves for the same
+                    keys = keys.to(precision)
+                now = sweep.hidden(max(self.projections))
+                if z_star is None:  # nothing is written yet: z in full precision, whatever δ was optimised in
+                    z_star = now + targets.delta.to(now)
+                residual = (z_star - now).T / (len(self.projections) - done)
+                solution, grown = self._ridge(layer).add(keys)
+                right = self._out_of(layer, solution).to(precision)
+                updates.append(self.write(projection, Update(layer, residual.to(right), right)))
+                # Edits above this layer do not change its keys: these are the ones that later batches are to keep.
+                kept[layer] = (keys, grown)
+                log.debug("layer %d: residual %.3g", layer, residual.norm())
+        if not self.sequential:
+            return Written(updates)
+        self.memory = {layer: grown for layer, (_, grown) in kept.items()}
+        return Written(updates, {layer: keys for layer, (keys, _) in kept.items()})
+
+    def remember(self, written: Written) -> None:
+        self.memory = {
+            **self.memory,
+            **{layer: self._ridge(layer).add(keys)[1] for layer, keys in written.keys.items()},
+        }
+
+    def _ridge(self, layer: int) -> Ridge:
+        return self.memory.get(layer) or Ridge(self._weight, self.projections[layer].d_in)

@@ -1,0 +1,140 @@
+"""Regularised least squares over a growing set of keys, in whichever of the two sizes is smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import EditError
+
+_ROWS = 512  # of keys kept in float32 that are turned into float64 at a time
+_NEGLIGIBLE = 1e-10  # relative size of a direction that is rounding and no key, where nothing is regularised
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """(λI + KKᵀ)⁻¹ for keys K of edits made so far, d × n; new edits are solved for in their presence.
+
+    Invariant: `keys` are the blocks of K, one for each batch, and `rows` the block rows of the lower Cholesky factor
+    of λI + KᵀK, float64: row block i is m_i × (m_1 + … + m_i). A batch of m adds a block and leaves the others as
+    they are, so it costs O(d·n·m + n²·m) and never O(d³), copies nothing, and dropping it again gives back what was
+    there before. Once n would pass d the d × d matrix λI + KKᵀ takes the place of the rows (`primal`).
+
+    With λ = 0 only keys are kept: the pseudo-inverse takes the place of the inverse.
+    """
+
+    weight: float
+    d: int
+    keys: tuple[Tensor, ...] = ()
+    rows: tuple[Tensor, ...] = ()
+    primal: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return sum(block.shape[1] for block in self.keys)
+
+    def add(self, new: Tensor) -> tuple[Tensor, Ridge]:
+        """(λI + KKᵀ + kkᵀ)⁻¹ k for new keys k, d × m, in float64, and the ridge that holds them too.
+
+        They are kept in the type they come in. With A = λI + KᵀK, B = Kᵀk and the Schur complement
+        S = λI + kᵀk − BᵀA⁻¹B the solution is (k − K A⁻¹B) S⁻¹: of each key what it adds to those before, and a
+        system of the size of the batch. Raises EditError where λ is too small to tell keys apart.
+        """
+        k = new.to(torch.float64)
+        if self.weight == 0:
+            return self._interpolated(k), replace(self, keys=(*self.keys, new))
+        if self.count + k.shape[1] > self.d:
+            return self._add_primal(k, new)
+        half = self._forward(torch.cat([product(block, k) for block in self.keys]) if self.keys else k[:0])
+        schur = product(k, k) - half.T @ half
+        schur.diagonal().add_(self.weight)
+        corner, failed = torch.linalg.cholesky_ex(schur)
+        if int(failed):
+            raise EditError(
+                f"λ = {self.weight:g} is too small for keys that all but repeat: raise it (mom2_update_weight, L2), or "
+                "set it to 0"
+            )
+        rest = k - self._combined(self._backward(half))
+        return (
+            torch.cholesky_solve(rest.T, corner).T,
+            replace(self, keys=(*self.keys, new), rows=(*self.rows, torch.cat([half.T, corner], 1))),
+        )
+
+    def truncated(self, count: int) -> Ridge:
+        """With the first `count` keys only."""
+        result, left = Ridge(self.weight, self.d), count
+        for i, block in enumerate(self.keys):
+            if left == 0:
+                break
+            size = min(left, block.shape[1])
+            start = result.count
+            keys = (*result.keys, block[:, :size])
+            if self.primal is None:
+                rows = (*result.rows, *(row[:size, : start + size] for row in self.rows[i : i + 1]))
+                result = replace(result, keys=keys, rows=rows)
+            else:
+                result = result.add(block[:, :size])[1]
+            left -= size
+        return result
+
+    def _forward(self, right: Tensor) -> Tensor:
+        """L⁻¹ right."""
+        solved = right.clone()
+        for start, row in self._starts():
+            end = row.shape[1]
+            reduced = solved[start:end] - row[:, :start] @ solved[:start]
+            solved[start:end] = torch.linalg.solve_triangular(row[:, start:], reduced, upper=False)
+        return solved
+
+    def _backward(self, right: Tensor) -> Tensor:
+        """L⁻ᵀ right."""
+        solved = right.clone()
+        for start, row in reversed(self._starts()):
+            end = row.shape[1]
+            solved[start:end] = torch.linalg.solve_triangular(row[:, start:].T, solved[start:end], upper=True)
+            solved[:start] -= row[:, :start].T @ solved[start:end]
+        return solved
+
+    def _starts(self) -> list[tuple[int, Tensor]]:
+        return [(row.shape[1] - row.shape[0], row) for row in self.rows]
+
+    def _combined(self, coefficients: Tensor) -> Tensor:
+        """K coefficients, d × m."""
+        result, start = coefficients.new_zeros(self.d, coefficients.shape[1]), 0
+        for block in self.keys:
+            end = start + block.shape[1]
+            for row in range(0, self.d, _ROWS):
+                part = slice(row, row + _ROWS)
+                result[part].addmm_(block[part].to(torch.float64), coefficients[start:end])
+            start = end
+        return result
+
+    def _add_primal(self, k: Tensor, new: Tensor) -> tuple[Tensor, Ridge]:
+        """(M + kkᵀ)⁻¹ k = M⁻¹k (I + kᵀM⁻¹k)⁻¹ with M = λI + KKᵀ."""
+        primal = self.primal
+        if primal is None:
+            primal = self.weight * torch.eye(self.d, dtype=torch.float64, device=k.device)
+            for block in self.keys:
+                primal += product(block.T, block.T)
+        inside = torch.cholesky_solve(k, torch.linalg.cholesky(primal))
+        gram = k.T @ inside
+        gram.diagonal().add_(1.0)
+        solution = torch.linalg.solve(gram, inside.T).T
+        return solution, replace(self, keys=(*self.keys, new), rows=(), primal=primal + k @ k.T)
+
+    def _interpolated(self, k: Tensor) -> Tensor:
+        """The limit of the solution as λ goes to 0, where keys may repeat or outnumber the dimensions."""
+        together = torch.cat([*(block.to(torch.float64) for block in self.keys), k], 1)
+        inverse = torch.linalg.pinv(product(together, together), rtol=_NEGLIGIBLE, hermitian=True)
+        return together @ inverse[:, -k.shape[1] :]
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀb in float64, whatever a and b are kept in, without a second copy of either."""
+    result = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
+    for row in range(0, a.shape[0], _ROWS):
+        part = slice(row, row + _ROWS)
+        result.addmm_(a[part].to(torch.float64).T, b[part].to(torch.float64))
+    return result

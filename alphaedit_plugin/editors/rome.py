@@ -1,0 +1,87 @@
+"""ROME (Meng et al. 2022, "Locating and Editing Factual Associations in GPT"): one fact, one rank-one update."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..hparams import Hyperparameters
+from ..modules import OutProjection
+from ..requests import Request
+from ..statistics import Covariance
+from ..trace import evaluating
+from .editor import Editor, Written
+from .keys import Sweep
+from .targets import Targets, optimise_targets
+from .update import Update, Write
+from .whitening import Whitening
+
+log = logging.getLogger(__name__)
+
+
+class ROME(Editor):
+    """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model as the last one left it.
+
+    k and v are the key and the value of the bare prompt, which the edited layer then maps to each other exactly; k̄
+    is the key averaged over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        hyperparameters: Hyperparameters,
+        covariances: Mapping[int, Covariance],
+        *,
+        contexts: Sequence[str] | None = None,
+        write: Write | None = None,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(model, tokenizer, hyperparameters, contexts=contexts, write=write, progress=progress)
+        adjusted = self.projections if hyperparameters.mom2_adjustment else {}
+        self.whitening = Whitening(covariances, adjusted)
+
+    def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
+        """Write `requests` in their order. The target of each depends on those before it, so none can be given."""
+        if targets is not None:
+            raise ValueError("ROME computes its targets itself, one fact after the other")
+        updates = []
+        with (
+            evaluating(self.model),
+            tqdm(requests, desc="facts", unit="fact", disable=not self.progress, leave=False) as bar,
+        ):
+            for request in bar:
+                for projection in self.projections.values():
+                    updates.append(self.write(projection, self._update(request, projection)))
+        return Written(updates)
+
+    @torch.no_grad()
+    def _update(self, request: Request, projection: OutProjection) -> Update:
+        keys = Sweep(self.model, self.tokenizer, [request], self.contexts).keys(projection)[0]
+        value = projection.module(keys[:1].to(projection.matrix.dtype))
+        found = optimise_targets(
+            self.model,
+            self.tokenizer,
+            [request],
+            self.contexts,
+            projection.layer,
+            self.hyperparameters.target_settings,
+            norms=value.norm(dim=1),
+        )
+        right = rome_direction(keys, self.whitening if self.hyperparameters.mom2_adjustment else None, projection.layer)
+        kept = torch.promote_types(projection.matrix.dtype, torch.float32)
+        log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, found.delta.norm(), value.norm())
+        return Update(projection.layer, found.delta.T.to(right.device, kept), right.to(kept))
+
+
+def rome_direction(keys: Tensor, whitening: Whitening | None, layer: int) -> Tensor:
+    """u / (uᵀk), d_in × 1, of keys contexts × d_in, the bare prompt's first."""
+    u = keys.mean(0, keepdim=True).T
+    if whitening is not None:
+        u = whitening.unwhiten(layer, whitening.whiten(layer, u))
+    return u / (keys[:1].to(u) @ u)

@@ -1,0 +1,79 @@
+"""AlphaEdit on SmolLM2: seconds a fact, ours against the real EasyEdit, and whether the edits are as good.
+
+Same facts, hyperparameters, null spaces and context templates; batches of 20, turn by turn. Targets alone too.
+`EASYEDIT_HOME=… python benchmarks/easyedit.py THREADS FACTS [FILE]`; FILE is CounterFact's, by default ours.
+"""
+
+import sys
+import time
+
+import easyedit_home
+import torch
+
+from alphaedit_plugin.editors.keys import context_templates
+from alphaedit_plugin.evaluation.counterfact import Fact, load_facts, score
+from alphaedit_plugin.evaluation.scoring import mean_log_probabilities
+from alphaedit_plugin.hparams import Hyperparameters
+from alphaedit_plugin.loading import DEMO_MODEL, load
+from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
+from alphaedit_plugin.session import Session, put_back
+from alphaedit_plugin.shipped import shipped
+
+BATCH = 20
+threads, count = int(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(threads)
+easyedit_home.load()
+model, tokenizer = load(DEMO_MODEL)
+facts = load_facts(sys.argv[3] if len(sys.argv) > 3 else shipped("examples/facts.json"))[:count]
+batches = [[fact.request for fact in facts[i : i + BATCH]] for i in range(0, count, BATCH)]
+settings = Hyperparameters.for_model("alphaedit", model, DEMO_MODEL)
+statistics = prepare_statistics(model, tokenizer, settings.layers)
+spaces = null_spaces_of(statistics, settings.null_space)
+contexts = context_templates(model, tokenizer)
+dense = {layer: space.dense().float() for layer, space in spaces.items()}
+theirs = easyedit_home.AlphaEdit(model, tokenizer, {}, dense, contexts)
+ours = Session(model, tokenizer, "alphaedit", spaces, hyperparameters=settings, contexts=contexts, check_model=False)
+
+
+def quality(of: list[Fact]) -> str:
+    pairs = [(fact.request.text, fact.request.target_new) for fact in of]
+    probability = mean_log_probabilities(model, tokenizer, pairs).exp().mean()
+    means = {name: 100 * value for name, value in score(model, tokenizer, of).means().items()}
+    return f"target probability {probability:.3f}, " + ", ".join(f"{name} {value:.1f}" for name, value in means.items())
+
+
+# Each editor has its own copy of the weights, put in place for its turn.
+states = {name: {layer: p.matrix.clone() for layer, p in ours.projections.items()} for name in ("theirs", "ours")}
+seconds = {"theirs": 0.0, "ours": 0.0, "their targets": 0.0, "our targets": 0.0}
+with put_back(ours.projections):
+    for requests in batches:
+        for name, edit in (("theirs", theirs), ("ours", ours.edit)):
+            for layer, projection in ours.projections.items():
+                projection.matrix.copy_(states[name][layer])
+            started = time.perf_counter()
+            edit(requests)
+            seconds[name] += time.perf_counter() - started
+            states[name] = {layer: p.matrix.clone() for layer, p in ours.projections.items()}
+    results = {}
+    for name, weights in states.items():
+        for layer, projection in ours.projections.items():
+            projection.matrix.copy_(weights[layer])
+        results[name] = quality(facts)
+
+alone = batches[0][:4]
+for request in alone:
+    started = time.perf_counter()
+    easyedit_home.compute_z(model, tokenizer, request, {}, max(settings.layers), contexts)
+    seconds["their targets"] += time.perf_counter() - started
+started = time.perf_counter()
+ours.editor.targets(batches[0])  # type: ignore[attr-defined]
+seconds["our targets"] = (time.perf_counter() - started) / len(batches[0])
+seconds["their targets"] /= len(alone)
+
+print(f"{count} facts in batches of {BATCH}, {threads} thread(s)")
+print(f"EasyEdit        {seconds['theirs'] / count:8.2f} s a fact   {results['theirs']}")
+print(f"ours            {seconds['ours'] / count:8.2f} s a fact   {results['ours']}")
+print(f"ratio           {seconds['theirs'] / seconds['ours']:8.1f} ×")
+print(f"compute_z       {seconds['their targets']:8.2f} s a fact ({len(alone)} facts)")
+print(f"our targets     {seconds['our targets']:8.2f} s a fact ({len(batches[0])} facts)")
+print(f"ratio           {seconds['their targets'] / seconds['our targets']:8.1f} ×")
