@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -353,7 +354,7 @@ def undo(
     session = _resumed(folder / SESSION, device, trust_remote_code, cache, quiet)
     for fact in session.undo(batches):
         console.print(f"undone: {escape(fact.text)} → {escape(fact.target_new)}")
-    _export(session, folder, lora=(folder / LORA).exists(), whole=(folder / CHECKPOINT).exists())
+    _export(session, folder)
 
 
 @app.command()
@@ -508,17 +509,20 @@ def _resumed(folder: Path, device: str, trust_remote_code: bool, cache: Path | N
         return Session.resume(folder, model, tokenizer, progress=not quiet)
 
 
-def _export(session: Session, out: Path, *, lora: bool, whole: bool) -> None:
+def _export(session: Session, out: Path, *, lora: bool = False, whole: bool = False) -> None:
     """Finish the sequence, write what people take away from it, and say what it is."""
     from .loading import save_checkpoint
     from .report import session_table
 
     session.finish()
+    lora, whole = lora or (out / LORA).exists(), whole or (out / CHECKPOINT).exists()  # none is left behind
     session.to_patch(out / PATCH)
     written = {PATCH: "the edit, for `alphaedit apply` and `--revert`", SESSION: "to go on, or `alphaedit undo`"}
-    if lora:
+    if lora and session.facts:
         ranks = session.to_lora(out / LORA)
         written[LORA] = f"PEFT adapter, rank {max(ranks.values())}"
+    elif lora:
+        shutil.rmtree(out / LORA, ignore_errors=True)
     if whole:
         save_checkpoint(session.model, session.tokenizer, out / CHECKPOINT)
         written[CHECKPOINT] = "ordinary checkpoint"

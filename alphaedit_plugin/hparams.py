@@ -91,8 +91,8 @@ class Hyperparameters:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
-        values = asdict(self)
+        """In JSON's types; `from_mapping` reads it again."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
         values["layers"] = list(self.layers)
         values["context_template_length_params"] = [list(pair) for pair in self.context_template_length_params]
         values["null_space"] = {k: v for k, v in values["null_space"].items() if v is not None}

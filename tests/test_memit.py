@@ -352,8 +352,10 @@ def test_a_failure_in_the_middle_changes_nothing_and_the_session_goes_on(method,
 
 @pytest.mark.parametrize(
     "method",
-    ["memit", "memit+P", "memit-seq", "alphaedit", "rect", "alphaedit+rect", "prune+P"]
-    + ["memit@mom2_update_weight=0", "memit-seq@mom2_update_weight=0+P", "alphaedit@L2=0"],
+    [
+        *("memit", "memit+P", "memit-seq", "alphaedit", "rect", "alphaedit+rect", "prune+P"),
+        *("memit@mom2_update_weight=0", "memit-seq@mom2_update_weight=0+P", "alphaedit@L2=0"),
+    ],
 )
 def test_a_result_that_is_not_finite_is_an_edit_error_and_changes_nothing(method, tokenizer):
     model = model_of(dtype=torch.float32)
