@@ -325,7 +325,7 @@ def edit(
             ready.model,
             ready.tokenizer,
             variant,
-            ready.null_spaces,
+            ready.null_spaces if variant.projected else None,
             hyperparameters=ready.hyperparameters,
             covariances=ready.statistics.covariances,
             autosave=folder,
@@ -492,11 +492,11 @@ def _prepared(
 
 def _resumed(folder: Path, device: str, trust_remote_code: bool, cache: Path | None, quiet: bool) -> Session:
     """The session in a folder, on the model that it names."""
-    from .history import load_manifest
+    from .history import read_manifest
     from .loading import load
     from .session import Session
 
-    values, _ = load_manifest(folder)
+    values = read_manifest(folder)
     _quieten()
     with console.status(f"loading {escape(values['model'])}"):
         model, tokenizer = load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,15 @@ _BATCHES = "batches"
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """The facts of one call to `edit`, and what was written for them; `name` is its file's, once it has one."""
+    """The facts of one call to `edit`, and what was written for them."""
 
     requests: tuple[Request, ...]
     written: Written
-    name: str | None = None
 
-    def save(self, folder: Path, index: int) -> Batch:
-        """Write the batch's file if it has none yet. A file that exists is never touched again."""
-        if self.name is not None:
-            return self
+    def save(self, folder: Path, index: int) -> str:
+        """Write the batch to a file of its own, never over another; returns its name."""
         tensors: dict[str, Tensor] = {}
         for i, update in enumerate(self.written.updates):
             tensors[f"update.{i}.left"], tensors[f"update.{i}.right"] = update.left, update.right
@@ -44,36 +42,44 @@ class Batch:
         }
         name = f"{index:06d}.safetensors"
         taken = 0
-        while (folder / _BATCHES / name).exists():  # of a batch undone since, or not in the manifest yet
+        while (folder / _BATCHES / name).exists():  # of a batch undone since, or of one not in the manifest yet
             taken += 1
             name = f"{index:06d}-{taken}.safetensors"
         write_tensors(folder / _BATCHES / name, tensors, metadata, SessionError)
-        return Batch(self.requests, self.written, name)
+        return name
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Batch:
         """Raises SessionError, naming the file, when it is absent or damaged."""
-        tensors, metadata = read_tensors(folder / _BATCHES / name, SessionError)
+        path = folder / _BATCHES / name
+        tensors, metadata = read_tensors(path, SessionError)
+        if "layers" not in metadata or "requests" not in metadata:
+            raise SessionError(f"{path} holds no batch of a session: it is another kind of file of ours")
         updates = [
             Update(layer, tensors[f"update.{i}.left"], tensors[f"update.{i}.right"])
             for i, layer in enumerate(metadata["layers"])
         ]
         keys = {int(key.partition(".")[2]): value for key, value in tensors.items() if key.startswith("keys.")}
         requests = tuple(Request(**request) for request in metadata["requests"])
-        return cls(requests, Written(updates, keys), name)
+        return cls(requests, Written(updates, keys))
 
 
-def save_manifest(folder: Path, values: Mapping[str, Any], batches: Sequence[Batch]) -> None:
-    """Make `batches` the session's: from this moment, and not before, the folder holds them. Tidies up afterwards."""
-    names = [batch.name for batch in batches]
-    text = json.dumps({"format": FORMAT, **values, "batches": names}, indent=1, ensure_ascii=False)
+def is_saved(folder: Path, name: str | None) -> bool:
+    """Whether a batch of that name is in the folder."""
+    return name is not None and (folder / _BATCHES / name).exists()
+
+
+def save_manifest(folder: Path, values: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Make the batches of these names the session's: from this moment, and not before, the folder holds them."""
+    text = json.dumps({"format": FORMAT, **values, "batches": list(names)}, indent=1, ensure_ascii=False)
     write_text(folder / MANIFEST, text, SessionError)
     for path in (folder / _BATCHES).glob("*.safetensors"):
         if path.name not in names:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is in nobody's way: the next save tries again
+                path.unlink()
 
 
-def load_manifest(folder: Path) -> tuple[dict[str, Any], list[Batch]]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises SessionError, naming the file, for what is no session or a damaged one."""
     path = folder / MANIFEST
     try:
@@ -82,7 +88,7 @@ def load_manifest(folder: Path) -> tuple[dict[str, Any], list[Batch]]:
         raise SessionError(f"{folder} holds no session: cannot read {path} ({failure})") from failure
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SessionError(f"{path} is no session of this version of alphaedit-plugin")
-    return values, [Batch.load(folder, name) for name in values.pop("batches")]
+    return values
 
 
 def stacked(batches: Sequence[Batch]) -> dict[int, tuple[Tensor, Tensor]]:

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 _EASYEDIT_ONLY = frozenset(
     """
     alg_name model_name stats_dir device layer_selection fact_token v_loss_layer layer_module_tmp mlp_module_tmp
-    attn_module_tmp ln_f_module lm_head_module mom2_dataset mom2_n_samples mom2_dtype model_parallel
-    batch_size max_length fp16 bf16 context_template_length_params P_loc
+    attn_module_tmp ln_f_module lm_head_module mom2_dataset mom2_n_samples mom2_dtype model_parallel batch_size
+    max_length fp16 bf16 P_loc
     """.split()  # noqa: SIM905
 )
 
@@ -122,7 +122,10 @@ class Hyperparameters:
             if key == "nullspace_threshold":
                 if "null_space" in values:
                     raise HyperparameterError(f"{name}: give nullspace_threshold or null_space, not both")
-                settings["null_space"] = _criterion({"threshold": value}, name)
+                number = _number(value)
+                if number is None or not 0 < number < float("inf"):
+                    raise HyperparameterError(f"{name}: nullspace_threshold must be a positive number, not {value!r}")
+                settings["null_space"] = Criterion(threshold=number)
                 continue
             if key not in known:
                 near = difflib.get_close_matches(str(key), known | _EASYEDIT_ONLY | {"nullspace_threshold"}, n=1)

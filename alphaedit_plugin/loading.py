@@ -58,19 +58,21 @@ def load(
 
 
 def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """An ordinary Hugging Face checkpoint, whole or absent; one that is there already is replaced.
+    """An ordinary Hugging Face checkpoint. One that is there is replaced; other files in the folder stay.
 
-    Raises StoreError when it cannot be written.
+    Everything is written beside the folder first, so that a full disk leaves it as it was. Raises StoreError then.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            new = Path(temporary)
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
+            stale = {path.name for path in folder.glob("model*.safetensors*")} - {path.name for path in new.iterdir()}
+            for path in new.iterdir():
+                path.replace(folder / path.name)
+            for name in stale:
+                (folder / name).unlink()
     except OSError as failure:
         raise StoreError(
             f"cannot write the model to {folder}: {failure}. Free some space or choose another place"

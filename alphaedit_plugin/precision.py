@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -43,3 +43,11 @@ def float64_device(device: torch.device | str) -> torch.device:
         return torch.empty(0, dtype=torch.float64, device=device).device
     except TypeError:
         return torch.device("cpu")
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """A copy, row after row in memory: the same numbers in another layout may give other last bits in a product.
+
+    (`contiguous` leaves a transposed single column as it is.)
+    """
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

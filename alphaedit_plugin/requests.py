@@ -40,6 +40,8 @@ class Request:
             raise RequestError(f"{name} is a {type(record).__name__}, not a mapping with prompt, subject, target_new")
         case_id = record.get("case_id")
         if case_id is not None:
+            if not isinstance(case_id, int | str):
+                raise RequestError(f"{name}: case_id must be a number or text, not {case_id!r}")
             name = f"{name} (case_id {case_id})"
         rewrite = record.get("requested_rewrite", record)
         if not isinstance(rewrite, Mapping):

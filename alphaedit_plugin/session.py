@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +17,10 @@ from transformers import AutoTokenizer
 
 from .editors import damped
 from .editors.targets import Targets
-from .errors import EditError, SessionError, StatisticsError, WrongModelError
+from .errors import EditError, ModelStructureError, NullSpaceError, SessionError, WrongModelError
 from .files import read_tensors, write_tensors
 from .fingerprint import fingerprints, tensor_digest
-from .history import MANIFEST, Batch, load_manifest, save_manifest, stacked
+from .history import MANIFEST, Batch, is_saved, read_manifest, save_manifest, stacked
 from .hparams import Hyperparameters
 from .lora import write_lora
 from .modules import Decoder, OutProjection
@@ -96,7 +98,8 @@ class Session:
             if self.variant.projected and null_spaces is None:
                 null_spaces = null_spaces_of(statistics, self.hyperparameters.null_space, store=store)
         self.covariances = {layer: c for layer, c in (covariances or {}).items() if layer in layers}
-        self.null_spaces = _fitting(null_spaces, self) if self.variant.projected and null_spaces else None
+        self.null_spaces = _fitting(null_spaces, self) if null_spaces and self.variant.projected else None
+        self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
         if self.null_spaces is not None and check_model:
             self.null_spaces.check(model)
         self.editor = self.variant.editor(
@@ -113,6 +116,7 @@ class Session:
         self.autosave = Path(autosave) if autosave is not None else None
         self._undamped: dict[int, Tensor] | None = None
         self._fingerprints: dict[int, str] | None = None
+        self._names: dict[Path, dict[Batch, str]] = {}  # folder → which file holds which batch
         if self.autosave is not None and (self.autosave / MANIFEST).exists():
             raise SessionError(f"{self.autosave} holds a session already: resume it, or choose another folder")
 
@@ -192,7 +196,7 @@ class Session:
                 for layer, weight in now.items()
                 if layer in self.covariances
             },
-            {layer: outside(self.base[layer], now[layer], space) for layer, space in (self.null_spaces or {}).items()},
+            {layer: outside(self.base[layer], now[layer], space) for layer, space in self._reported.items()},
         )
 
     # -------------------------------------------------------------------------------------------------- on disk
@@ -201,16 +205,23 @@ class Session:
         """Write the session to a folder: what it needs to go on, its tokenizer, and a file for every batch.
 
         The model itself is not in it. Batches saved before are not written again; a crash at any moment leaves the
-        folder with the batches before or after, never between. Raises SessionError when it cannot be written.
+        folder with the batches before or after, never between. Raises SessionError when it cannot be written, or the
+        folder holds another session.
         """
         folder = Path(path)
         if not (folder / MANIFEST).exists():
             self._save_foundations(folder)
-        saved = [batch.save(folder, index) for index, batch in enumerate(self.batches)]
+        elif read_manifest(folder).get("identity") != self._identity():
+            raise SessionError(f"{folder} holds another session: choose another folder")
+        known = self._names.get(folder.resolve(), {})
+        names = {}
+        for index, batch in enumerate(self.batches):
+            name = known.get(batch)
+            names[batch] = name if name and is_saved(folder, name) else batch.save(folder, index)
         weights = {str(layer): _digest(projection.matrix) for layer, projection in self.projections.items()}
-        save_manifest(folder, {**self._description(), "finished": self.finished, "weights": weights}, saved)
-        if folder == self.autosave:
-            self.batches = saved
+        values = {**self._description(), "finished": self.finished, "weights": weights, "identity": self._identity()}
+        save_manifest(folder, values, list(names.values()))
+        self._names[folder.resolve()] = names
 
     @classmethod
     def resume(
@@ -228,25 +239,31 @@ class Session:
         Raises SessionError for a folder that holds no whole session, WrongModelError for another model.
         """
         folder = Path(path)
-        values, batches = load_manifest(folder)
-        hyperparameters = Hyperparameters.from_mapping(values["hyperparameters"], str(folder / MANIFEST))
-        found = fingerprints(model, hyperparameters.layers)
-        wrong = [layer for layer, print_ in found.items() if values["fingerprints"].get(str(layer)) != print_]
-        if wrong and check_model:
-            raise WrongModelError(
-                f"the session in {folder} began with {values['model']}, not with the given {model_name(model)} (layer "
-                f"{wrong[0]} differs): give the unedited model it began with, or check_model=False"
-            )
-        covariances = _load_covariances(folder / _COVARIANCES)
-        null_spaces = NullSpaces.load(folder / _NULL_SPACES) if (folder / _NULL_SPACES).exists() else None
+        values = read_manifest(folder)
+        with _reading(folder / MANIFEST):
+            variant = Variant.parse(values["method"])
+            hyperparameters = Hyperparameters.from_mapping(values["hyperparameters"], str(folder / MANIFEST))
+            expected = {int(layer): str(print_) for layer, print_ in values["fingerprints"].items()}
+            contexts = [str(context) for context in values["contexts"]]
+            finished, weights, names = bool(values["finished"]), dict(values["weights"]), list(values["batches"])
+            projects, _ = bool(values["null_spaces"]), (values["model"], values["dtype"], values["identity"])
+        batches = [Batch.load(folder, name) for name in names]
+        with _reading(folder / _COVARIANCES):
+            covariances = _load_covariances(folder / _COVARIANCES) if variant.needs_covariances else {}
+        with _reading(folder / _NULL_SPACES):
+            null_spaces = NullSpaces.load(folder / _NULL_SPACES) if projects else None
+        if tokenizer is None:
+            with _reading(folder / _TOKENIZER):
+                tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER)
+        _check_model(model, expected, folder, str(values["model"]), check_model)
         session = cls(
             model,
-            tokenizer if tokenizer is not None else AutoTokenizer.from_pretrained(folder / _TOKENIZER),
-            Variant.parse(values["method"]),
+            tokenizer,
+            variant,
             null_spaces,
             hyperparameters=hyperparameters,
             covariances=covariances,
-            contexts=values["contexts"],
+            contexts=contexts,
             check_model=False,
             progress=progress,
         )
@@ -255,13 +272,14 @@ class Session:
             session._write_again()
             for batch in batches:
                 session.editor.remember(batch.written)
-            if values["finished"]:
+            if finished:
                 session.finish()
             _check_finite(session.projections)
         now = {str(layer): _digest(projection.matrix) for layer, projection in session.projections.items()}
-        if now != values["weights"]:
+        if now != weights:
             log.warning("%s: the weights differ from those saved in their last bits (another machine?)", folder)
-        session.autosave = folder
+        session.autosave, session._fingerprints = folder, expected
+        session._names[folder.resolve()] = dict(zip(batches, names, strict=True))
         return session
 
     def to_patch(self, path: str | Path) -> None:
@@ -338,7 +356,15 @@ class Session:
             "fingerprints": {str(layer): print_ for layer, print_ in self._fingerprints.items()},
             "hyperparameters": self.hyperparameters.as_dict(),
             "contexts": list(self.editor.contexts),
+            "null_spaces": self.null_spaces is not None,
         }
+
+    def _identity(self) -> str:
+        """A hash of all that never changes during the session: one may go on in a folder only if they agree."""
+        tensors = [self.covariances[layer].upper.triu() for layer in self.covariances if self.variant.needs_covariances]
+        tensors += [space.factor for space in (self.null_spaces or {}).values()]
+        lines = [json.dumps(self._description(), sort_keys=True), *map(tensor_digest, tensors)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _save_foundations(self, folder: Path) -> None:
         """What never changes during a session: statistics, null spaces, tokenizer."""
@@ -349,12 +375,44 @@ class Session:
                 for name, tensor in covariance.packed().items()
             }
             write_tensors(folder / _COVARIANCES, tensors, {"layers": list(self.covariances)}, SessionError)
-        if self.null_spaces is not None:
-            self.null_spaces.save(folder / _NULL_SPACES)
+        try:
+            if self.null_spaces is not None:
+                self.null_spaces.save(folder / _NULL_SPACES)
+        except NullSpaceError as failure:
+            raise SessionError(str(failure)) from failure
         try:
             self.tokenizer.save_pretrained(folder / _TOKENIZER)
         except (OSError, NotImplementedError, AttributeError) as failure:
             raise SessionError(f"cannot save the tokenizer to {folder / _TOKENIZER}: {failure}") from failure
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes of those who read it becomes a SessionError that names it."""
+    try:
+        yield
+    except SessionError:
+        raise
+    except Exception as failure:
+        raise SessionError(f"{path} is damaged: {failure!r}. Take a copy of the session, or begin anew") from failure
+
+
+def _check_model(model: nn.Module, expected: Mapping[int, str], folder: Path, name: str, required: bool) -> None:
+    """Raises WrongModelError unless the model is the one that the session in `folder` began with."""
+    try:
+        found = fingerprints(model, list(expected))
+        wrong = [layer for layer in expected if found[layer] != expected[layer]]
+        why = f"layer {wrong[0]} differs" if wrong else ""
+    except ModelStructureError as failure:
+        why = str(failure)
+    if not why:
+        return
+    if required:
+        raise WrongModelError(
+            f"the session in {folder} began with {name}, not with the given {model_name(model)} ({why}): give the "
+            "unedited model it began with, or check_model=False"
+        )
+    log.warning("the session in %s began with %s, not with the given %s (%s)", folder, name, model_name(model), why)
 
 
 def _fitting(null_spaces: NullSpaces, session: Session) -> NullSpaces:
@@ -375,9 +433,7 @@ def _fitting(null_spaces: NullSpaces, session: Session) -> NullSpaces:
 
 
 def _load_covariances(path: Path) -> dict[int, Covariance]:
-    if not path.exists():
-        return {}
-    tensors, metadata = read_tensors(path, StatisticsError)
+    tensors, metadata = read_tensors(path, SessionError)
     return {
         layer: Covariance.unpacked({name: tensors[f"{layer}.{name}"] for name in ("triangle", "count")})
         for layer in metadata["layers"]

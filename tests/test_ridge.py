@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tiny import tiny
 from torch import Tensor
 
+from alphaedit_plugin.editors import MEMIT, AlphaEdit, MEMITSequential, Written
+from alphaedit_plugin.editors.layered import LayeredEditor
 from alphaedit_plugin.editors.ridge import Ridge, product
-from alphaedit_plugin.editors.whitening import Whitening
 from alphaedit_plugin.errors import EditError
-from alphaedit_plugin.modules import OutProjection
+from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.nullspace import PAPER, PAPER_THRESHOLD, NullSpace
 from alphaedit_plugin.statistics import Covariance
 
@@ -258,39 +260,50 @@ def real_size() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (covariance + covariance.T) / 2, keys[:, :EARLIER], keys[:, EARLIER:], residual
 
 
-def remembered(weight: float, keys: Tensor) -> Ridge:
-    """Earlier keys as an editor of a float32 model keeps them, batch by batch."""
-    return ridge_of(weight, D_IN, [batch.to(torch.float32) for batch in keys.split(BATCH, dim=1)])
+def solved(editor: LayeredEditor, earlier: Tensor, new: Tensor) -> Tensor:
+    """N of Δ = R Nᵀ as an editor of a float32 model finds it, batch by batch; nothing is kept in more than float32."""
+    for batch in earlier.split(BATCH, dim=1):
+        editor.remember(Written([], {0: editor._into(0, batch).to(torch.float32)}))
+    keys = editor._into(0, new)
+    solution, _ = editor._ridge(0).add(keys.to(torch.float32) if editor.sequential else keys)
+    return editor._out_of(0, solution).to(torch.float32).double()
+
+
+def editor_of(kind: type[LayeredEditor], source: NullSpace | Covariance, **hyperparameters: float) -> LayeredEditor:
+    model = tiny("llama", intermediate_size=D_IN, num_hidden_layers=1)
+    return kind(model, None, Hyperparameters(layers=(0,), **hyperparameters), {0: source})
 
 
 def test_alphaedit_with_500_earlier_edits_is_the_dense_formula_to_1e_5(real_size):
     """Its P is the one that `NullSpace` keeps in float32; the dense formula's is float64 throughout."""
     covariance, earlier, new, residual = real_size
-    weight = 10.0
-    space = NullSpace.of(covariance, PAPER)
+    weight, space = 10.0, NullSpace.of(covariance, PAPER)
     assert abs(space.nullity / D_IN - _NULL_SHARE) < 0.01
-    ridge = remembered(weight, space.project(earlier.T).T)
-    assert ridge.count == EARLIER
-    found = residual @ ridge.add(space.project(new.T).T.to(torch.float32))[0].to(torch.float32).double().T
+    editor = editor_of(AlphaEdit, space, L2=weight)
+    found = residual @ solved(editor, earlier, new).T
+    assert editor.memory[0].count == EARLIER
     expected = oracle.alphaedit_delta(new, residual, earlier, oracle.projection(covariance, PAPER_THRESHOLD), weight)
     assert relative(found, expected) <= 1e-5
     without_memory = oracle.alphaedit_delta(new, residual, earlier[:, :0], space.dense(), weight)
     assert relative(without_memory, expected) > 1e-2, "the earlier edits must matter here"
 
 
-@pytest.mark.parametrize(("weight", "memory"), [(1000.0, True), (1000.0, False)], ids=["memit-seq", "memit"])
-def test_memit_at_a_real_size_is_the_dense_formula_to_1e_5(weight, memory, real_size):
-    """With 500 earlier edits in mind, and without."""
+def test_memit_seq_with_500_earlier_edits_is_the_dense_formula_to_1e_5(real_size):
     covariance, earlier, new, residual = real_size
-    made = Covariance(covariance.triu(), 1)
-    whitening = Whitening({0: made}, {0: OutProjection(0, "a layer", torch.nn.Linear(D_IN, 1))})
-    ridge = remembered(weight, whitening.whiten(0, earlier)) if memory else Ridge(weight, D_IN)
-    seen = whitening.whiten(0, new).to(torch.float32 if memory else torch.float64)
-    found = residual @ whitening.unwhiten(0, ridge.add(seen)[0]).to(torch.float32).double().T
-    plain = oracle.memit_delta(new, residual, covariance, weight)
-    expected = oracle.memit_seq_delta(new, residual, earlier, covariance, weight) if memory else plain
+    editor = editor_of(MEMITSequential, Covariance(covariance.triu(), 1), mom2_update_weight=1000.0)
+    found = residual @ solved(editor, earlier, new).T
+    assert editor.memory[0].count == EARLIER
+    expected = oracle.memit_seq_delta(new, residual, earlier, covariance, 1000.0)
     assert relative(found, expected) <= 1e-5
-    assert not memory or relative(plain, expected) > 1e-2, "the earlier edits must matter here"
+    without_memory = oracle.memit_delta(new, residual, covariance, 1000.0)
+    assert relative(without_memory, expected) > 1e-2, "the earlier edits must matter here"
+
+
+def test_memit_at_a_real_size_is_the_dense_formula_to_1e_5(real_size):
+    covariance, _, new, residual = real_size
+    editor = editor_of(MEMIT, Covariance(covariance.triu(), 1), mom2_update_weight=1000.0)
+    found = residual @ solved(editor, new[:, :0], new).T
+    assert relative(found, oracle.memit_delta(new, residual, covariance, 1000.0)) <= 1e-5
 
 
 @pytest.mark.parametrize("earlier", [0, 3, 30], ids=["none", "fewer than dimensions", "more than dimensions"])

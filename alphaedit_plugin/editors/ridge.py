@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EditError
+from ..precision import compact
 
 _ROWS = 512  # of keys kept in float32 that are turned into float64 at a time
 _NEGLIGIBLE = 1e-10  # relative size of a direction that is rounding and no key, where nothing is regularised
@@ -42,6 +43,7 @@ class Ridge:
         S = λI + kᵀk − BᵀA⁻¹B the solution is (k − K A⁻¹B) S⁻¹: of each key what it adds to those before, and a
         system of the size of the batch. Raises EditError where λ is too small to tell keys apart.
         """
+        new = compact(new)
         k = new.to(torch.float64)
         if self.weight == 0:
             return self._interpolated(k), replace(self, keys=(*self.keys, new))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..modules import OutProjection
 from ..nullspace import NullSpace
+from ..precision import compact
 from .rect import sparsified
 
 _ROWS = 512
@@ -22,6 +23,11 @@ class Update:
     layer: int
     left: Tensor
     right: Tensor
+
+    def __post_init__(self) -> None:
+        """In one layout always, so that writing an update again gives the same bits."""
+        object.__setattr__(self, "left", compact(self.left))
+        object.__setattr__(self, "right", compact(self.right))
 
     def dense(self) -> Tensor:
         """Δ, d_out × d_in, float64."""
@@ -54,7 +60,7 @@ class Write:
             _add(weight, delta if space is None else space.project(delta))
             return update
         if space is not None:
-            update = Update(update.layer, update.left, space.project(update.right.T).T.contiguous())
+            update = Update(update.layer, update.left, space.project(update.right.T).T)
         right = update.right.to(torch.float64)
         for row in range(0, len(weight), _ROWS):  # in blocks: Δ is as large as the weight, and twice as precise
             part = slice(row, row + _ROWS)
