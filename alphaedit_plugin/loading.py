@@ -58,21 +58,26 @@ def load(
 
 
 def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """An ordinary Hugging Face checkpoint. One that is there is replaced; other files in the folder stay.
+    """An ordinary Hugging Face checkpoint, whole or not at all; one that is there already is replaced.
 
-    Everything is written beside the folder first, so that a full disk leaves it as it was. Raises StoreError then.
+    Raises StoreError when it cannot be written, or when the folder holds something that is no checkpoint.
     """
+    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise StoreError(f"{folder} holds other things than a model: choose another place for the checkpoint")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            new = Path(temporary)
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
-            stale = {path.name for path in folder.glob("model*.safetensors*")} - {path.name for path in new.iterdir()}
-            for path in new.iterdir():
-                path.replace(folder / path.name)
-            for name in stale:
-                (folder / name).unlink()
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
     except OSError as failure:
         raise StoreError(
             f"cannot write the model to {folder}: {failure}. Free some space or choose another place"
