@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import EditError
 from ..requests import Request
 from ..trace import evaluating
 from .editor import Editor, Written
@@ -72,6 +73,8 @@ class LayeredEditor(Editor):
                 if z_star is None:  # nothing is written yet: z in full precision, whatever δ was optimised in
                     z_star = now + targets.delta.to(now)
                 residual = (z_star - now).T / (len(self.projections) - done)
+                if not (torch.isfinite(keys).all() and torch.isfinite(residual).all()):
+                    raise EditError(f"the keys or targets of layer {layer} are not finite: load the model in float32")
                 solution, grown = self._ridge(layer).add(keys)
                 right = self._out_of(layer, solution).to(precision)
                 updates.append(self.write(projection, Update(layer, residual.to(right), right)))
