@@ -98,7 +98,7 @@ class Session:
             if self.variant.projected and null_spaces is None:
                 null_spaces = null_spaces_of(statistics, self.hyperparameters.null_space, store=store)
         self.covariances = {layer: c for layer, c in (covariances or {}).items() if layer in layers}
-        self.null_spaces = _fitting(null_spaces, self) if null_spaces and self.variant.projected else None
+        self.null_spaces = _fitting(null_spaces, self) if null_spaces is not None and self.variant.projected else None
         self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
         if self.null_spaces is not None and check_model:
             self.null_spaces.check(model)
