@@ -75,7 +75,7 @@ def load_requests(path: str | Path) -> list[Request]:
     """Requests of a JSON file: a list of records, or one record a line. Raises RequestError naming file and record."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         by_line = str(path).endswith(".jsonl")
         records = [json.loads(line) for line in lines] if by_line else json.loads(text)
     except (OSError, ValueError) as failure:

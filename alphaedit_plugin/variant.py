@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,7 +47,7 @@ class Variant:
     @classmethod
     def parse(cls, name: str) -> Variant:
         """Raises HyperparameterError for a name that is no variant."""
-        head, *suffixes = (part.strip() for part in name.split("+"))
+        head, *suffixes = (part.strip() for part in re.split(r"\+(?!\d)", name))  # 1e+3 is a number
         solver, *changed = head.split("@")
         solver, marks = solver.lower(), [suffix.lower() for suffix in suffixes]
         if solver in ("rect", "prune"):
@@ -58,7 +59,10 @@ class Variant:
             key, equals, value = change.partition("=")
             if not equals:
                 raise HyperparameterError(f"in the method {name!r}, {change!r} must be KEY=VALUE")
-            changes[key] = yaml.safe_load(value)
+            try:
+                changes[key] = yaml.safe_load(value)
+            except yaml.YAMLError as failure:
+                raise HyperparameterError(f"in the method {name!r}, {change!r} has no value: {failure}") from failure
         variant = cls(
             solver, "rect" in marks, "prune" in marks, "p" in marks or solver == "alphaedit", tuple(changes.items())
         )

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -845,6 +846,15 @@ def test_a_damaged_session_is_an_error_that_names_the_file_and_leaves_the_model_
     assert_same(everything(model), everything(model_of()))
 
 
+def test_a_tokenizer_that_is_not_there_is_not_looked_for_on_the_network(saved, tmp_path, monkeypatch):
+    """A relative path looks like the name of a repository."""
+    shutil.copytree(saved, tmp_path / "s", ignore=shutil.ignore_patterns("tokenizer"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SessionError, match="s/tokenizer"):
+        Session.resume("s", model_of())
+
+
 def named(name: str, model):
     model.config._name_or_path = name
     return model
@@ -890,6 +900,19 @@ def test_the_models_name_and_the_layers_above_do_not_matter(tokenizer, tmp_path)
     assert resumed.facts == first.facts
     for layer, projection in first.projections.items():
         assert torch.equal(resumed.projections[layer].matrix, projection.matrix)
+    resumed.undo()
+    resumed.edit(FACTS[:1])
+    again = Session.resume(tmp_path / "s", named("a third/name", model_of()))
+    assert again.facts == resumed.facts
+    again.save(tmp_path / "s")
+
+
+def test_a_model_that_was_forced_can_be_edited_further(tokenizer, tmp_path):
+    edited("llama", tokenizer, "alphaedit", 0).save(tmp_path / "s")
+    resumed = Session.resume(tmp_path / "s", model_of(seed=1), check_model=False)
+    write(resumed, 1)
+    again = Session.resume(tmp_path / "s", model_of(seed=1), check_model=False)
+    assert_same_session(again, resumed)
 
 
 def test_another_model_may_be_forced_and_the_difference_is_said(tokenizer, tmp_path, caplog):

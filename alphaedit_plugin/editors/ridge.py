@@ -45,6 +45,8 @@ class Ridge:
         """
         new = compact(new)
         k = new.to(torch.float64)
+        if not torch.isfinite(k).all():
+            raise EditError("a key is not finite: load the model in float32")
         if self.weight == 0:
             return self._interpolated(k), replace(self, keys=(*self.keys, new))
         if self.count + k.shape[1] > self.d:
