@@ -106,6 +106,15 @@ def test_float32_agrees_with_the_textbook(tokenizer):
         assert_agrees(found, row, textbook(model, tokenizer, request), 1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_all_25_steps_in_float32_agree_with_the_textbook_on_every_architecture(name, tokenizer):
+    model, settings = tiny(name, vocab_size=512), replace(SETTINGS, steps=25)
+    model.set_attn_implementation("eager")
+    found = optimise_targets(model, tokenizer, REQUESTS[:1], CONTEXTS, LAYER, settings)
+    expected = textbook(model, tokenizer, REQUESTS[0], settings=settings)
+    assert_agrees(found, 0, expected, 1e-4)
+
+
 def test_a_tokenizer_with_bos_agrees_with_the_textbook(bos_tokenizer, exact):
     model = model_of("llama")
     found = optimise_targets(model, bos_tokenizer, REQUESTS, CONTEXTS, LAYER, SETTINGS)
