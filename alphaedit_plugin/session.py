@@ -254,7 +254,9 @@ class Session:
             null_spaces = NullSpaces.load(folder / _NULL_SPACES) if projects else None
         if tokenizer is None:
             with _reading(folder / _TOKENIZER):
-                tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER)
+                if not (folder / _TOKENIZER).is_dir():  # or the path would be taken for a name on the hub
+                    raise FileNotFoundError("there is no such folder")
+                tokenizer = AutoTokenizer.from_pretrained(folder / _TOKENIZER, local_files_only=True)
         _check_model(model, expected, folder, str(values["model"]), check_model)
         session = cls(
             model,
@@ -363,7 +365,8 @@ class Session:
         """A hash of all that never changes during the session: one may go on in a folder only if they agree."""
         tensors = [self.covariances[layer].upper.triu() for layer in self.covariances if self.variant.needs_covariances]
         tensors += [space.factor for space in (self.null_spaces or {}).values()]
-        lines = [json.dumps(self._description(), sort_keys=True), *map(tensor_digest, tensors)]
+        description = {key: value for key, value in self._description().items() if key != "model"}
+        lines = [json.dumps(description, sort_keys=True), *map(tensor_digest, tensors)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _save_foundations(self, folder: Path) -> None:
