@@ -157,6 +157,27 @@ def test_a_sweep_sees_the_weights_as_they_are_while_the_layers_are_edited(name, 
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2"])
+def test_a_sweep_runs_every_block_once_and_none_above_what_is_asked_for(name, tokenizer):
+    """Keys of all layers together cost one pass: what lies below a layer is stood in for once it is known."""
+    model = model_of(name)
+    runs = dict.fromkeys(range(4), 0)
+
+    def count(layer: int) -> None:
+        runs[layer] += 1
+
+    for layer, block in enumerate(Decoder(model).blocks):
+        block.register_forward_hook(lambda _m, _a, _o, layer=layer: count(layer))
+    sweep = Sweep(model, tokenizer, REQUESTS, CONTEXTS)
+    assert len(sweep._parts) == 1
+    for layer, projection in Decoder(model).out_projections([0, 2, 3]).items():
+        sweep.keys(projection)
+        sweep.keys(projection)
+        assert runs == {below: int(below < layer) for below in range(4)}
+    sweep.hidden(3)
+    assert runs == dict.fromkeys(range(4), 1)
+
+
 @pytest.mark.parametrize("tokens", [1, 12, 30])
 def test_a_sweep_does_not_depend_on_its_batches(tokens, tokenizer, exact, monkeypatch):
     """Also where a batch holds no bare prompt."""

@@ -17,6 +17,7 @@ from test_memit import CONTEXTS, COVARIANCES, HYPERPARAMETERS, LAYERS, RECORDS, 
 from torch import Tensor, nn
 
 from alphaedit_plugin.editors import ROME, AlphaEdit, MEMITSequential, Update, damped, sparsified
+from alphaedit_plugin.editors import update as update_module
 from alphaedit_plugin.editors.rect import PAPER_KEEP
 from alphaedit_plugin.editors.targets import Targets
 from alphaedit_plugin.errors import EditError, NullSpaceError, StatisticsError
@@ -396,6 +397,54 @@ def test_a_batch_that_fails_leaves_weights_and_memory_and_the_session_goes_on(me
     )
 
 
+@pytest.mark.parametrize("method", ["rome", "rect+P", *IN_MEMORY])
+def test_what_turns_out_not_to_be_finite_is_not_remembered(method, tokenizer):
+    """Found out after the editor has done all its work."""
+    model = model_of(dtype=torch.float32)
+    running = editing(model, tokenizer, method, random_spaces(model, LAYERS), QUICK)
+    running.edit(RECORDS[:1])
+    before, memory, write = weights(model), dict(running.editor.memory), running.editor.write
+
+    def spoiling(projection: OutProjection, update: Update) -> Update:
+        written = write(projection, update)
+        if update.layer == LAYERS[-1]:
+            projection.matrix[0, 0] = torch.inf
+        return written
+
+    running.editor.write = spoiling
+    with pytest.raises(EditError):
+        running.edit(EXTRA[:1])
+    assert_identical(weights(model), before)
+    assert running.facts == REQUESTS[:1]
+    assert set(running.editor.memory) == set(memory)
+    assert all(ridge is memory[layer] for layer, ridge in running.editor.memory.items())
+
+
+@pytest.mark.parametrize("method", ["prune", *IN_MEMORY])
+def test_an_undoing_that_fails_undoes_nothing(method, tokenizer):
+    model = model_of(dtype=torch.float32)
+    running = editing(model, tokenizer, method, random_spaces(model, LAYERS), QUICK)
+    running.edit(RECORDS[:1])
+    running.edit(RECORDS[1:])
+    running.finish()
+    before, memory, write = weights(model), dict(running.editor.memory), running.editor.write
+    finished = running.finished
+
+    class Failing:
+        def again(self, _projection: OutProjection, _update: Update) -> None:
+            raise _Interrupted
+
+    running.editor.write = Failing()
+    with pytest.raises(_Interrupted):
+        running.undo()
+    running.editor.write = write
+    assert_identical(weights(model), before)
+    assert running.facts == REQUESTS
+    assert running.finished == finished
+    assert all(ridge is memory[layer] for layer, ridge in running.editor.memory.items())
+    assert running.undo() == REQUESTS[1:]
+
+
 @pytest.mark.parametrize("method", UNDAMPED + DAMPED)
 def test_what_was_undone_leaves_no_trace(method, tokenizer):
     model, untouched = model_of(dtype=torch.float32), model_of(dtype=torch.float32)
@@ -722,6 +771,18 @@ def test_the_updates_that_a_batch_returns_repeat_it_bit_for_bit(dtype, method, t
         for update in batch.written.updates:
             again(projections[update.layer], update)
     assert_identical(weights(twin), weights(model))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("method", ["memit", "memit+P", "alphaedit", "rect+P"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_weight_may_be_written_in_blocks_of_any_size(name, method, rows, tokenizer, monkeypatch):
+    whole, split = model_of(name), model_of(name)
+    start, spaces = weights(whole), random_spaces(whole, LAYERS)
+    editing(whole, tokenizer, method, spaces, QUICK).edit(RECORDS)
+    monkeypatch.setattr(update_module, "_ROWS", rows)
+    editing(split, tokenizer, method, spaces, QUICK).edit(RECORDS)
+    assert_same(weights(split), weights(whole), start, 1e-9)
 
 
 @pytest.mark.parametrize("method", [method for method in UNDAMPED if "rect" not in method])

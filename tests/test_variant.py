@@ -309,7 +309,10 @@ def test_a_variants_editor_solves_sparsifies_and_projects_as_its_name_says(rect,
 HELD_OUT = "When the king came home from the war, the people of the village had already forgotten his name."
 # Steps so long that singular values outgrow the weights', or PRUNE would have nothing to damp.
 LONG = replace(HYPERPARAMETERS, v_lr=50.0, clamp_norm_factor=300.0, null_space=Criterion(nullity=15), L2=0.1)
-OTHERS = {"rome": replace(LONG, layers=(1,), v_lr=0.2, clamp_norm_factor=4.0)}
+OTHERS = {
+    "rome": replace(LONG, layers=(1,), v_lr=0.2, clamp_norm_factor=4.0),
+    "rect+prune": replace(LONG, v_num_grad_steps=3),  # not the edits of rect
+}
 
 
 def facts_of(count: int) -> list[Fact]:
@@ -350,7 +353,8 @@ def timeless(row: Row) -> Row:
     return replace(row, seconds=0.0)
 
 
-VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "memit-seq+rect+P"]
+VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "rect+prune"]
+VARIANTS += ["memit-seq+rect+P", "memit@layers=[0, 1]", "alphaedit@v_lr=5.0"]
 
 
 @pytest.fixture(scope="module")
