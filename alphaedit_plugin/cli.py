@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
+import runpy
 import shutil
 import sys
 import time
@@ -20,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
-from .errors import AlphaEditError, HyperparameterError, StoreError
+from .errors import AlphaEditError, HyperparameterError, RequestError, StoreError
 from .hparams import Hyperparameters
 from .loading import DEMO_MODEL
 from .nullspace import Criterion, NullSpaces
@@ -388,6 +390,20 @@ def apply(
     console.print(f"{escape(what)} {done} {escape(model)}: {escape(str(out.resolve()))}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+def easyedit(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(help="A Python script that uses EasyEdit; its own arguments follow.")],
+) -> None:
+    """Run a script with EasyEdit understanding `null_space`. Not a line of the script changes."""
+    importlib.import_module("alphaedit_plugin.easyedit")
+    if not script.is_file():
+        raise RequestError(f"there is no script {script}")
+    sys.argv = [str(script), *context.args]
+    sys.path.insert(0, str(script.resolve().parent))  # as python itself does
+    runpy.run_path(str(script), run_name="__main__")
+
+
 @app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove the entries.")] = False,
@@ -553,11 +569,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")] = False,
 ) -> None:
+    if context.invoked_subcommand == "easyedit":
+        return  # how the script logs is its own business
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",

@@ -174,7 +174,7 @@ def guard(
     template = null_spaces.provenance.get("template") if isinstance(null_spaces, NullSpaces) else None
     projections = Decoder(model, template).out_projections(list(null_spaces))
     for layer, projection in projections.items():
-        if _is_guarded(projection):
+        if is_guarded(projection):
             raise GuardError(f"{projection.name} is guarded already: leave the outer guard before entering another")
         if projection.d_in != null_spaces[layer].d_in:
             raise ModelStructureError(
@@ -219,7 +219,8 @@ class _Look:
         self._guard.enforce()
 
 
-def _is_guarded(projection: OutProjection) -> bool:
+def is_guarded(projection: OutProjection) -> bool:
+    """Whether a guard is active on this weight."""
     holders = (type(projection.stored), *projection.module._forward_pre_hooks.values())
     return any(hasattr(holder, "_guard") for holder in holders)
 

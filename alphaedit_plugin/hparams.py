@@ -122,7 +122,7 @@ class Hyperparameters:
             if key == "nullspace_threshold":
                 if "null_space" in values:
                     raise HyperparameterError(f"{name}: give nullspace_threshold or null_space, not both")
-                number = _number(value)
+                number = as_number(value)
                 if number is None or not 0 < number < float("inf"):
                     raise HyperparameterError(f"{name}: nullspace_threshold must be a positive number, not {value!r}")
                 settings["null_space"] = Criterion(threshold=number)
@@ -218,8 +218,8 @@ def _typed(key: str, value: Any, name: str) -> Any:
             raise wrong("true or false")
         return value
     if key == "null_space":
-        return _criterion(value, name)
-    number = _number(value)
+        return parse_criterion(value, name)
+    number = as_number(value)
     if number is None or number < 0 or number != number or number == float("inf"):
         raise wrong("a number that is not negative")
     if key == "v_num_grad_steps":
@@ -229,14 +229,15 @@ def _typed(key: str, value: Any, name: str) -> Any:
     return number
 
 
-def _criterion(value: Any, name: str) -> Criterion:
+def parse_criterion(value: Any, name: str) -> Criterion:
+    """Raises HyperparameterError, naming `name`, for what is no mapping of one of Criterion's fields to a number."""
     if not isinstance(value, Mapping):
         raise HyperparameterError(f"{name}: null_space must be a mapping such as {{threshold: 2e-2}}, not {value!r}")
     known = [f.name for f in fields(Criterion)]
     for key in value:
         if key not in known:
             raise HyperparameterError(f"{name}: null_space knows {', '.join(known)}, not {key!r}")
-    numbers = {key: _number(number) for key, number in value.items()}
+    numbers = {key: as_number(number) for key, number in value.items()}
     for key, number in numbers.items():
         if number is None:
             raise HyperparameterError(f"{name}: null_space.{key} must be a number, not {value[key]!r}")
@@ -246,7 +247,8 @@ def _criterion(value: Any, name: str) -> Criterion:
         raise HyperparameterError(f"{name}: null_space: {failure}") from failure
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
+    """A number, also one that YAML 1.1 read as text; None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

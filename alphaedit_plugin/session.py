@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -182,6 +183,22 @@ class Session:
                 if self.null_spaces is not None:
                     change = self.null_spaces[layer].project(change)
                 weight.copy_((before + change.to(before.device)).to(weight.dtype))
+
+    def on_copy(self, model: nn.Module) -> Session:
+        """The same session on a copy of its model, as that is now. The two go on apart; only this one saves itself."""
+        twin = copy.copy(self)
+        twin.model, twin.batches, twin.autosave, twin._names = model, list(self.batches), None, {}
+        twin.editor = self.variant.editor(
+            model,
+            self.tokenizer,
+            self.hyperparameters,
+            self.covariances,
+            self.null_spaces or {},
+            contexts=self.editor._contexts,
+            progress=self.editor.progress,
+        )
+        twin.editor.memory = self.editor.memory
+        return twin
 
     def report(self) -> Report:
         """How far the weights have moved, and how much of that touches preserved keys."""

@@ -1,0 +1,112 @@
+"""EasyEdit with one more key in its YAML, `null_space`. Importing this module installs it.
+
+    import alphaedit_plugin.easyedit          # before or after easyeditor; or `alphaedit easyedit SCRIPT.py ARGS…`
+    from easyeditor import BaseEditor, MEMITHyperParams
+
+    hparams = MEMITHyperParams.from_hparams("llama.yaml")   # which says `null_space: true`, or:
+    hparams.null_space = {"threshold": 2e-2, "corpus": "wiki.txt"}
+    editor = BaseEditor.from_hparams(hparams)               # every ΔW that it writes is now ΔWP
+
+Without the key nothing is different. `RECTHyperParams`, `PRUNEHyperParams` and, in the edition that has none,
+`AlphaEditHyperParams` are here, and in `easyeditor` too. This module itself imports nothing but the standard library,
+and touches EasyEdit only when that is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
+
+PACKAGE = "easyeditor"
+MISSING = (
+    "EasyEdit is neither installed nor on the path. Either edition will do: the current one, by `git clone "
+    "https://github.com/zjunlp/EasyEdit` and the checkout on PYTHONPATH; or that of 2023, which has ROME and MEMIT, by "
+    "`pip install easyeditor==0.0.1.dev0` (on a newer Python with --no-deps)"
+)
+
+
+def install() -> None:
+    """Make EasyEdit understand `null_space`, now if it is imported, otherwise as soon as it is. Idempotent."""
+    finder = _installed()
+    if finder is None:
+        finder = _Finder()
+        sys.meta_path.insert(0, finder)
+    # Only the real package has this submodule once it is imported; a stand-in is none of our business.
+    if finder.adapter is None and f"{PACKAGE}.util.alg_dict" in sys.modules:
+        finder.attach()
+
+
+def uninstall() -> None:
+    """Leave every class and dict of EasyEdit as it was found. Idempotent."""
+    finder = _installed()
+    if finder is not None:
+        sys.meta_path.remove(finder)
+        if finder.adapter is not None:
+            finder.adapter.detach()
+
+
+def __getattr__(name: str) -> Any:
+    """The hyperparameter classes of the methods that EasyEdit lacks."""
+    if not name.endswith("HyperParams"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(PACKAGE), name, None)
+    if found is None:
+        raise AttributeError(f"neither EasyEdit nor the plug-in has {name} (is the plug-in installed into EasyEdit?)")
+    return found
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing itself: it notices that EasyEdit is being imported."""
+
+    adapter: Adapter | None = None
+
+    def attach(self) -> None:
+        from .adapter import Adapter
+
+        self.adapter = Adapter()
+        self.adapter.attach()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != PACKAGE:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self)
+                return spec
+        raise ModuleNotFoundError(MISSING, name=PACKAGE)
+
+
+class _Loader(Loader):
+    """EasyEdit's own loader, after which the adapter is attached."""
+
+    def __init__(self, loader: Loader, finder: _Finder) -> None:
+        self._loader, self._finder = loader, finder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        if _installed() is self._finder:
+            self._finder.attach()
+
+
+def _installed() -> _Finder | None:
+    return next((finder for finder in sys.meta_path if isinstance(finder, _Finder)), None)
+
+
+install()

@@ -1,0 +1,79 @@
+"""What `null_space` may be in a hyperparameter file: true, or a mapping of options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import HyperparameterError
+from ..hparams import as_number, parse_criterion
+from ..nullspace import Criterion
+
+_CRITERION = ("threshold", "energy", "nullity")
+_TEXTS = ("corpus", "path", "cache_dir")
+_SWITCHES = ("fast_targets", "progress")
+KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a flagged run finds its null spaces.
+
+    `criterion` (keys threshold, energy or nullity): the method's own `nullspace_threshold` if it has one, else the
+    paper's, by default. `corpus` and `tokens` as in `alphaedit prepare`; without a corpus, the .npz files below
+    EasyEdit's `stats_dir`, else text that the model writes. `path`: a file of null spaces, made by `alphaedit prepare
+    --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser in the place of `compute_z`. `progress`:
+    bars on stderr while statistics are computed.
+    """
+
+    criterion: Criterion | None = None
+    corpus: str | None = None
+    tokens: int | None = None
+    path: str | None = None
+    cache_dir: str | None = None
+    fast_targets: bool = False
+    progress: bool = True
+
+    @classmethod
+    def parse(cls, value: Any, name: str) -> Options | None:
+        """None where the flag is absent or false. Raises HyperparameterError naming `name` and what is wrong."""
+        if value is None or value is False:
+            return None
+        if value is True:
+            return cls()
+        if not isinstance(value, Mapping):
+            raise HyperparameterError(
+                f"{name}: null_space must be true, false or a mapping such as {{threshold: 2e-2}}, not {value!r}"
+            )
+        given = dict(value)
+        for key in given:
+            if key not in KNOWN:
+                near = difflib.get_close_matches(str(key), KNOWN, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KNOWN)}"
+                raise HyperparameterError(f"{name}: null_space has no option {key!r}; {hint}")
+        settings: dict[str, Any] = {}
+        criterion = {key: given[key] for key in _CRITERION if key in given}
+        if criterion:
+            settings["criterion"] = parse_criterion(criterion, name)
+        for key in _TEXTS:
+            if key in given:
+                if not isinstance(given[key], str) or not given[key]:
+                    raise HyperparameterError(f"{name}: null_space.{key} must be text, not {given[key]!r}")
+                settings[key] = given[key]
+        for key in _SWITCHES:
+            if key in given:
+                if not isinstance(given[key], bool):
+                    raise HyperparameterError(f"{name}: null_space.{key} must be true or false, not {given[key]!r}")
+                settings[key] = given[key]
+        if "tokens" in given:
+            tokens = as_number(given["tokens"])
+            if tokens is None or tokens < 1 or tokens != int(tokens):
+                raise HyperparameterError(f"{name}: null_space.tokens must be a whole number, not {given['tokens']!r}")
+            settings["tokens"] = int(tokens)
+        if "path" in settings and (idle := sorted({*criterion, "corpus", "tokens"} & set(given))):
+            raise HyperparameterError(
+                f"{name}: null_space.path names null spaces that are made already: remove {', '.join(idle)}"
+            )
+        return cls(**settings)
