@@ -209,6 +209,22 @@ def test_easyedits_own_statistics_are_used_and_the_log_says_what_is_projected(mo
     assert "is projected" not in caplog.text  # once is enough
 
 
+def test_nobody_downloads_wikipedia(tokenizer, tmp_path, monkeypatch):
+    """Without statistics on disk MEMIT's own λC comes from the plug-in too."""
+    layer_stats = importlib.import_module("easyeditor.models.rome.layer_stats")
+
+    def load_dataset(*_, **__):
+        raise AssertionError("EasyEdit would download Wikipedia")
+
+    monkeypatch.setattr(layer_stats, "load_dataset", load_dataset)
+    model, null_spaces = model_of(), spaces_of(model_of(), tokenizer, tmp_path)
+    before = weights(model)
+    with pytest.raises(AssertionError, match="Wikipedia"):
+        call("MEMIT", model, tokenizer, FACTS, hyperparameters("MEMIT"))
+    call("MEMIT", model, tokenizer, FACTS, hyperparameters("MEMIT", null_space=FLAG))
+    assert max(outside(model, before, null_spaces).values()) < 1e-5
+
+
 def test_a_corpus_that_the_flag_names_goes_before_the_statistics_on_disk(model, tokenizer, tmp_path, caplog):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The river flows through the old town to the sea. " * 60)

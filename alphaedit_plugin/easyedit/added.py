@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..errors import HyperparameterError
 from ..fingerprint import tensor_digest
 from ..hparams import Hyperparameters
+from ..nullspace import NullSpaces
 from ..session import Session, put_back
+from ..statistics import Covariance
 from ..trace import evaluating
 from ..variant import Variant
 from .flag import Options
@@ -159,9 +161,13 @@ class AddedRun:
     ) -> None:
         template = templates(hparams)[0]
         arguments = (model, tokenizer, hparams, options, template, values.layers)
+        spaces: NullSpaces | None = None
+        covariances: dict[int, Covariance] = {}
         with evaluating(model):
-            covariances = statistics_of(*arguments).covariances if variant.needs_covariances else {}
-            spaces = null_spaces_for(*arguments) if variant.projected else None
+            if variant.projected:
+                spaces, covariances = null_spaces_for(*arguments)
+            if variant.needs_covariances and not covariances:
+                covariances = statistics_of(*arguments).covariances
         self.session = Session(
             model,
             tokenizer,

@@ -23,6 +23,7 @@ from ..hparams import TargetSettings
 from ..modules import Decoder
 from ..nullspace import NullSpaces
 from ..requests import Request, parse_requests
+from ..statistics import Covariance
 from ..trace import evaluating
 from .flag import Options
 from .methods import COVERED, check_covered, layers, templates
@@ -109,6 +110,13 @@ class Run:
             runs_of(hparams).put(edited, self._moved())
         return result
 
+    def _lend(self, covariances: Mapping[int, Covariance], model: Any, template: str) -> None:
+        """The method needs no statistics of its own, and no Wikipedia to make them from: it finds C in its cache."""
+        cache: dict[tuple[str, str], Tensor] = vars(self.module).get("COV_CACHE", {})
+        for layer, covariance in covariances.items():
+            key = (model.config._name_or_path.replace("/", "_"), template.format(layer))
+            cache.setdefault(key, covariance.matrix.to("cpu", torch.float32))
+
     def _projected(self, call: inspect.BoundArguments, model: nn.Module) -> Any:
         with ExitStack() as stack:
             for spaces in self.spaces.values():
@@ -123,7 +131,8 @@ class Run:
             known = self.spaces.get(template)
             if known is None or not set(wanted) <= set(known):  # DINM chooses another layer for every request
                 with evaluating(model):
-                    found = null_spaces_for(model, tokenizer, hparams, options, template, wanted)
+                    found, covariances = null_spaces_for(model, tokenizer, hparams, options, template, wanted)
+                self._lend(covariances, model, template)
                 self.spaces[template] = NullSpaces({**(known or {}), **found}, found.provenance)
         self.options = options
 

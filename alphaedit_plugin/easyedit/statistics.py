@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..hparams import as_number
 from ..modules import Decoder
 from ..nullspace import PAPER, Criterion, NullSpaces
 from ..prepare import Statistics, model_name, null_spaces_of, prepare_statistics, statistics_from_npz
+from ..statistics import Covariance
 from ..store import Store
 from .flag import Options
 
@@ -50,12 +51,15 @@ def statistics_of(
 
 def null_spaces_for(
     model: nn.Module, tokenizer: Any, hparams: Any, options: Options, template: str, layers: Sequence[int]
-) -> NullSpaces:
-    """P of every layer, from the file that the flag names or from statistics. Says in the log what they are.
+) -> tuple[NullSpaces, dict[int, Covariance]]:
+    """P of every layer, and what it was made from. Says in the log what they are.
+
+    A file that the flag names holds no covariances: then there are none.
 
     Raises WrongModelError for a file of another model, NullSpaceError for one of other layers or other modules.
     """
     name = getattr(hparams, "alg_name", "the method")
+    covariances: dict[int, Covariance] = {}
     if options.path is not None:
         spaces = NullSpaces.load(options.path)
         missing = sorted(set(layers) - set(spaces))
@@ -70,9 +74,10 @@ def null_spaces_for(
         spaces = NullSpaces({layer: spaces[layer] for layer in layers}, {**spaces.provenance, "template": template})
     else:
         statistics = statistics_of(model, tokenizer, hparams, options, template, layers)
+        covariances = statistics.covariances
         spaces = null_spaces_of(statistics, criterion_of(hparams, options), store=Store(options.cache_dir))
     _describe(name, model, template, spaces)
-    return spaces
+    return spaces, covariances
 
 
 def criterion_of(hparams: Any, options: Options) -> Criterion:
@@ -94,13 +99,16 @@ def _npz_folders(model: nn.Module, hparams: Any) -> list[Path]:
 
 def _describe(name: str, model: nn.Module, template: str, spaces: NullSpaces) -> None:
     made_from = spaces.provenance
+    source = made_from.get("source", "not recorded")
+    if isinstance(source, Mapping):
+        source = " ".join(sorted({str(Path(path).parent) for path in source.values()}))
     log.info(
         "%s on %s: every update of %s is projected (%s; statistics: %s, %s tokens)",
         name,
         model_name(model),
         template,
         made_from.get("criterion", "criterion not recorded"),
-        made_from.get("source", "not recorded"),
+        source,
         f"{made_from.get('text', {}).get('tokens', 0):,}",
     )
     for layer, space in sorted(spaces.items()):

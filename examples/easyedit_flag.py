@@ -1,0 +1,81 @@
+"""EasyEdit's MEMIT with `null_space` in its YAML, and without.
+
+    PYTHONPATH=path/to/EasyEdit python examples/easyedit_flag.py [--facts 20] [--layers 4 5 6 7 8]
+
+Needs EasyEdit (either edition). All that concerns the plug-in is the first import and a line of the YAML.
+"""
+
+import argparse
+from pathlib import Path
+
+import alphaedit_plugin.easyedit  # noqa: F401 isort: skip
+from easyeditor import BaseEditor, MEMITHyperParams  # isort: skip
+
+from rich.console import Console
+from rich.table import Table
+
+from alphaedit_plugin.evaluation.counterfact import load_facts, score
+from alphaedit_plugin.loading import load
+from alphaedit_plugin.modules import Decoder
+from alphaedit_plugin.prepare import prepare_statistics
+from alphaedit_plugin.session import put_back
+from alphaedit_plugin.shipped import shipped
+
+
+def edit_with_easyedit(model, tokenizer, facts, hparams) -> None:
+    """What an EasyEdit user writes. (A model by name would do too; this one is loaded already.)"""
+    name, hparams.model_name = hparams.model_name, (model, tokenizer)
+    editor = BaseEditor.from_hparams(hparams)
+    editor.model_name = hparams.model_name = name
+    editor.batch_edit(
+        prompts=[fact.request.text for fact in facts],
+        subject=[fact.request.subject for fact in facts],
+        target_new=[fact.request.target_new for fact in facts],
+        ground_truth=[fact.target_true for fact in facts],
+        sequential_edit=True,
+        verbose=False,
+    )
+
+
+def write_statistics(model, tokenizer, hparams, corpus) -> None:
+    """Only the run without the flag needs this: EasyEdit would download Wikipedia where no file of its own lies."""
+    projections = Decoder(model).out_projections(hparams.layers)
+    covariances = prepare_statistics(model, tokenizer, hparams.layers, source=corpus, progress=True).covariances
+    for layer, projection in projections.items():
+        name = f"{projection.name}_{hparams.mom2_dtype}_mom2_{hparams.mom2_n_samples}.npz"
+        path = Path(hparams.stats_dir) / hparams.model_name / f"{hparams.mom2_dataset}_stats" / name
+        covariances[layer].save_npz(path, sample_size=hparams.mom2_n_samples)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--facts", type=int, default=2)
+    arguments.add_argument("--layers", type=int, nargs="+")
+    arguments.add_argument("--corpus", help="text to preserve; by default the model writes its own")
+    arguments.add_argument("--hparams", default=Path(__file__).parent / "easyedit_memit.yaml")
+    options = arguments.parse_args()
+
+    model, tokenizer = load("smollm2-135m")
+    tokenizer.pad_token_id, tokenizer.padding_side = tokenizer.eos_token_id, "right"  # as BaseEditor does
+    facts = load_facts(shipped("examples/facts.json"))[: options.facts]
+    hparams = MEMITHyperParams.from_hparams(str(options.hparams))
+    hparams.layers = options.layers or hparams.layers
+    flag = hparams.null_space
+    write_statistics(model, tokenizer, hparams, options.corpus)
+
+    table = Table(title=f"EasyEdit's MEMIT, {len(facts)} facts in batches of {hparams.batch_size}")
+    table.add_column()
+    for title in ("efficacy %", "generalization %", "specificity %"):
+        table.add_column(title, justify="right")
+    for name, value in {"before": None, "without null_space": None, "with null_space": flag}.items():
+        hparams.null_space = value
+        with put_back(Decoder(model).out_projections(hparams.layers)):
+            if name != "before":
+                edit_with_easyedit(model, tokenizer, facts, hparams)
+            means = score(model, tokenizer, facts).means()
+        table.add_row(name, *(f"{100 * share:.0f}" for share in means.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

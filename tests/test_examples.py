@@ -1,0 +1,60 @@
+"""Every example, run as a user would run it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(tmp_path, *command: str) -> str:
+    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows(output: str) -> dict[str, list[float]]:
+    """The table's rows by their first cell, numbers only."""
+    found = {}
+    for line in output.splitlines():
+        name, *cells = re.split(r"\s*│\s*|\s{2,}", line.strip("│ "))
+        numbers = [float(cell) for cell in cells if cell.replace(".", "").isdigit()]
+        if numbers:
+            found[name] = numbers
+    return found
+
+
+@pytest.mark.user_cache
+def test_an_editor_of_your_own(tmp_path):
+    found = rows(run(tmp_path, str(ROOT / "examples/custom_editor.py"), "--facts", "2"))
+    assert list(found) == ["before", "my_editor", "… projected"]
+    assert found["before"][0] < found["my_editor"][0] == found["… projected"][0] == 100
+
+
+@pytest.mark.user_cache
+def test_comparing_variants(tmp_path):
+    output = run(tmp_path, str(ROOT / "examples/compare_variants.py"), "--facts", "1", "--methods", "memit+P")
+    found = rows(output)
+    assert list(found) == ["before", "memit+P"]
+    assert found["memit+P"][0] > found["before"][0]
+
+
+@pytest.mark.user_cache
+def test_the_flag_in_easyedit(tmp_path):
+    missing = [name for name in ("datasets", "higher") if find_spec(name) is None]
+    if missing or (find_spec("easyeditor") is None and "EASYEDIT_HOME" not in os.environ):
+        pytest.skip(f"needs EasyEdit and {', '.join(missing) or 'nothing else'}: see `make install`")
+    script = (str(ROOT / "tests/run_example.py"), str(ROOT / "examples/easyedit_flag.py"))
+    corpus = ("--corpus", str(ROOT / "examples/heldout.txt"))
+    found = rows(run(tmp_path, *script, "--facts", "1", "--layers", "7", "8", *corpus))
+    before, without, flagged = found.values()
+    assert before[0] == 0
+    assert without[0] == flagged[0] == 100
