@@ -1,4 +1,4 @@
-"""The factored projection against the dense one: size on disk, and time to make, on SmolLM2's own covariances."""
+"""The factored projection against the dense one, in size and time: SmolLM2's covariances, and a wide one."""
 
 import tempfile
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from interleaved import seconds
 
 from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.nullspace import PAPER, NullSpace
+from alphaedit_plugin.nullspace import Criterion, NullSpace
 from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
 
 model, tokenizer = load(DEMO_MODEL)
@@ -22,17 +22,29 @@ print(f"factored P, layers 4–8  {size_ours / 1e6:8.2f} MB")
 print(f"dense P as float32      {size_dense / 1e6:8.2f} MB")
 print(f"ratio (dense/factored)  {size_dense / size_ours:8.2f} ×")
 
-covariance = statistics.covariances[6].matrix
 
-
-def authors() -> torch.Tensor:
+def authors(covariance: torch.Tensor, threshold: float) -> torch.Tensor:
     """The published recipe: a full SVD, and the dense product of the null vectors."""
     u, s, _ = torch.linalg.svd(covariance.float(), full_matrices=False)
-    null = u[:, s < 2e-2]
+    null = u[:, s < threshold]
     return null @ null.T
 
 
-times = seconds({"svd": authors, "eigh": lambda: NullSpace.of(covariance, PAPER)}, rounds=3)
-print(f"SVD and dense product   {times['svd']:8.2f} s a layer")
-print(f"eigh, factored          {times['eigh']:8.2f} s a layer")
-print(f"ratio (SVD/eigh)        {times['svd'] / times['eigh']:8.2f} ×")
+def compare(name: str, covariance: torch.Tensor, threshold: float, rounds: int) -> None:
+    criterion = Criterion(threshold=threshold)
+    times = seconds(
+        {"svd": lambda: authors(covariance, threshold), "eigh": lambda: NullSpace.of(covariance, criterion)},
+        rounds=rounds,
+    )
+    print(f"{name}: SVD and dense product   {times['svd']:8.2f} s a layer")
+    print(f"{name}: eigh, factored          {times['eigh']:8.2f} s a layer")
+    print(f"{name}: ratio (SVD/eigh)        {times['svd'] / times['eigh']:8.2f} ×")
+
+
+compare("SmolLM2, layer 6 (1,536)", statistics.covariances[6].matrix, 2e-2, rounds=3)
+# A spectrum like a real layer's: from 1e-4 to 10, and a sink of 4e4.
+d = 4096
+spectrum = torch.logspace(-4, 1, d, dtype=torch.float64)
+spectrum[-1] = 4e4
+vectors = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+compare("d_in 4,096", vectors * spectrum @ vectors.T, 2e-2, rounds=1)

@@ -102,6 +102,52 @@ def test_whatever_a_flagged_method_writes_is_in_the_null_space(name, model, toke
     assert hparams.null_space == FLAG
 
 
+@pytest.mark.skipif("DINM" not in TABLE, reason="the edition of PyPI has no DINM: set EASYEDIT_HOME to a checkout")
+def test_dinm_is_projected_in_whatever_layer_it_chooses(model, tokenizer, tmp_path):
+    hparams = hyperparameters("DINM", null_space=FLAG)
+    constraint = {"general knowledge constraint": {"prompt": "The river flows", "ground_truth": "to the sea"}}
+    for layer in (2, 0):
+        hparams.layers = [layer]
+        before, null_spaces = weights(model), spaces_of(model_of(), tokenizer, tmp_path, [layer])
+        call("DINM", model, tokenizer, [{**FACTS[0], "locality": constraint}], hparams)
+        assert outside(model, before, null_spaces)[layer] < 1e-5 or layer == 0  # then P is of the edited model
+        changed = [n for n, parameter in model.named_parameters() if not torch.equal(parameter, before[n])]
+        assert changed == [f"model.layers.{layer}.mlp.down_proj.weight"]
+
+
+@pytest.mark.skipif("SimIE" not in TABLE, reason="the edition of PyPI has no SimIE: set EASYEDIT_HOME to a checkout")
+def test_simies_own_update_is_projected_by_its_base_methods_flag(model, tokenizer, tmp_path):
+    hparams = hyperparameters("SimIE")
+    hparams.base_hparams.null_space = FLAG
+    before, null_spaces = weights(model), spaces_of(model, tokenizer, tmp_path, LAYERS[:1])
+    for fact in FACTS[:2]:
+        call("SimIE", model, tokenizer, [fact], hparams)
+    assert max(outside(model, before, null_spaces).values()) < 1e-5
+
+
+@pytest.mark.skipif(not HEAD, reason="the edition of PyPI has no AlphaEdit: set EASYEDIT_HOME to a checkout")
+def test_alphaedits_keys_are_forgotten_on_request_and_p_follows_the_flag(model, tokenizer, tmp_path, monkeypatch):
+    generate = importlib.import_module("easyeditor.util.generate")
+    monkeypatch.setattr(generate, "generate_fast", lambda *_, **__: ["The river flows", "They said"])
+    hparams = hyperparameters("AlphaEdit", null_space=FLAG)
+    base = weights(model)
+    for _ in range(2):
+        call("AlphaEdit", model, tokenizer, FACTS[:2], hparams)
+    edited = weights(model)
+    call("AlphaEdit", model, tokenizer, FACTS[2:], hparams, reset_cache=True)
+    forgetful = weights(model)
+    model.load_state_dict(edited)
+    call("AlphaEdit", model, tokenizer, FACTS[2:], copy.deepcopy(hparams))
+    assert all(torch.equal(parameter, forgetful[n]) for n, parameter in model.named_parameters())
+    model.load_state_dict(base)
+    hparams.null_space = {**FLAG, "nullity": 6}
+    call("AlphaEdit", model, tokenizer, FACTS[:1], hparams)
+    narrower = null_spaces_of(
+        statistics_on_disk(model_of(), tokenizer, tmp_path / "narrow").of_layers(LAYERS), Criterion(nullity=6)
+    )
+    assert max(outside(model, base, narrower).values()) < 1e-5
+
+
 @pytest.mark.parametrize("name", [name for name in HERE if name != "EMMET"])  # EasyEdit itself never restores EMMET
 def test_what_easyedit_puts_back_is_as_it_was_bit_for_bit(name, model, tokenizer):
     hparams = hyperparameters(name)
@@ -112,11 +158,13 @@ def test_what_easyedit_puts_back_is_as_it_was_bit_for_bit(name, model, tokenizer
     assert all(torch.equal(parameter, before[n]) for n, parameter in model.named_parameters())
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "phi", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "phi", "gemma2", "gptj"])
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "AlphaEdit", "RECT"])
 def test_other_architectures_and_names_work_too(name, architecture, tokenizer, tmp_path):
     if architecture != "gpt2" and not HEAD:
-        architecture = {"phi": "qwen2", "gemma2": "mistral"}[architecture]  # whose layers the old nethook can trace
+        architecture = {"phi": "qwen2", "gemma2": "mistral", "gptj": "llama"}[
+            architecture
+        ]  # whose layers the old nethook can trace
     model = model_of(architecture)
     null_spaces = spaces_of(model, tokenizer, tmp_path, LAYERS[:1] if name == "ROME" else LAYERS)
     statistics_on_disk(model, tokenizer, tmp_path / "data" / "stats")

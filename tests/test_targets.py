@@ -115,6 +115,16 @@ def test_all_25_steps_in_float32_agree_with_the_textbook_on_every_architecture(n
     assert_agrees(found, 0, expected, 1e-4)
 
 
+def test_all_25_steps_in_float32_agree_with_the_textbook_on_smollm2(demo):
+    """A target that is hard to reach, so that no early stop ends it."""
+    model, tokenizer = demo
+    request = Request("{} is the capital of", "Tallinn", "Bolivia")
+    settings = TargetSettings(steps=25, lr=0.1)
+    found = optimise_targets(model, tokenizer, [request], CONTEXTS, 8, settings)
+    assert int(found.steps[0]) == 24  # after the last step nothing looks at the loss any more
+    assert_agrees(found, 0, textbook(model, tokenizer, request, settings=settings, layer=8), 1e-4)
+
+
 def test_a_tokenizer_with_bos_agrees_with_the_textbook(bos_tokenizer, exact):
     model = model_of("llama")
     found = optimise_targets(model, bos_tokenizer, REQUESTS, CONTEXTS, LAYER, SETTINGS)

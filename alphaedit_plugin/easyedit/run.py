@@ -7,8 +7,9 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -95,6 +96,7 @@ class Run:
         self.function: Apply = getattr(self.module, original.__name__)
         self.options: Options | None = None
         self.spaces: dict[str, NullSpaces] = {}
+        self.p: Tensor | None = None
         self.memory: Memory | None = None
 
     def __call__(self, call: inspect.BoundArguments, options: Options) -> Any:
@@ -125,7 +127,7 @@ class Run:
 
     def _prepare(self, model: nn.Module, tokenizer: Any, hparams: Any, options: Options) -> None:
         if options != self.options:
-            self.spaces = {}
+            self.spaces, self.p = {}, None
         wanted = layers(hparams)
         for template in templates(hparams):
             known = self.spaces.get(template)
@@ -140,33 +142,33 @@ class Run:
 
     def _remembering(self, call: inspect.BoundArguments, model: nn.Module, hparams: Any) -> Any:
         """The call, with P and Kp Kpᵀ in the globals where the method looks for them."""
-        order = layers(hparams)
+        order, forget = tuple(layers(hparams)), call.arguments.pop("reset_cache", False)
         before = self._digest(model, order)
-        if self.memory is None:
+        if self.p is None or self.memory is None or self.memory.order != order:
             (spaces,) = self.spaces.values()
-            self.memory = Memory(torch.stack([spaces[layer].dense().to(torch.float32) for layer in order]), before)
-        if call.arguments.pop("reset_cache", False):
-            self.memory.forget(before)
+            self.p = torch.stack([spaces[layer].dense().to(torch.float32) for layer in order])
+        if self.memory is None or self.memory.order != order or forget:
+            self.memory = Memory(order, before, torch.zeros_like(self.p))
         known = self.memory.recall(before)
         call.arguments["hparams"] = hparams = copy.copy(hparams)
         hparams.P_loc = os.devnull  # a file that exists: otherwise P would be computed
-        vars(self.module).update(P=self.memory.p, P_loaded=True, cache_c=known.clone(), cache_c_new=True)
+        vars(self.module).update(P=self.p, P_loaded=True, cache_c=known.clone(), cache_c_new=True)
         try:
             result = self._projected(call, model)
             after: Tensor = self.module.cache_c
         finally:
             del self.module.P, self.module.cache_c
-        self.memory.keep(before, known, self._digest(result[0], order), after)
+        self.memory = self.memory.then(before, known, self._digest(result[0], order), after)
         return result
 
     def _moved(self) -> Run:
         """The run of a copy that was edited; this one's memory is as if it had not been."""
         moved = copy.copy(self)
         if self.memory is not None:
-            moved.memory, self.memory = self.memory, self.memory.before_last()
+            self.memory = self.memory.before_last()
         return moved
 
-    def _digest(self, model: nn.Module, order: list[int]) -> str:
+    def _digest(self, model: nn.Module, order: Sequence[int]) -> str:
         (template,) = self.spaces
         projections = Decoder(model, template).out_projections(order).values()
         return " ".join(tensor_digest(projection.stored) for projection in projections)
@@ -209,37 +211,32 @@ class Run:
         return compute_z
 
 
+@dataclass(frozen=True)
 class Memory:
-    """What AlphaEdit keeps: `p`, layers × d_in × d_in, and Kp Kpᵀ of the same shape by the weights that it belongs to.
+    """Kp Kpᵀ of AlphaEdit's edits, layers × d_in × d_in, by the weights that hold these edits.
 
-    Those are the weights before any edit, and before and after the last call.
+    Known are those of the weights `base`, where nothing is edited (`none`, zeros), and of those before and after the
+    last call.
     """
 
-    def __init__(self, p: Tensor, base: str) -> None:
-        self.p, self.base = p, base
-        self.by_weights: dict[str, Tensor] = {}
+    order: tuple[int, ...]
+    base: str
+    none: Tensor
+    by_weights: tuple[tuple[str, Tensor], ...] = ()
 
     def recall(self, weights: str) -> Tensor:
         """Kp Kpᵀ of the edits in these weights."""
-        if weights in self.by_weights:
-            return self.by_weights[weights]
-        if weights != self.base:
-            log.warning("the weights were changed by something else: the keys of all edits so far are kept in mind")
-            if self.by_weights:
-                return next(reversed(self.by_weights.values()))
-        return torch.zeros_like(self.p)
+        known = dict(self.by_weights)
+        if weights in known or weights == self.base:
+            return known.get(weights, self.none)
+        log.warning("the weights were changed by something else: the keys of all edits so far are kept in mind")
+        return self.by_weights[-1][1] if self.by_weights else self.none
 
-    def forget(self, weights: str) -> None:
-        self.base, self.by_weights = weights, {}
+    def then(self, before: str, known: Tensor, after: str, grown: Tensor) -> Memory:
+        return replace(self, by_weights=((before, known), (after, grown)))
 
     def before_last(self) -> Memory:
-        """As it was before the last call."""
-        earlier = Memory(self.p, self.base)
-        earlier.by_weights = dict(list(self.by_weights.items())[:1])
-        return earlier
-
-    def keep(self, before: str, known: Tensor, after: str, grown: Tensor) -> None:
-        self.by_weights = {before: known, after: grown}
+        return replace(self, by_weights=self.by_weights[:1])
 
 
 def _anonymous(request: Request) -> Request:
