@@ -227,7 +227,7 @@ def compare(
     """Edit facts with each variant from the same start, and show what each keeps and breaks."""
     from .compare import compare as run
     from .errors import CorpusError, RequestError
-    from .evaluation.counterfact import load_facts
+    from .evaluation.datasets import load_facts
     from .report import table
     from .shipped import shipped
 

@@ -20,7 +20,8 @@ from .editors.keys import context_templates
 from .editors.layered import LayeredEditor
 from .editors.targets import Targets
 from .errors import CorpusError, EditError
-from .evaluation.counterfact import Fact, score
+from .evaluation.counterfact import score
+from .evaluation.facts import Fact
 from .evaluation.scoring import perplexity
 from .files import write_text
 from .hparams import Hyperparameters

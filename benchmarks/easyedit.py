@@ -11,7 +11,9 @@ import easyedit_home
 import torch
 
 from alphaedit_plugin.editors.keys import context_templates
-from alphaedit_plugin.evaluation.counterfact import Fact, load_facts, score
+from alphaedit_plugin.evaluation.counterfact import score
+from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.scoring import mean_log_probabilities
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.loading import DEMO_MODEL, load

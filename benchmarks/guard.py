@@ -10,7 +10,7 @@ import easyedit_home
 from interleaved import seconds
 
 from alphaedit_plugin.editors.keys import context_templates
-from alphaedit_plugin.evaluation.counterfact import load_facts
+from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.hook import guard
 from alphaedit_plugin.loading import DEMO_MODEL, load
 from alphaedit_plugin.modules import Decoder

@@ -12,7 +12,7 @@ from interleaved import seconds
 
 from alphaedit_plugin.editors import Written
 from alphaedit_plugin.editors.keys import context_templates
-from alphaedit_plugin.evaluation.counterfact import load_facts
+from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.loading import DEMO_MODEL, load
 from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics

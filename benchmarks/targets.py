@@ -6,7 +6,7 @@ from interleaved import seconds
 
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.editors.targets import optimise_targets
-from alphaedit_plugin.evaluation.counterfact import load_facts
+from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.hparams import TargetSettings
 from alphaedit_plugin.loading import DEMO_MODEL, load
 from alphaedit_plugin.shipped import shipped

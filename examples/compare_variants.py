@@ -10,7 +10,7 @@ import argparse
 from rich.console import Console
 
 from alphaedit_plugin.compare import compare
-from alphaedit_plugin.evaluation.counterfact import load_facts
+from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.loading import load
 from alphaedit_plugin.prepare import prepare_statistics

@@ -15,7 +15,9 @@ from spaces import random_covariance
 from tiny import NAMES, tiny
 
 from alphaedit_plugin.errors import RequestError
-from alphaedit_plugin.evaluation.counterfact import Fact, load_facts, score
+from alphaedit_plugin.evaluation.counterfact import score
+from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.scoring import mean_log_probabilities, perplexity
 from alphaedit_plugin.nullspace import Criterion, NullSpace
 from alphaedit_plugin.requests import Request
@@ -40,6 +42,14 @@ RECORD = {
     "paraphrase_prompts": ["France has the capital", "Who governs France sits in "],
     "neighborhood_prompts": ["The Eiffel Tower is in", "The Louvre is in", "The Seine flows through"],
 }
+
+
+FACT = Fact(
+    (Request("The capital of {} is", "France", "Rome", 5),),
+    "Paris",
+    ("France has the capital", "Who governs France sits in"),
+    tuple(RECORD["neighborhood_prompts"]),
+)
 
 
 def model_of(name: str = "llama", dtype: torch.dtype = torch.float64):
@@ -116,10 +126,12 @@ def _slow_scores(model, tokenizer, fact: Fact) -> tuple[float, float, float]:
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_follow_the_definitions_fact_by_fact(seed, tokenizer):
     model = tiny("gpt2", vocab_size=512, dtype=torch.float64, seed=seed)
-    base = Fact.parse(RECORD, "fact")
+    base = FACT
     longer = replace(base, paraphrases=base.paraphrases[:1], neighbours=(*base.neighbours, "Steve Jobs founded"))
-    swapped = replace(base, request=replace(base.request, target_new="Paris"), target_true="the old village")
-    other = replace(base, request=Request("{} plays the sport of", "Michael Jordan", "chess"), target_true="football")
+    swapped = replace(base, requests=(replace(base.request, target_new="Paris"),), target_true="the old village")
+    other = replace(
+        base, requests=(Request("{} plays the sport of", "Michael Jordan", "chess"),), target_true="football"
+    )
     facts = [base, longer, swapped, other]
     found = score(model, tokenizer, facts)
     expected = [_slow_scores(model, tokenizer, fact) for fact in facts]
@@ -131,7 +143,7 @@ def test_scores_follow_the_definitions_fact_by_fact(seed, tokenizer):
 
 
 def test_new_and_old_object_alike_count_for_neither_side(tokenizer):
-    fact = replace(Fact.parse(RECORD, "fact"), target_true="Rome")
+    fact = replace(FACT, target_true="Rome")
     scores = score(model_of(), tokenizer, [fact])
     assert (scores.efficacy, scores.generalization, scores.specificity) == ((0.0,), (0.0,), (0.0,))
 
@@ -213,10 +225,7 @@ def _written(tmp_path, content) -> str:
 
 def test_facts_are_read_from_counterfacts_schema(tmp_path):
     (fact,) = load_facts(_written(tmp_path, [RECORD]))
-    assert fact.request == Request("The capital of {} is", "France", "Rome", 5)
-    assert fact.target_true == "Paris"
-    assert fact.paraphrases == ("France has the capital", "Who governs France sits in")
-    assert fact.neighbours == tuple(RECORD["neighborhood_prompts"])
+    assert fact == FACT
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alphaedit_plugin.compare import compare
-from alphaedit_plugin.evaluation.counterfact import load_facts
+from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.scoring import mean_log_probabilities
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.loading import DEMO_MODEL

@@ -18,11 +18,12 @@ from alphaedit_plugin.compare import Comparison, Row, compare
 from alphaedit_plugin.editors import MEMIT, ROME, AlphaEdit, MEMITSequential
 from alphaedit_plugin.editors.rect import PAPER_KEEP
 from alphaedit_plugin.errors import AlphaEditError, HyperparameterError, WrongModelError
-from alphaedit_plugin.evaluation.counterfact import Fact
+from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.fingerprint import fingerprints
 from alphaedit_plugin.hparams import METHODS, Hyperparameters
 from alphaedit_plugin.nullspace import Criterion
 from alphaedit_plugin.prepare import Statistics
+from alphaedit_plugin.requests import Request
 from alphaedit_plugin.variant import GRAMMAR, SOLVERS, Variant
 
 MODEL = tiny("llama")  # of which nothing but its depth is asked
@@ -317,15 +318,11 @@ OTHERS = {
 
 def facts_of(count: int) -> list[Fact]:
     return [
-        Fact.parse(
-            {
-                **record,
-                "case_id": number,
-                "target_true": "Paris",
-                "paraphrase_prompts": [f"They said that {record['subject']} is in"],
-                "neighborhood_prompts": ["The Louvre is in", "Leonardo da Vinci was born in"],
-            },
-            "fact",
+        Fact(
+            (Request.parse({**record, "case_id": number}, "fact"),),
+            "Paris",
+            (f"They said that {record['subject']} is in",),
+            ("The Louvre is in", "Leonardo da Vinci was born in"),
         )
         for number, record in enumerate(RECORDS[:count])
     ]
