@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from .editors.keys import context_templates
 from .editors.layered import LayeredEditor
 from .editors.targets import Targets
 from .errors import CorpusError, EditError
-from .evaluation.counterfact import score
 from .evaluation.facts import Fact
+from .evaluation.scores import score
 from .evaluation.scoring import perplexity
 from .files import write_text
 from .hparams import Hyperparameters
@@ -39,17 +40,20 @@ PERPLEXITY_WINDOW = 256
 
 @dataclass(frozen=True)
 class Row:
-    """One variant, or the model before any edit ("before"). Shares from 0 to 1; drift and leakage by layer."""
+    """One variant, or the model before any edit ("before").
+
+    `metrics` are the means of `per_fact` (`evaluation.scores`), shares from 0 to 1, with 95 % `intervals`; drift and
+    leakage go by layer.
+    """
 
     variant: str
-    efficacy: float
-    generalization: float
-    specificity: float
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    per_fact: dict[str, list[float | None]]
     perplexity: float
     seconds: float = 0.0
     drift: dict[int, float] = field(default_factory=dict)
     leakage: dict[int, float] = field(default_factory=dict)
-    per_fact: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def mean_drift(self) -> float:
@@ -71,7 +75,14 @@ class Comparison:
         return {
             "settings": self.settings,
             "rows": [
-                {**vars(row), "mean_drift": row.mean_drift, "mean_leakage": row.mean_leakage} for row in self.rows
+                {
+                    "variant": row.variant,
+                    **row.metrics,
+                    **{name: value for name, value in vars(row).items() if name not in ("variant", "metrics")},
+                    "mean_drift": row.mean_drift,
+                    "mean_leakage": row.mean_leakage,
+                }
+                for row in self.rows
             ],
         }
 
@@ -96,6 +107,8 @@ def compare(
 ) -> Comparison:
     """Edit `facts` in sequential batches with each of `variants` and measure; the model ends as it began.
 
+    A batch holds `batch_size` facts (of MQuAKE's, which are several requests each, that many cases).
+
     `hyperparameters` are one for all, or by the variant's name; `statistics` are of all layers that any of them
     edits. What variants have in common is computed once, and its time counted for each: the targets of the first
     batch, and all edits where only PRUNE's damping at the end differs. `on_row` gets what there is after each row.
@@ -107,8 +120,11 @@ def compare(
         )
         for name, variant in parsed.items()
     }
-    requests = [fact.request for fact in facts]
-    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+    batches = [
+        [request for fact in facts[i : i + batch_size] for request in fact.requests]
+        for i in range(0, len(facts), batch_size)
+    ]
+    edits = sum(map(len, batches))
     windows = held_out_windows(held_out, tokenizer)
     spaces = {
         name: null_spaces_of(statistics.of_layers(chosen[name].layers), chosen[name].null_space, store=store)
@@ -128,7 +144,7 @@ def compare(
             {
                 **(settings or {}),
                 "variants": list(parsed),
-                "edits": len(requests),
+                "edits": edits,
                 "batch_size": batch_size,
                 "hyperparameters": {name: values.as_dict() for name, values in chosen.items()},
                 "contexts": [list(templates) for templates in contexts.values()],
@@ -163,7 +179,7 @@ def compare(
         )
         with (
             put_back(session.projections),
-            tqdm(total=len(requests), desc=" ".join(together), unit="fact", disable=not progress) as bar,
+            tqdm(total=edits, desc=" ".join(together), unit="fact", disable=not progress) as bar,
         ):
             spent, targets = 0.0, None
             if isinstance(session.editor, LayeredEditor):
@@ -220,9 +236,12 @@ def _measure(
     scores = score(model, tokenizer, facts, progress=progress)
     return Row(
         variant=name,
-        **scores.means(),
+        metrics=scores.means(),
+        intervals=scores.intervals(),
+        per_fact={  # JSON has no nan
+            metric: [None if isnan(value) else value for value in values] for metric, values in vars(scores).items()
+        },
         perplexity=perplexity(model, windows, progress=progress),
-        per_fact={metric: list(values) for metric, values in vars(scores).items()},
         seconds=seconds,
         drift=drifts or {},
         leakage=leakages or {},

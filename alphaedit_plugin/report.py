@@ -13,7 +13,7 @@ from .session import Report
 
 
 def table(comparison: Comparison) -> Table:
-    """One row a variant; the best of each column among the edited ones in bold."""
+    """One row a variant; the best of each column among the edited ones in bold. No column for what was not measured."""
     edits, batch = comparison.settings["edits"], comparison.settings["batch_size"]
     result = Table(
         title=f"{edits} sequential edits in batches of {batch}",
@@ -23,12 +23,13 @@ def table(comparison: Comparison) -> Table:
         padding=(0, 1, 0, 0),
     )
     result.add_column("variant", no_wrap=True)
-    for title, *_ in _COLUMNS:
+    columns = [column for column in _COLUMNS if any(column[1](row) is not None for row in comparison.rows)]
+    for title, *_ in columns:
         result.add_column(title, justify="right", no_wrap=True)
     edited = [row for row in comparison.rows if row.drift]
     for row in comparison.rows:
         cells = []
-        for _, value, better, form in _COLUMNS:
+        for _, value, better, form in columns:
             if value(row) is None:
                 cells.append("–")
                 continue
@@ -67,10 +68,18 @@ def _edited(value: Callable[[Row], float]) -> Callable[[Row], float | None]:
     return lambda row: value(row) if row.drift else None
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Row], Any], Any, str], ...] = (
-    ("efficacy\n%", lambda row: 100 * row.efficacy, max, "{:.1f}"),
-    ("general-\nization %", lambda row: 100 * row.generalization, max, "{:.1f}"),
-    ("specif-\nicity %", lambda row: 100 * row.specificity, max, "{:.1f}"),
+def _share(metric: str) -> Callable[[Row], float | None]:
+    return lambda row: 100 * row.metrics[metric] if metric in row.metrics else None
+
+
+_Column = tuple[str, Callable[[Row], Any], Any, str]
+
+_COLUMNS: tuple[_Column, ...] = (
+    ("efficacy\n%", _share("efficacy"), max, "{:.1f}"),
+    ("general-\nization %", _share("generalization"), max, "{:.1f}"),
+    ("specif-\nicity %", _share("specificity"), max, "{:.1f}"),
+    ("porta-\nbility %", _share("portability"), max, "{:.1f}"),
+    ("exact\n%", _share("exact"), max, "{:.1f}"),
     ("perplex-\nity", lambda row: row.perplexity, min, "{:.2f}"),
     ("drift\n%", _edited(lambda row: 100 * row.mean_drift), min, "{:.2f}"),
     ("leakage\n%", _edited(lambda row: 100 * row.mean_leakage), min, "{:.2f}"),

@@ -11,10 +11,10 @@ import easyedit_home
 import torch
 
 from alphaedit_plugin.editors.keys import context_templates
-from alphaedit_plugin.evaluation.counterfact import score
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.scoring import mean_log_probabilities
+from alphaedit_plugin.evaluation.scores import score
+from alphaedit_plugin.evaluation.scoring import score_pairs
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.loading import DEMO_MODEL, load
 from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
@@ -39,7 +39,7 @@ ours = Session(model, tokenizer, "alphaedit", spaces, hyperparameters=settings, 
 
 def quality(of: list[Fact]) -> str:
     pairs = [(fact.request.text, fact.request.target_new) for fact in of]
-    probability = mean_log_probabilities(model, tokenizer, pairs).exp().mean()
+    probability = score_pairs(model, tokenizer, pairs).mean_log_probability.exp().mean()
     means = {name: 100 * value for name, value in score(model, tokenizer, of).means().items()}
     return f"target probability {probability:.3f}, " + ", ".join(f"{name} {value:.1f}" for name, value in means.items())
 

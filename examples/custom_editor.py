@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from alphaedit_plugin.evaluation.counterfact import score
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.scores import score
 from alphaedit_plugin.hook import null_space_constrained
 from alphaedit_plugin.loading import load
 from alphaedit_plugin.modules import Decoder

@@ -14,8 +14,8 @@ from easyeditor import BaseEditor, MEMITHyperParams  # isort: skip
 from rich.console import Console
 from rich.table import Table
 
-from alphaedit_plugin.evaluation.counterfact import score
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.scores import score
 from alphaedit_plugin.loading import load
 from alphaedit_plugin.modules import Decoder
 from alphaedit_plugin.prepare import prepare_statistics

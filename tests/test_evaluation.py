@@ -15,10 +15,10 @@ from spaces import random_covariance
 from tiny import NAMES, tiny
 
 from alphaedit_plugin.errors import RequestError
-from alphaedit_plugin.evaluation.counterfact import score
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.scoring import mean_log_probabilities, perplexity
+from alphaedit_plugin.evaluation.facts import Fact, Probe
+from alphaedit_plugin.evaluation.scores import bootstrap, score
+from alphaedit_plugin.evaluation.scoring import perplexity, score_pairs
 from alphaedit_plugin.nullspace import Criterion, NullSpace
 from alphaedit_plugin.requests import Request
 from alphaedit_plugin.statistics import Covariance
@@ -61,27 +61,44 @@ def model_of(name: str = "llama", dtype: torch.dtype = torch.float64):
 # ------------------------------------------------------------------------------------------------ probabilities
 
 
+def _slow_accuracy(model, tokenizer, prompt: str, target: str) -> float:
+    """The share of the target's tokens that the model would have said, one at a time."""
+    ids = tokenizer(prompt)["input_ids"]
+    answer = oracle.target_ids(tokenizer, prompt, target)
+    hits = []
+    for token in answer:
+        hits.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token)
+        ids = [*ids, token]
+    return sum(hits) / len(hits)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_mean_log_probabilities_are_the_textbooks_on_every_architecture(name, tokenizer):
+def test_pairs_are_scored_as_by_the_textbook_on_every_architecture(name, tokenizer):
     model = model_of(name)
-    found = mean_log_probabilities(model, tokenizer, PAIRS)
-    assert found.dtype == torch.float64
-    for value, (prompt, target) in zip(found.tolist(), PAIRS, strict=True):
+    said = tokenizer.decode(model(torch.tensor([tokenizer(PAIRS[0][0])["input_ids"]])).logits[0, -1].argmax())
+    pairs = (*PAIRS, (PAIRS[0][0], said.strip() or "a"))  # the last is right, if it can be said after a space
+    found = score_pairs(model, tokenizer, pairs)
+    assert found.mean_log_probability.dtype == found.accuracy.dtype == torch.float64
+    for value, accuracy, (prompt, target) in zip(
+        found.mean_log_probability.tolist(), found.accuracy.tolist(), pairs, strict=True
+    ):
         assert value == pytest.approx(oracle.success(model, tokenizer, prompt, target, target)[0], rel=1e-5)
+        assert accuracy == pytest.approx(_slow_accuracy(model, tokenizer, prompt, target))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
-def test_mean_log_probabilities_do_not_depend_on_batches_or_order(batch_tokens, bos_tokenizer):
+def test_scores_of_pairs_do_not_depend_on_batches_or_order(batch_tokens, bos_tokenizer):
     model = model_of()
-    expected = mean_log_probabilities(model, bos_tokenizer, PAIRS)
-    found = mean_log_probabilities(model, bos_tokenizer, PAIRS[::-1], batch_tokens=batch_tokens).flip(0)
-    assert torch.allclose(found, expected, rtol=1e-6)
+    expected = score_pairs(model, bos_tokenizer, PAIRS)
+    found = score_pairs(model, bos_tokenizer, PAIRS[::-1], batch_tokens=batch_tokens)
+    assert torch.allclose(found.mean_log_probability.flip(0), expected.mean_log_probability, rtol=1e-6)
+    assert torch.equal(found.accuracy.flip(0), expected.accuracy)
 
 
 def test_scoring_leaves_the_model_as_it_was(tokenizer):
     model = tiny("llama", vocab_size=512).train()
     attention = model.config._attn_implementation
-    mean_log_probabilities(model, tokenizer, PAIRS)
+    score_pairs(model, tokenizer, PAIRS)
     perplexity(model, [[1, 2, 3]])
     assert all(module.training for module in model.modules())
     assert model.config._attn_implementation == attention
@@ -136,10 +153,77 @@ def test_scores_follow_the_definitions_fact_by_fact(seed, tokenizer):
     found = score(model, tokenizer, facts)
     expected = [_slow_scores(model, tokenizer, fact) for fact in facts]
     assert list(zip(found.efficacy, found.generalization, found.specificity, strict=True)) == expected
+    exact = [
+        float(_slow_accuracy(model, tokenizer, fact.request.text, fact.request.target_new) == 1.0) for fact in facts
+    ]
+    assert list(found.exact) == exact
+    columns = dict(zip(("efficacy", "generalization", "specificity"), zip(*expected, strict=True), strict=True))
     assert found.means() == {
-        name: pytest.approx(sum(values) / len(facts))
-        for name, values in zip(("efficacy", "generalization", "specificity"), zip(*expected, strict=True), strict=True)
+        name: pytest.approx(sum(values) / len(facts)) for name, values in {**columns, "exact": exact}.items()
     }
+
+
+def test_facts_without_an_old_object_are_scored_by_token_accuracy(tokenizer):
+    """ZsRE's definitions, KnowEdit's portability and MQuAKE's several requests, one prompt at a time."""
+    model = model_of()
+    said = tokenizer.decode(model(torch.tensor([tokenizer("The river")["input_ids"]])).logits[0, -1].argmax()).strip()
+    zsre = Fact(
+        (Request("The capital of {} is", "France", "Rome in Italy"),),
+        paraphrases=("France has the capital", "Who governs France sits in"),
+        locality={"a": [Probe("The river", (said or "a", "Paris"))], "b": [Probe("The Seine flows", ("to the sea",))]},
+        portability={"hop": [Probe("The Louvre is in the city of", ("Rome", "Roma in Italy"))]},
+    )
+    several = Fact((zsre.request, Request("{} plays the sport of", "Jordan", "chess")))
+    found = score(model, tokenizer, [zsre, several])
+
+    def accuracy(prompt, *answers):
+        return max(_slow_accuracy(model, tokenizer, prompt, answer) for answer in answers)
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    efficacy = [accuracy("The capital of France is", "Rome in Italy"), accuracy("Jordan plays the sport of", "chess")]
+    assert found.efficacy == pytest.approx((efficacy[0], mean(efficacy)))
+    generalization = mean([accuracy(prompt, "Rome in Italy") for prompt in zsre.paraphrases])
+    assert found.generalization == pytest.approx((generalization, math.nan), nan_ok=True)
+    kept = mean([accuracy("The river", said or "a", "Paris"), accuracy("The Seine flows", "to the sea")])
+    assert found.specificity == pytest.approx((kept, math.nan), nan_ok=True)
+    ported = accuracy("The Louvre is in the city of", "Rome", "Roma in Italy")
+    assert found.portability == pytest.approx((ported, math.nan), nan_ok=True)
+    assert found.means() == pytest.approx(
+        {
+            "efficacy": mean(found.efficacy),
+            "generalization": generalization,
+            "specificity": kept,
+            "portability": ported,
+            "exact": mean(found.exact),
+        }
+    )
+    assert set(found.intervals()) == set(found.means())
+
+
+def test_a_metric_that_no_fact_has_is_left_out(tokenizer):
+    bare = Fact((Request("The capital of {} is", "France", "Rome"),))
+    scores = score(model_of(), tokenizer, [bare])
+    assert set(scores.means()) == set(scores.intervals()) == {"efficacy", "exact"}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_an_interval_holds_the_mean_and_lies_within_the_values(values):
+    low, high = bootstrap(values)
+    mean = sum(values) / len(values)
+    assert min(values) - 1e-12 <= low <= mean + 1e-9
+    assert mean - 1e-9 <= high <= max(values) + 1e-12
+    assert bootstrap(values) == (low, high)
+
+
+def test_an_interval_of_many_values_is_that_of_the_normal_distribution():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = bootstrap(values.tolist())
+    half = 1.96 * float(values.std()) / 20
+    assert low == pytest.approx(float(values.mean()) - half, abs=0.02)
+    assert high == pytest.approx(float(values.mean()) + half, abs=0.02)
 
 
 def test_new_and_old_object_alike_count_for_neither_side(tokenizer):

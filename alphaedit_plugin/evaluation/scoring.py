@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +16,27 @@ from ..requests import encode
 from ..trace import evaluating, logits_at
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Of n (prompt, target) pairs, under teacher forcing; float64.
+
+    `mean_log_probability` of the target's tokens; `accuracy`, the share of them that are the likeliest token.
+    """
+
+    mean_log_probability: Tensor
+    accuracy: Tensor
+
+
 @torch.no_grad()
-def mean_log_probabilities(
+def score_pairs(
     model: nn.Module,
     tokenizer: Any,
     pairs: Sequence[tuple[str, str]],
     *,
     batch_tokens: int = 2048,
     progress: bool = False,
-) -> Tensor:
-    """For each (prompt, target), the mean log-probability of the tokens of " " + target after the prompt; float64.
+) -> Scored:
+    """How the tokens of " " + target are predicted after the prompt, for each (prompt, target).
 
     Sequences that begin alike share a row: two targets of one token after one prompt cost one prompt.
     """
@@ -41,7 +53,7 @@ def mean_log_probabilities(
     for pair, row, position, token in wanted:
         by_row.setdefault(row, []).append((pair, position, token))
 
-    total = torch.zeros(len(pairs), dtype=torch.float64)
+    total, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
     with (
         evaluating(model),
         eager_attention(model),
@@ -54,8 +66,9 @@ def mean_log_probabilities(
                 logits = model(**batch.model_inputs(), use_cache=False).logits[0]
             log_probabilities = logits.double().log_softmax(-1).cpu()
             total.index_add_(0, pair_, log_probabilities[torch.arange(len(asked)), token_])
+            hits.index_add_(0, pair_, (log_probabilities.argmax(-1) == token_).double())
             bar.update(len(batch.rows))
-    return total / lengths
+    return Scored(total / lengths, hits / lengths)
 
 
 def _encode_pair(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
