@@ -216,7 +216,9 @@ def compare(
     threshold: Threshold = None,
     energy: Energy = None,
     nullity: Nullity = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. Default: runs/<time>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; a run that was killed goes on. Default: runs/<time>.")
+    ] = None,
     hparams: Hparams = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -229,6 +231,7 @@ def compare(
     from .errors import CorpusError, RequestError
     from .evaluation.datasets import load_facts
     from .report import table
+    from .runs import RESULTS
     from .shipped import shipped
 
     started = time.perf_counter()
@@ -247,7 +250,7 @@ def compare(
         model, names, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
         trust_remote_code, cache, quiet,
     )  # fmt: skip
-    path = ((out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")) / "comparison.json").resolve()
+    folder = (out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
     comparison = run(
         ready.model,
         ready.tokenizer,
@@ -258,7 +261,7 @@ def compare(
         batch_size=batch,
         held_out=text,
         store=ready.store,
-        on_row=lambda so_far: so_far.save(path),
+        folder=folder,
         progress=not quiet,
         settings={
             "command": ["alphaedit", *sys.argv[1:]],
@@ -272,8 +275,7 @@ def compare(
         },
     )
     console.print(table(comparison))
-    comparison.save(path)
-    console.print(f"{time.perf_counter() - started:.0f} s in all; results in {escape(str(path))}")
+    console.print(f"{time.perf_counter() - started:.0f} s in all; results in {escape(str(folder / RESULTS))}")
 
 
 @app.command()

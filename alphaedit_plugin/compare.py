@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,22 @@ from . import __version__
 from .editors.keys import context_templates
 from .editors.layered import LayeredEditor
 from .editors.targets import Targets
-from .errors import CorpusError, EditError
+from .errors import CorpusError
 from .evaluation.facts import Fact
 from .evaluation.scores import score
 from .evaluation.scoring import perplexity
-from .files import write_text
+from .fingerprint import fingerprints
+from .history import is_session
 from .hparams import Hyperparameters
+from .modules import Decoder
 from .nullspace import NullSpaces
 from .prepare import Statistics, null_spaces_of
+from .runs import RunFolder, identity_of
 from .session import Session, put_back
 from .store import Store
 from .trace import evaluating
 from .variant import Variant
+from .weights import drift, leakage
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,17 @@ class Row:
     seconds: float = 0.0
     drift: dict[int, float] = field(default_factory=dict)
     leakage: dict[int, float] = field(default_factory=dict)
+    identity: str = ""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Row:
+        """From `Comparison.as_dict`, as JSON gives it back."""
+        named = {name: values[name] for name in cls.__dataclass_fields__ if name != "metrics"}
+        named["metrics"] = {name: values[name] for name in values["per_fact"] if name in values}
+        named["intervals"] = {name: tuple(ends) for name, ends in values["intervals"].items()}
+        for by_layer in ("drift", "leakage"):
+            named[by_layer] = {int(layer): value for layer, value in values[by_layer].items()}
+        return cls(**named)
 
     @property
     def mean_drift(self) -> float:
@@ -86,9 +100,6 @@ class Comparison:
             ],
         }
 
-    def save(self, path: Path) -> None:
-        write_text(path, json.dumps(self.as_dict(), indent=1, ensure_ascii=False), EditError)
-
 
 def compare(
     model: Any,
@@ -101,6 +112,7 @@ def compare(
     batch_size: int,
     held_out: str,
     store: Store | None = None,
+    folder: Path | None = None,
     on_row: Callable[[Comparison], None] = lambda comparison: None,
     progress: bool = False,
     settings: dict[str, Any] | None = None,
@@ -112,6 +124,10 @@ def compare(
     `hyperparameters` are one for all, or by the variant's name; `statistics` are of all layers that any of them
     edits. What variants have in common is computed once, and its time counted for each: the targets of the first
     batch, and all edits where only PRUNE's damping at the end differs. `on_row` gets what there is after each row.
+
+    With `folder` every row is written there as soon as it is measured, and a run that was killed goes on after the
+    last batch that it wrote; the result is that of a run without interruption. Rows that the folder holds already
+    are not measured again.
     """
     parsed = {str(variant): variant for variant in map(Variant.parse, variants)}
     chosen = {
@@ -136,7 +152,25 @@ def compare(
 
     contexts: dict[Any, tuple[str, ...]] = {}
     first: dict[Any, tuple[Targets, float]] = {}
-    measured: dict[str, Row] = {"before": _measure("before", model, tokenizer, facts, windows, progress)}
+    run = RunFolder(folder) if folder is not None else None
+    common = {
+        "model": fingerprints(model, [len(Decoder(model)) - 1]),
+        "facts": [asdict(fact) for fact in facts],
+        "windows": windows,
+    }
+    identities = {
+        name: identity_of(
+            {**common, "variant": name, "batch_size": batch_size, "hyperparameters": values.as_dict()}
+            | {"statistics": statistics.provenance}
+        )
+        for name, values in chosen.items()
+    }
+    identities["before"] = identity_of(common)
+    measured: dict[str, Row] = {}
+    if run is not None:
+        for name, identity in identities.items():
+            if (values_ := run.row(identity)) is not None:
+                measured[name] = Row.read(values_)
 
     def comparison() -> Comparison:
         return Comparison(
@@ -155,6 +189,14 @@ def compare(
             },
         )
 
+    def add(row: Row) -> None:
+        measured[row.variant] = replace(row, identity=identities[row.variant])
+        if run is not None:
+            run.save(comparison().as_dict())
+        on_row(comparison())
+
+    if "before" not in measured:
+        add(_measure("before", model, tokenizer, facts, windows, progress))
     for name in parsed:
         if name in measured:
             continue
@@ -166,51 +208,69 @@ def compare(
         if lengths not in contexts:
             with evaluating(model):
                 contexts[lengths] = context_templates(model, tokenizer, lengths)
-        session = Session(
-            model,
-            tokenizer,
-            parsed[together[-1]],
-            spaces.get(name),
-            hyperparameters=values,
-            covariances=statistics.covariances,
-            contexts=contexts[lengths],
-            check_model=False,
-            progress=progress,
-        )
+        underway = run.session(name, identities[name]) if run is not None else None
         with (
-            put_back(session.projections),
+            put_back(Decoder(model, values.rewrite_module_tmp).out_projections(values.layers)),
             tqdm(total=edits, desc=" ".join(together), unit="fact", disable=not progress) as bar,
         ):
             spent, targets = 0.0, None
-            if isinstance(session.editor, LayeredEditor):
-                key = (max(values.layers), values.target_settings, lengths)
-                if key not in first:
-                    started = time.perf_counter()
-                    first[key] = session.editor.targets(batches[0]), time.perf_counter() - started
-                targets, spent = first[key]
-            started = time.perf_counter()
-            for index, batch in enumerate(batches):
-                session.edit(batch, targets if index == 0 else None)
+            if underway is not None and is_session(underway):
+                session = Session.resume(underway, model, tokenizer, check_model=False, progress=progress)
+                spent = RunFolder.spent(underway)
+                bar.update(len(session.facts))
+            else:
+                session = Session(
+                    model,
+                    tokenizer,
+                    parsed[together[-1]],
+                    spaces.get(name),
+                    hyperparameters=values,
+                    covariances=statistics.covariances,
+                    contexts=contexts[lengths],
+                    autosave=underway,
+                    check_model=False,
+                    progress=progress,
+                )
+                if isinstance(session.editor, LayeredEditor):
+                    key = (max(values.layers), values.target_settings, lengths)
+                    if key not in first:
+                        started = time.perf_counter()
+                        first[key] = session.editor.targets(batches[0]), time.perf_counter() - started
+                    targets, spent = first[key]
+            for batch in batches[len(session.batches) :]:
+                started = time.perf_counter()
+                session.edit(batch, None if session.batches else targets)
+                spent += time.perf_counter() - started
+                if underway is not None:
+                    RunFolder.keep_spent(underway, spent)
                 bar.update(len(batch))
-            spent += time.perf_counter() - started
             for each in together:
+                if each in measured:
+                    continue
                 if parsed[each].prune:
                     started = time.perf_counter()
                     session.finish()
                     spent += time.perf_counter() - started
-                report = session.report()
-                measured[each] = _measure(
-                    each,
-                    model,
-                    tokenizer,
-                    facts,
-                    windows,
-                    progress,
-                    seconds=spent,
-                    drifts=report.drift,
-                    leakages=report.leakage,
+                now = {layer: projection.matrix for layer, projection in session.projections.items()}
+                covariances = statistics.covariances  # a resumed session need not hold any
+                add(
+                    _measure(
+                        each,
+                        model,
+                        tokenizer,
+                        facts,
+                        windows,
+                        progress,
+                        seconds=spent,
+                        drifts={layer: drift(session.base[layer], weight) for layer, weight in now.items()},
+                        leakages={
+                            layer: leakage(session.base[layer], weight, covariances[layer])
+                            for layer, weight in now.items()
+                        },
+                    )
                 )
-                on_row(comparison())
+        if run is not None and underway is not None:
+            run.finished(underway)
     return comparison()
 
 

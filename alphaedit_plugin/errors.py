@@ -45,6 +45,10 @@ class SessionError(AlphaEditError):
     """A session cannot be saved or resumed; model and files are as they were."""
 
 
+class CompareError(AlphaEditError):
+    """The folder of a comparison cannot be read or written."""
+
+
 class StoreError(AlphaEditError):
     """The cache directory cannot be written or an entry in it cannot be used."""
 

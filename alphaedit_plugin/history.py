@@ -100,3 +100,8 @@ def stacked(batches: Sequence[Batch]) -> dict[int, tuple[Tensor, Tensor]]:
             lefts.append(update.left)
             rights.append(update.right)
     return {layer: (torch.cat(lefts, 1), torch.cat(rights, 1)) for layer, (lefts, rights) in found.items()}
+
+
+def is_session(folder: Path) -> bool:
+    """Whether a session was saved there."""
+    return (folder / MANIFEST).exists()

@@ -79,6 +79,11 @@ class Hyperparameters:
     reduced_precision: bool = False
     null_space: Criterion = field(default_factory=lambda: Criterion(threshold=PAPER_THRESHOLD))
 
+    def __post_init__(self) -> None:
+        for each in fields(self):  # 1000 and 1000.0 are the same setting, also as text
+            if each.type == "float":
+                object.__setattr__(self, each.name, float(getattr(self, each.name)))
+
     @property
     def target_settings(self) -> TargetSettings:
         return TargetSettings(

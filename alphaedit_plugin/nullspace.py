@@ -49,6 +49,7 @@ class Criterion:
             raise NullSpaceError(f"energy is a share of the whole: it must be below 1, not {value}")
         if name == "nullity" and value > 1 and value != int(value):
             raise NullSpaceError(f"nullity is a whole number of dimensions or a share below 1, not {value}")
+        object.__setattr__(self, name, float(value))  # 15 and 15.0 are the same criterion, also as text
 
     def __str__(self) -> str:
         ((name, value),) = ((n, v) for n, v in vars(self).items() if v is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import logging
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from session_common import (
     BATCHES,
+    CONTEXTS,
     FACTS,
     HYPERPARAMETERS,
     LAYERS,
@@ -1190,3 +1192,34 @@ def test_any_order_of_calls_comes_to_the_edits_that_are_left(method, autosave, h
                 expected = edited("llama", tokenizer, method, *left)
                 expected.finish()
             assert_same_session(session, expected)
+
+
+def test_a_session_goes_on_where_whole_numbers_were_given_for_others(tokenizer, tmp_path):
+    """What is read back from JSON is 15.0 and 2.0: the same session."""
+    model = model_of()
+    whole = replace(HYPERPARAMETERS, mom2_update_weight=2, L2=1, null_space=Criterion(nullity=15))
+    start = {"hyperparameters": whole, "covariances": covariances_of("llama"), "contexts": CONTEXTS}
+    session = Session(model, tokenizer, "memit", **start, autosave=tmp_path / "s", check_model=False)
+    session.edit(FACTS[:1])
+    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed.edit(FACTS[1:2])
+    assert len(Session.resume(tmp_path / "s", model_of()).batches) == 2
+
+
+def test_a_session_on_a_copy_of_its_model_goes_on_apart(tokenizer, tmp_path):
+    model = model_of()
+    start = {"hyperparameters": HYPERPARAMETERS, "covariances": covariances_of("llama"), "contexts": CONTEXTS}
+    session = Session(model, tokenizer, "memit-seq", **start, autosave=tmp_path / "s", check_model=False)
+    session.edit(FACTS[:1])
+    copied = copy.deepcopy(model)
+    twin = session.on_copy(copied)
+    twin.edit(FACTS[1:2])
+    assert (session.facts, len(twin.facts)) == (twin.facts[:1], 2)
+    assert len(Session.resume(tmp_path / "s", model_of()).batches) == 1
+    session.edit(FACTS[1:2])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, dict(copied.named_parameters())[name])
+    twin.undo(2)
+    for name, parameter in model_of().named_parameters():
+        assert torch.equal(parameter, dict(copied.named_parameters())[name])
+    assert len(session.facts) == 2

@@ -17,13 +17,14 @@ from tiny import tiny
 from alphaedit_plugin.compare import Comparison, Row, compare
 from alphaedit_plugin.editors import MEMIT, ROME, AlphaEdit, MEMITSequential
 from alphaedit_plugin.editors.rect import PAPER_KEEP
-from alphaedit_plugin.errors import AlphaEditError, HyperparameterError, WrongModelError
+from alphaedit_plugin.errors import AlphaEditError, CompareError, HyperparameterError, WrongModelError
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.fingerprint import fingerprints
 from alphaedit_plugin.hparams import METHODS, Hyperparameters
 from alphaedit_plugin.nullspace import Criterion
 from alphaedit_plugin.prepare import Statistics
 from alphaedit_plugin.requests import Request
+from alphaedit_plugin.session import Session
 from alphaedit_plugin.variant import GRAMMAR, SOLVERS, Variant
 
 MODEL = tiny("llama")  # of which nothing but its depth is asked
@@ -407,7 +408,7 @@ def test_the_model_ends_as_it_began_and_every_row_is_told_of(names, tokenizer):
     result = compared(model, tokenizer, names, on_row=told.append)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert all(module.training for module in model.modules())
-    assert [len(comparison.rows) for comparison in told] == list(range(2, len(names) + 2))
+    assert [len(comparison.rows) for comparison in told] == list(range(1, len(names) + 2))
     for comparison, longer in zip(told, [*told[1:], result], strict=True):
         assert comparison.rows[0].variant == "before"
         assert [row for row in longer.rows if row in comparison.rows] == comparison.rows
@@ -433,6 +434,58 @@ def test_an_interrupted_comparison_leaves_the_model_as_it_was(after, tokenizer):
         compared(model, tokenizer, ["memit", "prune", "alphaedit"], on_row=interrupt)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+RESUMED = ["memit", "prune", "rome+P", "alphaedit", "rect+P"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenizer) -> Comparison:
+    return compared(model_of(dtype=torch.float32), tokenizer, RESUMED)
+
+
+@pytest.mark.parametrize("killed_at", [(1,), (2, 3), (3, 4, 5), (5, 7), (8,)], ids=str)
+def test_a_run_that_was_killed_goes_on_and_repeats_nothing(killed_at, uninterrupted, tokenizer, tmp_path, monkeypatch):
+    """Killed in the middle of an edit, once or several times."""
+    calls, edit = [], Session.edit
+
+    def counted(self, *args):
+        calls.append(self)
+        if len(calls) in killed_at:
+            raise _Interrupted
+        return edit(self, *args)
+
+    monkeypatch.setattr(Session, "edit", counted)
+    for _ in killed_at:
+        with pytest.raises(_Interrupted):
+            compared(model_of(dtype=torch.float32), tokenizer, RESUMED, folder=tmp_path / "run")
+    result = compared(model_of(dtype=torch.float32), tokenizer, RESUMED, folder=tmp_path / "run")
+    assert list(map(timeless, result.rows)) == list(map(timeless, uninterrupted.rows))
+    assert len(calls) == 2 * 4 + len(killed_at)  # two batches for each of four trajectories
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["comparison.json"]
+
+
+def test_a_folder_of_results_is_added_to_and_never_confused_with_other_settings(tokenizer, tmp_path, monkeypatch):
+    model = model_of(dtype=torch.float32)
+    first = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
+    edits = []
+    monkeypatch.setattr(Session, "edit", lambda self, *_: edits.append(self.variant.solver))
+    again = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
+    assert again.rows == first.rows
+    assert edits == []
+    compared(model, tokenizer, ["memit", "alphaedit"], folder=tmp_path / "run")
+    assert set(edits) == {"alphaedit"}
+    other = replace(LONG, mom2_update_weight=7.0)
+    compared(model, tokenizer, ["memit"], folder=tmp_path / "run", hyperparameters=other)
+    assert edits[-1] == "memit"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{"variant": "memit"}]}'])
+def test_results_that_cannot_be_read_are_an_error_that_names_the_file(content, tokenizer, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "comparison.json").write_text(content)
+    with pytest.raises(CompareError, match=r"comparison\.json.*another folder"):
+        compared(model_of(dtype=torch.float32), tokenizer, ["memit"], folder=tmp_path / "run")
 
 
 def test_a_variant_named_twice_is_run_once(tokenizer):
@@ -473,8 +526,7 @@ def test_statistics_of_another_model_are_refused_before_anything_is_edited(token
 
 
 def test_a_comparison_is_saved_as_json(together, tmp_path):
-    together.save(tmp_path / "comparison.json")
-    read = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    read = json.loads(json.dumps(together.as_dict()))
     assert [row["variant"] for row in read["rows"]] == ["before", *VARIANTS]
     for row, written in zip(together.rows, read["rows"], strict=True):
         assert written["mean_drift"] == pytest.approx(row.mean_drift)
