@@ -144,7 +144,7 @@ class Session:
         that was finished goes on from its undamped weights.
         """
         requests = parse_requests(records)
-        with self._transaction():
+        with self.transaction():
             self._unfinish()
             written = self.editor.edit(requests, targets)
             self.batches.append(Batch(tuple(requests), written))
@@ -157,7 +157,7 @@ class Session:
         """
         if isinstance(batches, bool) or not isinstance(batches, int) or not 1 <= batches <= len(self.batches):
             raise EditError(f"cannot undo {batches!r} batches: the session holds {len(self.batches)}")
-        with self._transaction():
+        with self.transaction():
             self._undamped = None
             undone, self.batches = self.batches[-batches:], self.batches[:-batches]
             facts = [request for batch in undone for request in batch.requests]
@@ -172,7 +172,7 @@ class Session:
         """
         if not self.variant.prune or self.finished or not self.batches:
             return
-        with self._transaction():
+        with self.transaction():
             self._undamped = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
             for layer, projection in self.projections.items():
                 before, weight = self.base[layer].to(torch.float64), projection.matrix
@@ -335,8 +335,8 @@ class Session:
     # ------------------------------------------------------------------------------------------------ internals
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Weights, history and memory that the block leaves, saved; or all as before if it fails."""
+    def transaction(self) -> Iterator[None]:
+        """Weights, history and memory that the block leaves, saved; or all as before if it fails. They nest."""
         before = (self.batches, self._undamped, self.editor.memory)
         self.batches = list(self.batches)
         try:

@@ -15,11 +15,12 @@ and touches EasyEdit only when that is imported.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class _Finder(MetaPathFinder):
     def attach(self) -> None:
         from .adapter import Adapter
 
+        if self.adapter is not None:  # EasyEdit was loaded once more
+            self.adapter.detach()
         self.adapter = Adapter()
         self.adapter.attach()
 
@@ -85,6 +88,8 @@ class _Finder(MetaPathFinder):
                 if spec.loader is not None:
                     spec.loader = _Loader(spec.loader, self)
                 return spec
+        if _somebody_only_asks():
+            return None
         raise ModuleNotFoundError(MISSING, name=PACKAGE)
 
 
@@ -103,6 +108,16 @@ class _Loader(Loader):
         self._loader.exec_module(module)
         if _installed() is self._finder:
             self._finder.attach()
+
+
+def _somebody_only_asks() -> bool:
+    """Whether this is `importlib.util.find_spec`, to which None is an answer, and not an import."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is importlib.util.find_spec.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _installed() -> _Finder | None:

@@ -64,9 +64,9 @@ class Adapter:
         original = cls.__init__  # type: ignore[misc]
 
         @functools.wraps(original)
-        def __init__(self: Any, *args: Any, null_space: Any = None, reduced_precision: bool = False, **kw: Any) -> None:
-            original(self, *args, **kw)
-            self.null_space, self.reduced_precision = null_space, reduced_precision
+        def __init__(self: Any, *args: Any, null_space: Any = None, **others: Any) -> None:
+            original(self, *args, **others)
+            self.null_space = null_space
 
         self._set(cls, "__init__", __init__)
 
@@ -103,9 +103,14 @@ class _Flag:
 
     def __set__(self, hparams: Any, value: Any) -> None:
         given = Options.parse(value, type(hparams).__name__) is not None
-        if given and hasattr(hparams, "alg_name"):  # a derived class may set it later
+        # A class derived while we are installed sets its fields in an order of its own: alg_name may be yet to come.
+        underway = not hasattr(hparams, "alg_name") and "alg_name" in type(hparams).__dataclass_fields__
+        if given and not underway:
             check_covered(hparams)
         vars(hparams)["null_space"] = value
+
+    def __delete__(self, hparams: Any) -> None:
+        vars(hparams).pop("null_space", None)
 
 
 @dataclass
@@ -113,7 +118,6 @@ class _Ours:
     """What we add to every hyperparameter class; by keyword, so that classes derived from it may add fields."""
 
     null_space: Any = field(default=None, kw_only=True)
-    reduced_precision: bool = field(default=False, kw_only=True)
 
 
 _FIELDS = tuple(_Ours.__dataclass_fields__.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copying
 import importlib
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,14 +17,13 @@ from ..errors import HyperparameterError
 from ..fingerprint import tensor_digest
 from ..hparams import Hyperparameters
 from ..nullspace import NullSpaces
-from ..session import Session, put_back
+from ..session import Session
 from ..statistics import Covariance
-from ..trace import evaluating
 from ..variant import Variant
 from .flag import Options
-from .methods import ADDED, templates
-from .run import runs_of
-from .statistics import null_spaces_for, statistics_of
+from .methods import ADDED, restores_by_itself, templates
+from .runs import put_run, run_of
+from .statistics import Preserved
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,10 @@ def _hyperparameter_class(name: str) -> type:
     """MEMIT's, of this edition, under another name; AlphaEdit's has its L2 and threshold too."""
     memit: Any = importlib.import_module("easyeditor.models.memit").MEMITHyperParams
 
+    @dataclass
     class Added(memit):  # type: ignore[misc]
+        reduced_precision: bool = False  # targets in bfloat16, as in the files that we ship
+
         @classmethod
         def from_hparams(cls, hparams_name_or_path: str) -> Any:
             path = Path(hparams_name_or_path)
@@ -62,7 +63,7 @@ def _hyperparameter_class(name: str) -> type:
 
         made: type = AlphaEdit
     else:
-        made = dataclass(Added)
+        made = Added
     made.__name__ = made.__qualname__ = f"{name}HyperParams"
     made.__module__ = "alphaedit_plugin.easyedit"
     made.__doc__ = f"Hyperparameters of {name}, which this edition of EasyEdit lacks."
@@ -78,16 +79,18 @@ def _apply(name: str) -> Callable[..., Any]:
         copy: bool = False,
         return_orig_weights: bool = False,
         keep_original_weight: bool = False,
+        reset_cache: bool = False,
         **_: Any,
     ) -> tuple[nn.Module, dict[str, Tensor]]:
-        runs = runs_of(hparams)
-        run: AddedRun = runs.get(model, lambda: AddedRun(name))
+        run = run_of(model, hparams, name, lambda: AddedRun(name, model, tok))
         if copy:
             model = copying.deepcopy(model)
-            run = run.on_copy(model)
-            runs.put(model, run)
-        before = run.edit(model, tok, requests, hparams)
-        kept = return_orig_weights and (keep_original_weight or _restores_by_itself())
+            run = run.of_copy(model)
+            put_run(model, hparams, name, run)
+        if reset_cache:
+            run.session = None
+        before = run.edit(requests, hparams)
+        kept = return_orig_weights and (keep_original_weight or restores_by_itself())
         return model, before if kept else {}
 
     apply.__name__ = apply.__qualname__ = f"apply_{name}_to_model"
@@ -102,89 +105,74 @@ class AddedRun:
     edits is that of those in the weights. `weights[i]` is a digest of what the weights are after i batches.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, model: nn.Module, tokenizer: Any) -> None:
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.preserved = Preserved(model, tokenizer)
         self.session: Session | None = None
         self.weights: list[str] = []
         self._setup: Any = None
 
-    def edit(self, model: nn.Module, tokenizer: Any, requests: Sequence[Any], hparams: Any) -> dict[str, Tensor]:
+    def edit(self, requests: Sequence[Any], hparams: Any) -> dict[str, Tensor]:
         """Writes the requests; returns the weights as they were, by name."""
-        session = self._continued(model, tokenizer, hparams)
+        session = self._continued(hparams)
         before = {f"{p.name}.weight": p.stored.detach().clone() for p in session.projections.values()}
-        with put_back(session.projections, only_on_error=True):
+        with session.transaction():
             session.edit(list(requests))
             session.finish()
         self.weights.append(_digest(session))
         return before
 
-    def on_copy(self, model: nn.Module) -> AddedRun:
+    def of_copy(self, model: nn.Module) -> AddedRun:
         """The run of a copy of the model; the two go on apart."""
         run = copying.copy(self)
-        run.weights = list(self.weights)
+        run.model, run.weights, run.preserved = model, list(self.weights), self.preserved.of_copy(model)
         run.session = self.session.on_copy(model) if self.session is not None else None
         return run
 
-    def _continued(self, model: nn.Module, tokenizer: Any, hparams: Any) -> Session:
+    def _continued(self, hparams: Any) -> Session:
         """The session, standing where the weights are."""
         flag = Options.parse(getattr(hparams, "null_space", None), self.name)
-        options = flag or Options()
         variant = Variant.parse(ADDED[self.name] + ("+P" if flag is not None else ""))
         given = {key: value for key, value in asdict(hparams).items() if key != "null_space" and value is not None}
         values = Hyperparameters.from_mapping(given, type(hparams).__name__)
-        setup = (options, variant, values)
-        if self.session is None or setup != self._setup:
-            if self.session is not None:
-                log.warning("%s: the hyperparameters have changed: a new sequence begins", self.name)
-            self._begin(model, tokenizer, hparams, options, variant, values)
-            self._setup = setup
-        assert self.session is not None
-        now = _digest(self.session)
-        if now not in self.weights:
+        spaces, covariances = self._preserved(hparams, flag or Options(), variant, values)
+        setup = (variant, values, id(spaces))
+        if self.session is not None and setup != self._setup:
+            log.warning("%s: the hyperparameters have changed: a new sequence begins", self.name)
+            self.session = None
+        if self.session is not None and _digest(self.session) not in self.weights:
             log.warning("%s: the weights were changed by something else: a new sequence begins", self.name)
-            self._begin(model, tokenizer, hparams, options, variant, values)
+            self.session = None
+        if self.session is None:
+            self.session = Session(
+                self.model,
+                self.tokenizer,
+                variant,
+                spaces,
+                hyperparameters=values,
+                covariances=covariances,
+                check_model=False,
+            )
+            self.weights, self._setup = [_digest(self.session)], setup
+        now = _digest(self.session)
         undone = len(self.weights) - 1 - max(i for i, weights in enumerate(self.weights) if weights == now)
         if undone:  # EasyEdit has put earlier weights back
+            with self.session.transaction():
+                self.session.undo(undone)
+                self.session.finish()
             del self.weights[-undone:]
-            self.session.undo(undone)
-            self.session.finish()
         return self.session
 
-    def _begin(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        hparams: Any,
-        options: Options,
-        variant: Variant,
-        values: Hyperparameters,
-    ) -> None:
-        template = templates(hparams)[0]
-        arguments = (model, tokenizer, hparams, options, template, values.layers)
-        spaces: NullSpaces | None = None
-        covariances: dict[int, Covariance] = {}
-        with evaluating(model):
-            if variant.projected:
-                spaces, covariances = null_spaces_for(*arguments)
-            if variant.needs_covariances and not covariances:
-                covariances = statistics_of(*arguments).covariances
-        self.session = Session(
-            model,
-            tokenizer,
-            variant,
-            spaces,
-            hyperparameters=values,
-            covariances=covariances,
-            check_model=False,
-        )
-        self.weights = [_digest(self.session)]
+    def _preserved(
+        self, hparams: Any, options: Options, variant: Variant, values: Hyperparameters
+    ) -> tuple[NullSpaces | None, dict[int, Covariance]]:
+        """What the method needs of null spaces and covariances."""
+        (template,) = templates(hparams)
+        arguments = (hparams, options, template, values.layers)
+        spaces = self.preserved.null_spaces(*arguments) if variant.projected else None
+        needed = variant.needs_covariances or (spaces is not None and options.path is None)
+        return spaces, self.preserved.statistics(*arguments).covariances if needed else {}
 
 
 def _digest(session: Session) -> str:
     return " ".join(tensor_digest(projection.stored) for projection in session.projections.values())
-
-
-def _restores_by_itself() -> bool:
-    """Whether this edition decides by `sequential_edit` what to put back, and not by `keep_original_weight`."""
-    editor = importlib.import_module("easyeditor.editors.editor").BaseEditor
-    return "sequential_edit" in inspect.signature(editor.edit).parameters

@@ -69,7 +69,7 @@ class Options:
                 settings[key] = given[key]
         if "tokens" in given:
             tokens = as_number(given["tokens"])
-            if tokens is None or tokens < 1 or tokens != int(tokens):
+            if tokens is None or not 1 <= tokens < float("inf") or tokens != int(tokens):
                 raise HyperparameterError(f"{name}: null_space.tokens must be a whole number, not {given['tokens']!r}")
             settings["tokens"] = int(tokens)
         if "path" in settings and (idle := sorted({*criterion, "corpus", "tokens"} & set(given))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,14 @@ class Method:
     """A method whose ΔW can be projected.
 
     `standard_targets`: its `compute_z` is MEMIT's, so that ours can stand in. `remembers`: it keeps P and the keys of
-    its own edits (Kp Kpᵀ) in globals named P and cache_c.
+    its own edits (Kp Kpᵀ) in globals named P and cache_c. `by_substring`: it writes every parameter whose name holds
+    the template. `returns_no_weights`: not even where EasyEdit means to put them back.
     """
 
     standard_targets: bool = False
     remembers: bool = False
+    by_substring: bool = False
+    returns_no_weights: bool = False
 
 
 COVERED = {
@@ -27,13 +32,13 @@ COVERED = {
     "MEMIT": Method(standard_targets=True),
     "MEMIT-FE": Method(),
     "PMET": Method(),
-    "EMMET": Method(standard_targets=True),
+    "EMMET": Method(standard_targets=True, returns_no_weights=True),
     "EAMET": Method(),
     "CORE": Method(),
     "AlphaEdit": Method(standard_targets=True, remembers=True),
     "SPHERE": Method(standard_targets=True, remembers=True),
-    "FT": Method(),
-    "DINM": Method(),
+    "FT": Method(by_substring=True),
+    "DINM": Method(by_substring=True, returns_no_weights=True),
     "SimIE": Method(),
 }
 
@@ -55,11 +60,15 @@ _WHY_NOT = {
 }
 
 
+def effective(hparams: Any) -> Any:
+    """The hyperparameters of the method that writes: those of SimIE's base method, otherwise the given ones."""
+    return hparams.base_hparams if getattr(hparams, "base_method", None) is not None else hparams
+
+
 def check_covered(hparams: Any) -> None:
     """Raises HyperparameterError, saying why, for hyperparameters of a method that the flag can do nothing for."""
-    name = getattr(hparams, "alg_name", None)
-    base = getattr(hparams, "base_method", None)  # SimIE's
-    for each in [name] if base is None else [name, base]:
+    name = getattr(hparams, "alg_name", type(hparams).__name__)
+    for each in filter(None, [name, getattr(hparams, "base_method", None)]):
         if each not in COVERED and each not in ADDED:
             why = next((reason for reason, names in _WHY_NOT.items() if each in names), "it is not known to write one")
             raise HyperparameterError(
@@ -69,15 +78,13 @@ def check_covered(hparams: Any) -> None:
 
 def templates(hparams: Any) -> list[str]:
     """Names of the modules that are written, with "{}" for the layer."""
-    several: Sequence[str] | None = getattr(hparams, "rewrite_module_tmps", None)
-    base = getattr(hparams, "base_method", None)
-    if base is not None:
-        return templates(hparams.base_hparams)
-    named = several or [hparams.rewrite_module_tmp]
+    settings = effective(hparams)
+    several: Sequence[str] | None = getattr(settings, "rewrite_module_tmps", None)
+    named = several or [settings.rewrite_module_tmp]
     return [name.removesuffix(".weight") for name in named]  # FT's files name the weight itself
 
 
-def layers(hparams: Any) -> list[int]:
-    if getattr(hparams, "base_method", None) is not None:
-        return layers(hparams.base_hparams)
-    return list(hparams.layers)
+def restores_by_itself() -> bool:
+    """Whether this edition decides by `sequential_edit` what to put back, and not by `keep_original_weight`."""
+    editor = importlib.import_module("easyeditor.editors.editor").BaseEditor
+    return "sequential_edit" in inspect.signature(editor.edit).parameters

@@ -6,11 +6,18 @@ all editors of a process share. A flagged run executes that module once more, fo
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
+
+import torch
+
+from ..statistics import Covariance
+
+_CACHES = ("CONTEXT_TEMPLATES_CACHE", "COV_CACHE")
 
 
 def private_module(function: Callable[..., Any]) -> ModuleType:
@@ -21,3 +28,20 @@ def private_module(function: Callable[..., Any]) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def another(module: ModuleType, function: Callable[..., Any]) -> ModuleType:
+    """A private module that knows the same context templates and covariances."""
+    made = private_module(function)
+    for name in _CACHES:
+        if name in vars(module):
+            setattr(made, name, copy.copy(getattr(module, name)))
+    return made
+
+
+def lend(module: ModuleType, covariances: Mapping[int, Covariance], model: Any, template: str) -> None:
+    """The method needs no statistics of its own, and no Wikipedia to make them from: it finds C in its cache."""
+    if "COV_CACHE" in vars(module):
+        name = model.config._name_or_path.replace("/", "_")
+        for layer, covariance in covariances.items():
+            module.COV_CACHE[(name, template.format(layer))] = covariance.matrix.to("cpu", torch.float32)

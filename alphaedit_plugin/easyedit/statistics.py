@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,20 +15,93 @@ from ..hparams import as_number
 from ..modules import Decoder
 from ..nullspace import PAPER, Criterion, NullSpaces
 from ..prepare import Statistics, model_name, null_spaces_of, prepare_statistics, statistics_from_npz
-from ..statistics import Covariance
 from ..store import Store
+from ..trace import evaluating
 from .flag import Options
 
 log = logging.getLogger(__name__)
 
 
-def statistics_of(
+class Preserved:
+    """What the edits of one model must preserve: covariances, and the null spaces that they have.
+
+    Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and serves as long as
+    its source (corpus, tokens, file) stays the same; another criterion makes another P of the same covariance.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._statistics: dict[tuple[Any, ...], Statistics] = {}
+        self._spaces: dict[tuple[Any, ...], NullSpaces] = {}
+
+    def of_copy(self, model: nn.Module) -> Preserved:
+        """For an edited copy of the model: the same, and what is added to either stays apart."""
+        other = copy.copy(self)
+        other._model = model
+        other._statistics, other._spaces = dict(self._statistics), dict(self._spaces)
+        return other
+
+    def statistics(self, hparams: Any, options: Options, template: str, layers: Sequence[int]) -> Statistics:
+        """EasyEdit's own .npz if it has them for all layers, else the store's, else computed and stored.
+
+        A corpus that the flag names goes before the .npz.
+        """
+        key = (template, options.corpus, options.tokens)
+        known = self._statistics.get(key)
+        missing = [layer for layer in layers if known is None or layer not in known.covariances]
+        if missing:
+            with evaluating(self._model):
+                found = _statistics(self._model, self._tokenizer, hparams, options, template, missing)
+            if known is not None:
+                prints = {**known.provenance["fingerprints"], **found.provenance["fingerprints"]}
+                found = Statistics(
+                    {**known.covariances, **found.covariances}, {**found.provenance, "fingerprints": prints}
+                )
+            self._statistics[key] = found
+        return self._statistics[key].of_layers(layers)
+
+    def null_spaces(self, hparams: Any, options: Options, template: str, layers: Sequence[int]) -> NullSpaces:
+        """P of every layer, from the file that the flag names or from statistics. Says in the log what they are.
+
+        Raises WrongModelError for a file of another model, NullSpaceError for one of other layers or modules.
+        """
+        criterion = None if options.path else criterion_of(hparams, options)
+        key = (template, options.path, options.corpus, options.tokens, criterion, tuple(layers))
+        if key not in self._spaces:
+            if options.path is not None:
+                found = self._from_file(options.path, template, layers)
+            else:
+                statistics = self.statistics(hparams, options, template, layers)
+                found = null_spaces_of(statistics, criterion or PAPER, store=Store(options.cache_dir))
+            self._spaces[key] = found
+            _describe(getattr(hparams, "alg_name", "the method"), self._model, template, found)
+        return self._spaces[key]
+
+    def _from_file(self, path: str, template: str, layers: Sequence[int]) -> NullSpaces:
+        spaces = NullSpaces.load(path)
+        missing = sorted(set(layers) - set(spaces))
+        if missing:
+            raise NullSpaceError(f"{path} has no null space of layers {missing}, which are to be edited")
+        if not any(known[1] == path for known in self._spaces):  # checked before the first edit, and right since
+            spaces.check(self._model)
+        theirs, ours = (
+            Decoder(self._model, each).out_projection(layers[0]).name
+            for each in (spaces.provenance["template"], template)
+        )
+        if theirs != ours:
+            raise NullSpaceError(f"{path} holds null spaces of {theirs}, but {ours} is to be edited")
+        return NullSpaces({layer: spaces[layer] for layer in layers}, {**spaces.provenance, "template": template})
+
+
+def criterion_of(hparams: Any, options: Options) -> Criterion:
+    """The flag's, else the method's own threshold, else the paper's."""
+    threshold = as_number(getattr(hparams, "nullspace_threshold", None))
+    return options.criterion or (Criterion(threshold=threshold) if threshold is not None else PAPER)
+
+
+def _statistics(
     model: nn.Module, tokenizer: Any, hparams: Any, options: Options, template: str, layers: Sequence[int]
 ) -> Statistics:
-    """EasyEdit's own .npz if it has them for all layers, else the store's, else computed and stored.
-
-    A corpus that the flag names goes before the .npz.
-    """
     if options.corpus is None and options.tokens is None:
         for folder in _npz_folders(model, hparams):
             try:
@@ -47,43 +121,6 @@ def statistics_of(
         store=Store(options.cache_dir),
         progress=options.progress,
     )
-
-
-def null_spaces_for(
-    model: nn.Module, tokenizer: Any, hparams: Any, options: Options, template: str, layers: Sequence[int]
-) -> tuple[NullSpaces, dict[int, Covariance]]:
-    """P of every layer, and what it was made from. Says in the log what they are.
-
-    A file that the flag names holds no covariances: then there are none.
-
-    Raises WrongModelError for a file of another model, NullSpaceError for one of other layers or other modules.
-    """
-    name = getattr(hparams, "alg_name", "the method")
-    covariances: dict[int, Covariance] = {}
-    if options.path is not None:
-        spaces = NullSpaces.load(options.path)
-        missing = sorted(set(layers) - set(spaces))
-        if missing:
-            raise NullSpaceError(f"{options.path} has no null space of layers {missing}, which {name} edits")
-        spaces.check(model)
-        theirs, ours = (
-            Decoder(model, t).out_projection(layers[0]).name for t in (spaces.provenance["template"], template)
-        )
-        if theirs != ours:
-            raise NullSpaceError(f"{options.path} holds null spaces of {theirs}, but {name} edits {ours}")
-        spaces = NullSpaces({layer: spaces[layer] for layer in layers}, {**spaces.provenance, "template": template})
-    else:
-        statistics = statistics_of(model, tokenizer, hparams, options, template, layers)
-        covariances = statistics.covariances
-        spaces = null_spaces_of(statistics, criterion_of(hparams, options), store=Store(options.cache_dir))
-    _describe(name, model, template, spaces)
-    return spaces, covariances
-
-
-def criterion_of(hparams: Any, options: Options) -> Criterion:
-    """The flag's, else the method's own threshold, else the paper's."""
-    threshold = as_number(getattr(hparams, "nullspace_threshold", None))
-    return options.criterion or (Criterion(threshold=threshold) if threshold is not None else PAPER)
 
 
 def _npz_folders(model: nn.Module, hparams: Any) -> list[Path]:
