@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 from . import __version__
 from .errors import AlphaEditError, HyperparameterError, RequestError, StoreError
@@ -201,12 +202,40 @@ def inspect(
         console.print(f"spectra drawn in {escape(str(plot.resolve()))}")
 
 
-@app.command()
+class _ManyMethods(TyperCommand):
+    """`--methods a b c` besides `--methods a,b,c`: what follows and can be a variant is one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        joined: list[str] = []
+        for arg in args:
+            if len(joined) > 1 and joined[-2] == "--methods" and _is_variant(arg):
+                joined[-1] += f",{arg}"
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
+def _is_variant(text: str) -> bool:
+    try:
+        return bool([Variant.parse(name) for name in text.split(",")])
+    except HyperparameterError:
+        return False
+
+
+@app.command(cls=_ManyMethods)
 def compare(
     model: Model = DEMO_MODEL,
-    methods: Annotated[str, typer.Option(help="Variants, separated by commas.")] = "memit,memit+P,alphaedit",
-    facts: Annotated[Path | None, typer.Option(help="CounterFact JSON. Default: the facts that ship with us.")] = None,
-    edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of --facts, 20 of ours.")] = None,
+    methods: Annotated[str, typer.Option(help="Variants, separated by commas or spaces.")] = "memit,memit+P,alphaedit",
+    facts: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "--facts",
+            help="CounterFact, ZsRE, KnowEdit, MQuAKE, …: a file or a name on the hub. Default: ours.",
+        ),
+    ] = None,
+    edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of --data, 20 of ours.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are malformed.")] = False,
     batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 10,
     held_out: Annotated[Path | None, typer.Option(help="Text for perplexity. Default: the one that ships.")] = None,
     layers: Layers = None,
@@ -229,15 +258,16 @@ def compare(
     """Edit facts with each variant from the same start, and show what each keeps and breaks."""
     from .compare import compare as run
     from .errors import CorpusError, RequestError
-    from .evaluation.datasets import load_facts
+    from .evaluation.datasets import load_dataset
     from .report import table
-    from .runs import RESULTS
+    from .runs import RESULTS, identity_of
     from .shipped import shipped
 
     started = time.perf_counter()
     names = [str(Variant.parse(name)) for name in methods.replace(" ", ",").split(",") if name]
-    facts_path, text_path = facts or shipped("examples/facts.json"), held_out or shipped("examples/heldout.txt")
-    chosen_facts = load_facts(facts_path)
+    source, text_path = facts or shipped("examples/facts.json"), held_out or shipped("examples/heldout.txt")
+    data = load_dataset(source, skip_bad=skip_bad)
+    chosen_facts = data.facts
     if batch < 1 or (edits is not None and not 1 <= edits <= len(chosen_facts)):
         raise RequestError(f"--edits must be from 1 to {len(chosen_facts)} (the facts there are), --batch at least 1")
     default = len(chosen_facts) if facts else DEMO_EDITS
@@ -266,8 +296,10 @@ def compare(
         settings={
             "command": ["alphaedit", *sys.argv[1:]],
             "model": model,
-            "facts": str(facts_path),
-            "facts_sha256": hashlib.sha256(facts_path.read_bytes()).hexdigest(),
+            "data": str(source),
+            "format": data.format,
+            "data_sha256": identity_of({"facts": [asdict(fact) for fact in chosen_facts]}),
+            "left_out": data.bad,
             "held_out": str(text_path),
             "held_out_sha256": hashlib.sha256(text_path.read_bytes()).hexdigest(),
             "dtype": str(ready.model.dtype),

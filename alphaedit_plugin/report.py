@@ -22,7 +22,7 @@ def table(comparison: Comparison) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    result.add_column("variant", no_wrap=True)
+    result.add_column("variant", overflow="fold")
     columns = [column for column in _COLUMNS if any(column[1](row) is not None for row in comparison.rows)]
     for title, *_ in columns:
         result.add_column(title, justify="right", no_wrap=True)
@@ -75,13 +75,13 @@ def _share(metric: str) -> Callable[[Row], float | None]:
 _Column = tuple[str, Callable[[Row], Any], Any, str]
 
 _COLUMNS: tuple[_Column, ...] = (
-    ("efficacy\n%", _share("efficacy"), max, "{:.1f}"),
-    ("general-\nization %", _share("generalization"), max, "{:.1f}"),
-    ("specif-\nicity %", _share("specificity"), max, "{:.1f}"),
-    ("porta-\nbility %", _share("portability"), max, "{:.1f}"),
+    ("effi-\ncacy %", _share("efficacy"), max, "{:.1f}"),
+    ("gene-\nral. %", _share("generalization"), max, "{:.1f}"),
+    ("speci-\nfic. %", _share("specificity"), max, "{:.1f}"),
+    ("porta-\nbil. %", _share("portability"), max, "{:.1f}"),
     ("exact\n%", _share("exact"), max, "{:.1f}"),
-    ("perplex-\nity", lambda row: row.perplexity, min, "{:.2f}"),
+    ("perpl-\nexity", lambda row: row.perplexity, min, "{:.2f}"),
     ("drift\n%", _edited(lambda row: 100 * row.mean_drift), min, "{:.2f}"),
-    ("leakage\n%", _edited(lambda row: 100 * row.mean_leakage), min, "{:.2f}"),
-    ("seconds", _edited(lambda row: row.seconds), None, "{:.0f}"),
+    ("leak-\nage %", _edited(lambda row: 100 * row.mean_leakage), min, "{:.2f}"),
+    ("sec-\nonds", _edited(lambda row: row.seconds), None, "{:.0f}"),
 )

@@ -188,7 +188,7 @@ def test_compare_writes_a_table_and_everything_needed_to_repeat_it(run, checkpoi
     assert rows[2]["mean_leakage"] < rows[1]["mean_leakage"]
     assert rows[3]["mean_leakage"] < rows[1]["mean_leakage"]
     assert settings["command"][:2] == ["alphaedit", "compare"]
-    assert (settings["model"], settings["facts"], settings["held_out"]) == (checkpoint, facts, text)
+    assert (settings["model"], settings["data"], settings["held_out"]) == (checkpoint, facts, text)
     assert (settings["edits"], settings["batch_size"], settings["dtype"]) == (3, 2, "torch.float32")
     assert set(settings["hyperparameters"]) == {"memit", "memit+P", "alphaedit"}
     for values in settings["hyperparameters"].values():
@@ -201,6 +201,28 @@ def test_compare_writes_a_table_and_everything_needed_to_repeat_it(run, checkpoi
         assert set(described["leakage"]) == {"1", "2"}
     assert settings["statistics"]["text"]["tokens"] >= 300
     assert settings["environment"]["torch"] == torch.__version__
+
+
+def test_methods_may_be_separated_by_spaces_and_a_bad_record_left_out(run, checkpoint, tmp_path, text):
+    path = tmp_path / "zsre.json"
+    record = {"subject": "Microsoft", "src": "Who founded Microsoft?", "rephrase": "Microsoft was founded by whom?"}
+    record |= {"answers": ["Steve Jobs"], "alt": "Curie", "loc": "nq question: who sang", "loc_ans": "Madonna"}
+    path.write_text(json.dumps([record, {**record, "answers": []}]))
+    command = ("compare", checkpoint, "--data", path, "--held-out", text, *SMALL, "--out", tmp_path / "run")
+    code, _, errors = run(*command, "--methods", "memit+P", "alphaedit@L2=5,memit")
+    assert code == 1
+    assert "record 1" in errors
+    assert "answers" in errors
+    code, output, _ = run(*command, "--skip-bad", "--methods", "memit+P", "alphaedit@L2=5,memit")
+    assert code == 0
+    written = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert [row["variant"] for row in written["rows"]] == ["before", "memit+P", "alphaedit@L2=5", "memit"]
+    assert written["settings"]["format"] == "ZsRE"
+    assert len(written["settings"]["left_out"]) == 1
+    for row in written["rows"]:
+        assert row["per_fact"]["portability"] == [None]
+        assert len(row["intervals"]["efficacy"]) == 2
+    assert "porta" not in output
 
 
 def test_compare_repeats_itself_to_the_last_digit(run, checkpoint, facts, text, tmp_path):
