@@ -259,7 +259,7 @@ def compare(
     from .compare import compare as run
     from .errors import CorpusError, RequestError
     from .evaluation.datasets import load_dataset
-    from .report import table
+    from .report import export, table
     from .runs import RESULTS, identity_of
     from .shipped import shipped
 
@@ -292,6 +292,7 @@ def compare(
         held_out=text,
         store=ready.store,
         folder=folder,
+        on_row=lambda so_far: export(so_far, folder),
         progress=not quiet,
         settings={
             "command": ["alphaedit", *sys.argv[1:]],
@@ -307,7 +308,9 @@ def compare(
         },
     )
     console.print(table(comparison))
-    console.print(f"{time.perf_counter() - started:.0f} s in all; results in {escape(str(folder / RESULTS))}")
+    export(comparison, folder)
+    spent, results = time.perf_counter() - started, escape(str(folder / RESULTS))
+    console.print(f"{spent:.0f} s in all; results in {results}; beside it summary.md, .csv, .tex")
 
 
 @app.command()

@@ -1,14 +1,21 @@
-"""A comparison as people read it: a terminal table."""
+"""A comparison as people read it: a terminal table; CSV, Markdown and LaTeX to paste."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
+from tabulate import tabulate
 
 from .compare import Comparison, Row
+from .errors import CompareError
+from .files import atomic, write_text
 from .session import Report
 
 
@@ -23,23 +30,81 @@ def table(comparison: Comparison) -> Table:
         padding=(0, 1, 0, 0),
     )
     result.add_column("variant", overflow="fold")
-    columns = [column for column in _COLUMNS if any(column[1](row) is not None for row in comparison.rows)]
-    for title, *_ in columns:
-        result.add_column(title, justify="right", no_wrap=True)
+    for column in _measured(comparison):
+        result.add_column(column.title, justify="right", no_wrap=True)
+    for name, cells in _cells(comparison, "[bold]{}[/bold]"):
+        result.add_row(name, *cells)
+    return result
+
+
+def export(comparison: Comparison, folder: Path) -> None:
+    """The table for a paper or a notebook: summary.csv with the ends of the intervals, summary.md and summary.tex.
+
+    Shares carry half the width of their 95 % bootstrap interval over facts.
+    """
+    columns = _measured(comparison)
+    names = [column.name for column in columns]
+    written = {
+        "summary.md": tabulate(
+            [[f"`{name}`", *cells] for name, cells in _cells(comparison, "**{}**", " ± {:.1f}")],
+            ["variant", *names],
+            tablefmt="github",
+            disable_numparse=True,
+            colalign=["left", *("right" for _ in names)],
+        ),
+        "summary.tex": tabulate(
+            [
+                [rf"\texttt{{{_tex(name)}}}", *map(_tex, cells)]
+                for name, cells in _cells(comparison, r"\textbf{{{}}}", r" $\pm$ {:.1f}")
+            ],
+            ["variant", *map(_tex, names)],
+            tablefmt="latex_raw",
+            disable_numparse=True,
+            colalign=["left", *("right" for _ in names)],
+        ),
+    }
+    for file, text in written.items():
+        write_text(folder / file, text + "\n", CompareError)
+    with atomic(folder / "summary.csv", CompareError) as temporary, temporary.open("w", newline="") as out:
+        writer = csv.writer(out)
+        ends = [f"{column.name} {end}" for column in columns if column.interval for end in ("from", "to")]
+        writer.writerow(["variant", *names, *ends])
+        for row in comparison.rows:
+            intervals = [row.intervals.get(column.interval, ("", "")) for column in columns if column.interval]
+            writer.writerow(
+                [row.variant, *(column.value(row) for column in columns)]
+                + [100 * end if end != "" else "" for interval in intervals for end in interval]
+            )
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"(?<!\\)([%_&#])", r"\\\1", text).replace("–", "--")
+
+
+def _measured(comparison: Comparison) -> list[_Column]:
+    return [column for column in _COLUMNS if any(column.value(row) is not None for row in comparison.rows)]
+
+
+def _cells(comparison: Comparison, bold: str, interval: str = "") -> Iterator[tuple[str, list[str]]]:
+    """(variant, cells) of each row: the best edited ones `bold`, and half their `interval` behind shares."""
+    columns = _measured(comparison)
     edited = [row for row in comparison.rows if row.drift]
     for row in comparison.rows:
         cells = []
-        for _, value, better, form in columns:
-            if value(row) is None:
+        for column in columns:
+            value = column.value(row)
+            if value is None:
                 cells.append("–")
                 continue
-            text = form.format(value(row))
-            best = better and len(edited) > 1 and row in edited
-            if best and text == form.format(better(value(r) for r in edited)):
-                text = f"[bold]{text}[/bold]"
+            text = column.form.format(value)
+            best = column.better and len(edited) > 1 and row in edited
+            if best and text == column.form.format(column.better(column.value(r) for r in edited)):
+                text = bold.format(text)
+            if interval and column.interval in row.intervals:
+                low, high = row.intervals[column.interval]
+                text += interval.format(50 * (high - low))
             cells.append(text)
-        result.add_row(row.variant, *cells)
-    return result
+        yield row.variant, cells
 
 
 def session_table(report: Report) -> Table:
@@ -63,25 +128,38 @@ def session_table(report: Report) -> Table:
     return result
 
 
-def _edited(value: Callable[[Row], float]) -> Callable[[Row], float | None]:
-    """The value of an edited row; nothing for the model before edits."""
-    return lambda row: value(row) if row.drift else None
+@dataclass(frozen=True)
+class _Column:
+    """`title` is short, for a terminal; `better` is max or min; `interval` names the metric whose interval it has."""
+
+    name: str
+    title: str
+    value: Callable[[Row], float | None]
+    better: Any
+    form: str
+    interval: str = ""
 
 
-def _share(metric: str) -> Callable[[Row], float | None]:
-    return lambda row: 100 * row.metrics[metric] if metric in row.metrics else None
+def _share(metric: str, title: str) -> _Column:
+    def value(row: Row) -> float | None:
+        return 100 * row.metrics[metric] if metric in row.metrics else None
+
+    return _Column(f"{metric} %", title, value, max, "{:.1f}", metric)
 
 
-_Column = tuple[str, Callable[[Row], Any], Any, str]
+def _edited(name: str, title: str, value: Callable[[Row], float], better: Any, form: str) -> _Column:
+    """Of an edited row; nothing for the model before edits."""
+    return _Column(name, title, lambda row: value(row) if row.drift else None, better, form)
 
-_COLUMNS: tuple[_Column, ...] = (
-    ("effi-\ncacy %", _share("efficacy"), max, "{:.1f}"),
-    ("gene-\nral. %", _share("generalization"), max, "{:.1f}"),
-    ("speci-\nfic. %", _share("specificity"), max, "{:.1f}"),
-    ("porta-\nbil. %", _share("portability"), max, "{:.1f}"),
-    ("exact\n%", _share("exact"), max, "{:.1f}"),
-    ("perpl-\nexity", lambda row: row.perplexity, min, "{:.2f}"),
-    ("drift\n%", _edited(lambda row: 100 * row.mean_drift), min, "{:.2f}"),
-    ("leak-\nage %", _edited(lambda row: 100 * row.mean_leakage), min, "{:.2f}"),
-    ("sec-\nonds", _edited(lambda row: row.seconds), None, "{:.0f}"),
+
+_COLUMNS = (
+    _share("efficacy", "effi-\ncacy %"),
+    _share("generalization", "gene-\nral. %"),
+    _share("specificity", "speci-\nfic. %"),
+    _share("portability", "porta-\nbil. %"),
+    _share("exact", "exact\n%"),
+    _Column("perplexity", "perpl-\nexity", lambda row: row.perplexity, min, "{:.2f}"),
+    _edited("drift %", "drift\n%", lambda row: 100 * row.mean_drift, min, "{:.2f}"),
+    _edited("leakage %", "leak-\nage %", lambda row: 100 * row.mean_leakage, min, "{:.2f}"),
+    _edited("seconds", "sec-\nonds", lambda row: row.seconds, None, "{:.0f}"),
 )
