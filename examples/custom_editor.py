@@ -63,14 +63,15 @@ def main() -> None:
 
     table = Table(title=f"{len(facts)} facts, gradient steps on layers {LAYERS}")
     table.add_column()
-    for title in ("efficacy %", "generalization %", "specificity %"):
-        table.add_column(title, justify="right")
+    metrics = ("efficacy", "generalization", "specificity")
+    for metric in metrics:
+        table.add_column(f"{metric} %", justify="right")
     for name, editor in {"before": None, "my_editor": my_editor, "… projected": my_projected_editor}.items():
         with put_back(Decoder(model).out_projections(LAYERS)):
             if editor is not None:
                 editor(model, tokenizer, requests)
             means = score(model, tokenizer, facts).means()
-        table.add_row(name, *(f"{100 * share:.0f}" for share in means.values()))
+        table.add_row(name, *(f"{100 * means[metric]:.0f}" for metric in metrics))
     Console().print(table)
 
 

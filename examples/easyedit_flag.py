@@ -66,15 +66,16 @@ def main() -> None:
 
     table = Table(title=f"EasyEdit's MEMIT, {len(facts)} facts in batches of {hparams.batch_size}")
     table.add_column()
-    for title in ("efficacy %", "generalization %", "specificity %"):
-        table.add_column(title, justify="right")
+    metrics = ("efficacy", "generalization", "specificity")
+    for metric in metrics:
+        table.add_column(f"{metric} %", justify="right")
     for name, value in {"before": None, "without null_space": None, "with null_space": flag}.items():
         hparams.null_space = value
         with put_back(Decoder(model).out_projections(hparams.layers)):
             if name != "before":
                 edit_with_easyedit(model, tokenizer, facts, hparams)
             means = score(model, tokenizer, facts).means()
-        table.add_row(name, *(f"{100 * share:.0f}" for share in means.values()))
+        table.add_row(name, *(f"{100 * means[metric]:.0f}" for metric in metrics))
     Console().print(table)
 
 
