@@ -501,6 +501,17 @@ def test_options_that_do_not_concern_p_may_change_between_two_calls(name, path, 
     assert max(outside(model, before, null_spaces).values()) < 1e-5
 
 
+def test_a_file_that_was_right_before_the_first_edit_serves_for_further_layers(model, tokenizer, tmp_path):
+    null_spaces = spaces_of(model, tokenizer, tmp_path)
+    null_spaces.save(tmp_path / "p.safetensors")
+    hparams = hyperparameters("MEMIT", null_space={"path": str(tmp_path / "p.safetensors")}, layers=LAYERS[:1])
+    before = weights(model)
+    call("MEMIT", model, tokenizer, FACTS[:1], hparams)
+    hparams.layers = LAYERS
+    call("MEMIT", model, tokenizer, FACTS[1:], hparams)
+    assert max(outside(model, before, null_spaces).values()) < 1e-5
+
+
 def test_one_object_may_serve_two_methods(tokenizer, tmp_path):
     """What a run remembers is that of one method."""
     found = []
