@@ -257,7 +257,7 @@ def compare(
 ) -> None:
     """Edit facts with each variant from the same start, and show what each keeps and breaks."""
     from .compare import compare as run
-    from .errors import CorpusError, RequestError
+    from .errors import CorpusError
     from .evaluation.datasets import load_dataset
     from .report import export, table
     from .runs import RESULTS, identity_of
@@ -338,8 +338,8 @@ def edit(
     """Write facts into a model: a checkpoint (or an adapter), a patch, and a session that can go on or be undone."""
     from tqdm.auto import tqdm
 
-    from .errors import RequestError, SessionError
-    from .history import MANIFEST
+    from .errors import SessionError
+    from .history import is_session
     from .requests import load_requests
     from .session import Session
 
@@ -348,7 +348,7 @@ def edit(
     if batch < 1:
         raise RequestError("--batch must be at least 1")
     folder = out / SESSION
-    if (folder / MANIFEST).exists():
+    if is_session(folder):
         session = _resumed(folder, device, trust_remote_code, cache, quiet)
         if (str(session.variant), model_name(session.model)) != (str(variant), model):
             raise SessionError(

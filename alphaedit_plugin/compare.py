@@ -172,6 +172,8 @@ def compare(
             if (values_ := run.row(identity)) is not None:
                 measured[name] = Row.read(values_)
 
+    described = {name: _described(of, statistics) for name, of in spaces.items()}
+
     def comparison() -> Comparison:
         return Comparison(
             [measured[name] for name in ("before", *parsed) if name in measured],
@@ -183,7 +185,7 @@ def compare(
                 "hyperparameters": {name: values.as_dict() for name, values in chosen.items()},
                 "contexts": [list(templates) for templates in contexts.values()],
                 "statistics": statistics.provenance,
-                "null_spaces": {name: _described(of, statistics) for name, of in spaces.items()},
+                "null_spaces": described,
                 "held_out_tokens": sum(map(len, windows)),
                 "environment": environment(),
             },
@@ -191,9 +193,10 @@ def compare(
 
     def add(row: Row) -> None:
         measured[row.variant] = replace(row, identity=identities[row.variant])
+        so_far = comparison()
         if run is not None:
-            run.save(comparison().as_dict())
-        on_row(comparison())
+            run.save(so_far.as_dict())
+        on_row(so_far)
 
     if "before" not in measured:
         add(_measure("before", model, tokenizer, facts, windows, progress))

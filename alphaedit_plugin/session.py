@@ -21,7 +21,7 @@ from .editors.targets import Targets
 from .errors import EditError, ModelStructureError, NullSpaceError, SessionError, WrongModelError
 from .files import read_tensors, write_tensors
 from .fingerprint import fingerprints, tensor_digest
-from .history import MANIFEST, Batch, is_saved, read_manifest, save_manifest, stacked
+from .history import MANIFEST, Batch, is_saved, is_session, read_manifest, save_manifest, stacked
 from .hparams import Hyperparameters
 from .lora import write_lora
 from .modules import Decoder, OutProjection
@@ -118,7 +118,7 @@ class Session:
         self._undamped: dict[int, Tensor] | None = None
         self._fingerprints: dict[int, str] | None = None
         self._names: dict[Path, dict[Batch, str]] = {}  # folder → which file holds which batch
-        if self.autosave is not None and (self.autosave / MANIFEST).exists():
+        if self.autosave is not None and is_session(self.autosave):
             raise SessionError(f"{self.autosave} holds a session already: resume it, or choose another folder")
 
     @property
@@ -226,7 +226,7 @@ class Session:
         folder holds another session.
         """
         folder = Path(path)
-        if not (folder / MANIFEST).exists():
+        if not is_session(folder):
             self._save_foundations(folder)
         elif read_manifest(folder).get("identity") != self._identity():
             raise SessionError(f"{folder} holds another session: choose another folder")

@@ -14,7 +14,6 @@ import yaml
 from torch import Tensor, nn
 
 from ..errors import HyperparameterError
-from ..fingerprint import tensor_digest
 from ..hparams import Hyperparameters
 from ..nullspace import NullSpaces
 from ..session import Session
@@ -22,7 +21,7 @@ from ..statistics import Covariance
 from ..variant import Variant
 from .flag import Options
 from .methods import ADDED, restores_by_itself, templates
-from .runs import put_run, run_of
+from .runs import put_run, run_of, weights_digest
 from .statistics import Preserved
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ class AddedRun:
         with session.transaction():
             session.edit(list(requests))
             session.finish()
-        self.weights.append(_digest(session))
+        self.weights.append(weights_digest(session.projections))
         return before
 
     def of_copy(self, model: nn.Module) -> AddedRun:
@@ -140,7 +139,8 @@ class AddedRun:
         if self.session is not None and setup != self._setup:
             log.warning("%s: the hyperparameters have changed: a new sequence begins", self.name)
             self.session = None
-        if self.session is not None and _digest(self.session) not in self.weights:
+        now = weights_digest(self.session.projections) if self.session is not None else ""
+        if self.session is not None and now not in self.weights:
             log.warning("%s: the weights were changed by something else: a new sequence begins", self.name)
             self.session = None
         if self.session is None:
@@ -153,8 +153,8 @@ class AddedRun:
                 covariances=covariances,
                 check_model=False,
             )
-            self.weights, self._setup = [_digest(self.session)], setup
-        now = _digest(self.session)
+            now = weights_digest(self.session.projections)
+            self.weights, self._setup = [now], setup
         undone = len(self.weights) - 1 - max(i for i, weights in enumerate(self.weights) if weights == now)
         if undone:  # EasyEdit has put earlier weights back
             with self.session.transaction():
@@ -172,7 +172,3 @@ class AddedRun:
         spaces = self.preserved.null_spaces(*arguments) if variant.projected else None
         needed = variant.needs_covariances or (spaces is not None and options.path is None)
         return spaces, self.preserved.statistics(*arguments).covariances if needed else {}
-
-
-def _digest(session: Session) -> str:
-    return " ".join(tensor_digest(projection.stored) for projection in session.projections.values())

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HyperparameterError
-from ..fingerprint import tensor_digest
 from ..hook import guard
 from ..modules import Decoder
 from ..nullspace import NullSpaces
@@ -25,7 +24,7 @@ from ..statistics import Covariance
 from .flag import Options
 from .methods import COVERED, check_covered, effective, restores_by_itself, templates
 from .private import another, lend, private_module
-from .runs import put_run, run_of
+from .runs import put_run, run_of, weights_digest
 from .statistics import Preserved
 from .targets import fast_compute_z
 
@@ -210,8 +209,7 @@ class Memory:
 
 
 def _digest(model: nn.Module, spaces: NullSpaces, order: Sequence[int]) -> str:
-    projections = Decoder(model, spaces.provenance["template"]).out_projections(order).values()
-    return " ".join(tensor_digest(projection.stored) for projection in projections)
+    return weights_digest(Decoder(model, spaces.provenance["template"]).out_projections(order))
 
 
 def _naming_weights(hparams: Any) -> Any:
