@@ -1,0 +1,88 @@
+"""What a measurement yields, and what can be asked of anything that measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isnan
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .facts import Fact
+
+RESAMPLES, SEED = 2000, 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, with the ends of its 95 % bootstrap interval where it has one. Shares go from 0 to 1."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`estimates` by metric (`metrics.METRICS`), and what they come from.
+
+    `records` has one mapping of JSON's types for each item (fact, task example, prompt), in the items' order.
+    `tensors` is for what would be too long as JSON.
+    """
+
+    estimates: dict[str, Estimate]
+    records: list[dict[str, Any]] = field(default_factory=list)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Measure(Protocol):
+    """One kind of measurement on a model as it is.
+
+    It leaves the model, and torch's and Python's random states, as they were, and gives the same result for the same
+    model every time.
+    """
+
+    name: str
+    """Its name among a comparison's measures, and of its files."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides the result beside model and facts, in JSON's types: settings, prompts, data."""
+        ...
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        facts: Sequence[Fact],
+        before: Measured | None,
+        *,
+        progress: bool = False,
+    ) -> Measured:
+        """Measure the model after `facts`, those written so far, were written into it.
+
+        `before` is what this measure found on the model before any edit, where it got all facts of the comparison,
+        of which `facts` are the first; it is None while that is being measured.
+        """
+        ...
+
+
+def mean_of(values: Sequence[float]) -> Estimate | None:
+    """The mean of those values that are not nan, with its interval; None where there is none."""
+    known = [value for value in values if not isnan(value)]
+    return estimate(np.asarray(known), lambda sample: sample.mean(-1)) if known else None
+
+
+def estimate(
+    items: NDArray[Any], statistic: Callable[[NDArray[Any]], NDArray[Any]], *, level: float = 0.95
+) -> Estimate:
+    """`statistic` of `items` with its percentile bootstrap interval (Efron & Tibshirani 1993, 13.3).
+
+    `items` is n or n × k (one row an item). `statistic` gets them resampled, as resamples × n (× k), and reduces each
+    resample to a number. The resamples are always the same.
+    """
+    chosen = np.random.default_rng(SEED).integers(0, len(items), (RESAMPLES, len(items)))
+    low, high = np.quantile(statistic(items[chosen]), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(statistic(items[None])[0]), float(low), float(high))

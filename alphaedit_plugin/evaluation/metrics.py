@@ -1,0 +1,67 @@
+"""The metrics by name: how each is called, shown and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`group` is the measure it belongs to, `better` max, min or None; a share goes from 0 to 1 and is shown in %."""
+
+    name: str
+    title: str
+    group: str
+    better: Callable[..., Any] | None
+    meaning: str
+    share: bool = True
+    form: str = "{:.1f}"
+
+    def shown(self, value: float) -> float:
+        """In the unit that people read."""
+        return 100 * value if self.share else value
+
+    @property
+    def label(self) -> str:
+        """The title with its unit."""
+        return f"{self.title} %" if self.share else self.title
+
+
+_ALL = (
+    Metric("efficacy", "efficacy", "facts", max, "the new fact is said after the prompt itself"),
+    Metric("generalization", "generalization", "facts", max, "… after its paraphrases"),
+    Metric("specificity", "specificity", "facts", max, "other facts are said as the data set has them"),
+    Metric("score", "score", "facts", max, "harmonic mean of efficacy, generalization and specificity"),
+    Metric("exact", "exact", "facts", max, "every token of the new object is the likeliest one"),
+    Metric("portability", "portability", "facts", max, "what follows from the new fact is said"),
+    Metric("locality", "locality", "facts", max, "other facts are answered with the tokens from before the edits"),
+    Metric("free", "free", "texts", max, "the model writes the new object by itself after the prompt"),
+    Metric("fluency", "fluency", "texts", max, "weighted entropy of bi- and trigrams in written texts", False),
+    Metric("consistency", "consistency", "texts", max, "TF-IDF cosine of written texts to texts about the new object"),
+    Metric("multihop", "multi-hop", "multihop", max, "questions over several facts, answered"),
+    Metric("multihop_cot", "multi-hop (CoT)", "multihop", max, "… with a chain of thought"),
+    Metric("hops", "hops", "multihop", max, "the facts that such questions combine, one by one"),
+    Metric("perplexity", "perplexity", "perplexity", min, "of held-out text", False, "{:.2f}"),
+    Metric("sst", "SST", "capability", max, "sentiment, F1"),
+    Metric("mrpc", "MRPC", "capability", max, "paraphrase, F1"),
+    Metric("cola", "CoLA", "capability", max, "acceptability, F1"),
+    Metric("rte", "RTE", "capability", max, "entailment, F1"),
+    Metric("mmlu", "MMLU", "capability", max, "knowledge, F1"),
+    Metric("nli", "NLI", "capability", max, "inference, F1"),
+    Metric(
+        "shift_d1", "D1", "shift", None, "overlap of hidden states before and after, first measure", False, "{:.3f}"
+    ),
+    Metric(
+        "shift_d2", "D2", "shift", None, "overlap of hidden states before and after, second measure", False, "{:.3f}"
+    ),
+    Metric("hausdorff", "Hausdorff", "shift", min, "distance of hidden states before and after", False, "{:.3f}"),
+)
+
+METRICS = {metric.name: metric for metric in _ALL}
+
+
+def metric(name: str) -> Metric:
+    """That of `METRICS`; others (tasks of lm-evaluation-harness) are shares of which more is better."""
+    return METRICS.get(name) or Metric(name, name, "capability", max, name)
