@@ -27,7 +27,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt requirements-demo.txt requirements-tests.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,plots,gguf]' ruff mypy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,evaluation,plots,gguf]' ruff mypy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt -r requirements-tests.txt
 	touch $@
 

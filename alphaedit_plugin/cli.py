@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
+import re
 import runpy
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,12 +22,14 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from . import __version__
-from .errors import AlphaEditError, HyperparameterError, RequestError, StoreError
-from .hparams import Hyperparameters
+from .errors import AlphaEditError, CompareError, HyperparameterError, RequestError, StoreError
+from .hparams import METHODS, Hyperparameters
 from .loading import DEMO_MODEL
-from .nullspace import Criterion, NullSpaces
-from .prepare import Statistics, model_name
+from .nullspace import Criterion
+from .prepare import model_name
+from .ready import Ready
 from .store import KINDS, Store
+from .studies import STUDIES, Plan
 from .variant import GRAMMAR, Variant
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ app = typer.Typer(
 )
 console = Console()
 
-DEMO_EDITS = 20
 SESSION, PATCH, LORA, CHECKPOINT = "session", "patch.safetensors", "lora", "model"
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, Hugging Face name, or the demo model.")]
@@ -107,10 +107,8 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Compute covariances and null spaces of a model, once, into the cache."""
-    ready = _prepared(
-        model, [method], layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype,
-        device, trust_remote_code, cache, quiet,
-    )  # fmt: skip
+    wanted = _Wanted.of(layers, corpus, stats_dir, tokens, threshold, energy, nullity, hparams, cache, quiet)
+    ready = wanted.ready(*_loaded(model, dtype, device, trust_remote_code, cache), model, [method])
     table = Table(title=f"{escape(model)}: null spaces at {ready.hyperparameters.null_space}")
     for title in ("layer", "d_in", "nullity", "leakage", "factored P", "dense P (float32)"):
         table.add_column(title, justify="right")
@@ -168,10 +166,8 @@ def inspect(
 
     if plot is not None:
         check_format(plot)
-    ready = _prepared(
-        model, [method], layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype,
-        device, trust_remote_code, cache, quiet,
-    )  # fmt: skip
+    wanted = _Wanted.of(layers, corpus, stats_dir, tokens, threshold, energy, nullity, hparams, cache, quiet)
+    ready = wanted.ready(*_loaded(model, dtype, device, trust_remote_code, cache), model, [method])
     criterion = ready.hyperparameters.null_space
     spectra = [Spectrum.of(layer, space, criterion) for layer, space in ready.null_spaces.items()]
     table = Table(
@@ -202,41 +198,82 @@ def inspect(
         console.print(f"spectra drawn in {escape(str(plot.resolve()))}")
 
 
-class _ManyMethods(TyperCommand):
-    """`--methods a b c` besides `--methods a,b,c`: what follows and can be a variant is one."""
+class _Lists(TyperCommand):
+    """`--methods a b c` besides `--methods a --methods b`, and the same for every option that is a list."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        joined: list[str] = []
+        lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        spread: list[str] = []
+        option, first = "", False
         for arg in args:
-            if len(joined) > 1 and joined[-2] == "--methods" and _is_variant(arg):
-                joined[-1] += f",{arg}"
+            if arg.startswith("--") or arg in ("-q",):
+                option, first = (arg, True) if arg in lists else ("", False)
+                spread.append(arg)
+            elif option and (first or option != "--methods" or _are_variants(arg)):
+                spread += [arg] if first else [option, arg]
+                first = False
             else:
-                joined.append(arg)
-        return super().parse_args(ctx, joined)
+                option = ""
+                spread.append(arg)
+        return super().parse_args(ctx, spread)
 
 
-def _is_variant(text: str) -> bool:
+def _are_variants(text: str) -> bool:
     try:
-        return bool([Variant.parse(name) for name in text.split(",")])
-    except HyperparameterError:
+        return bool(_variants([text]))
+    except AlphaEditError:
         return False
 
 
-@app.command(cls=_ManyMethods)
+def _variants(words: Sequence[str]) -> list[str]:
+    """Commas separate variants too, but for those inside brackets."""
+    from .compare import canonical
+
+    return [canonical(name) for word in words for name in re.split(r"[,\s]+(?![^\[{]*[\]}])", word) if name]
+
+
+@app.command(cls=_Lists)
 def compare(
     model: Model = DEMO_MODEL,
-    methods: Annotated[str, typer.Option(help="Variants, separated by commas or spaces.")] = "memit,memit+P,alphaedit",
-    facts: Annotated[
-        str | None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="Variants. Default: memit memit+P alphaedit, or the study's.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
         typer.Option(
             "--data",
             "--facts",
-            help="CounterFact, ZsRE, KnowEdit, MQuAKE, …: a file or a name on the hub. Default: ours.",
+            help="CounterFact, ZsRE, KnowEdit, MQuAKE, …: files or names on the hub. Default: ours.",
         ),
     ] = None,
     edits: Annotated[int | None, typer.Option(help="How many facts. Default: all of --data, 20 of ours.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are malformed.")] = False,
     batch: Annotated[int, typer.Option(help="Facts written at a time.")] = 10,
+    every: Annotated[
+        int | None, typer.Option(help="Measure after every so many facts too, not only at the end.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Facts drawn and ordered by each of these. Default: the file's order.")
+    ] = None,
+    models: Annotated[list[str] | None, typer.Option(help="Instead of MODEL: several.")] = None,
+    study: Annotated[str | None, typer.Option(help=f"A preset: {', '.join(STUDIES)}.")] = None,
+    texts: Annotated[
+        int | None, typer.Option(help="Let the model write about so many of the facts: free, fluency. Default: none.")
+    ] = None,
+    snippets: Annotated[
+        Path | None, typer.Option(help="Reference texts for consistency: attribute_snippets.json, or a corpus.")
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="General capability: folder of SST, MRPC, CoLA, … as JSON.")
+    ] = None,
+    task_limit: Annotated[int, typer.Option(help="Examples of each task.")] = 100,
+    harness: Annotated[list[str] | None, typer.Option(help="Tasks of lm-evaluation-harness, if installed.")] = None,
+    shift: Annotated[Path | None, typer.Option(help="Held-out prompts whose hidden states are watched.")] = None,
+    shift_limit: Annotated[int, typer.Option(help="How many of them.")] = 200,
+    jobs: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
+    keep_sessions: Annotated[
+        bool, typer.Option("--keep-sessions", help="Leave the edits in --out: other measures then need no edits.")
+    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are malformed.")] = False,
     held_out: Annotated[Path | None, typer.Option(help="Text for perplexity. Default: the one that ships.")] = None,
     layers: Layers = None,
     corpus: Corpus = None,
@@ -249,68 +286,85 @@ def compare(
         Path | None, typer.Option(help="Folder for the results; a run that was killed goes on. Default: runs/<time>.")
     ] = None,
     hparams: Hparams = None,
+    baseline_hparams: Annotated[
+        Path | None, typer.Option(help="Folder of METHOD.yaml for variants easyedit:METHOD.")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     cache: Cache = None,
     quiet: Quiet = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
 ) -> None:
     """Edit facts with each variant from the same start, and show what each keeps and breaks."""
-    from .compare import compare as run
-    from .errors import CorpusError
-    from .evaluation.datasets import load_dataset
-    from .report import export, table
-    from .runs import RESULTS, identity_of
-    from .shipped import shipped
+    from . import jobs as processes
+    from .campaign import Campaign
+    from .report import export, table, write_report
+    from .runs import read_run
 
     started = time.perf_counter()
-    names = [str(Variant.parse(name)) for name in methods.replace(" ", ",").split(",") if name]
-    source, text_path = facts or shipped("examples/facts.json"), held_out or shipped("examples/heldout.txt")
-    data = load_dataset(source, skip_bad=skip_bad)
-    chosen_facts = data.facts
-    if batch < 1 or (edits is not None and not 1 <= edits <= len(chosen_facts)):
-        raise RequestError(f"--edits must be from 1 to {len(chosen_facts)} (the facts there are), --batch at least 1")
-    default = len(chosen_facts) if facts else DEMO_EDITS
-    chosen_facts = chosen_facts[: edits or default]
-    try:
-        text = text_path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
-        raise CorpusError(f"cannot read the held-out text {text_path}: {failure}") from failure
-    ready = _prepared(
-        model, names, layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype, device,
-        trust_remote_code, cache, quiet,
-    )  # fmt: skip
+    plan = Plan(tuple(_variants(methods)) if methods else None, edits, every, texts, tokens)
+    if jobs < 1 or batch < 1 or any(value is not None and value < 1 for value in (edits, every)):
+        raise RequestError("--jobs, --batch, --edits and --every must be at least 1")
     folder = (out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
-    comparison = run(
-        ready.model,
-        ready.tokenizer,
-        chosen_facts,
-        names,
-        ready.hyperparameters_of,
-        ready.statistics,
-        batch_size=batch,
-        held_out=text,
-        store=ready.store,
+    campaign = Campaign(
+        models=tuple(models or [model]),
+        data=tuple(data or ()),
+        seeds=tuple(seeds or [None]),
+        study=study,
+        plan=plan,
+        batch=batch,
+        snippets=snippets,
+        tasks=tasks,
+        task_limit=task_limit,
+        harness=tuple(harness or ()),
+        shift=shift,
+        shift_limit=shift_limit,
+        held_out=held_out,
+        skip_bad=skip_bad,
+        baseline_hparams=baseline_hparams,
+        keep_sessions=keep_sessions,
         folder=folder,
-        on_row=lambda so_far: export(so_far, folder),
         progress=not quiet,
-        settings={
-            "command": ["alphaedit", *sys.argv[1:]],
-            "model": model,
-            "data": str(source),
-            "format": data.format,
-            "data_sha256": identity_of({"facts": [asdict(fact) for fact in chosen_facts]}),
-            "left_out": data.bad,
-            "held_out": str(text_path),
-            "held_out_sha256": hashlib.sha256(text_path.read_bytes()).hexdigest(),
-            "dtype": str(ready.model.dtype),
-            "device": device,
-        },
+        command=("alphaedit", *sys.argv[1:]),
     )
-    console.print(table(comparison))
-    export(comparison, folder)
-    spent, results = time.perf_counter() - started, escape(str(folder / RESULTS))
-    console.print(f"{spent:.0f} s in all; results in {results}; beside it summary.md, .csv, .tex")
+
+    wanted = _Wanted.of(layers, corpus, stats_dir, tokens, threshold, energy, nullity, hparams, cache, quiet)
+
+    def loaded(name: str) -> tuple[Any, Any]:
+        return _loaded(name, dtype, device, trust_remote_code, cache)
+
+    with processes.helping(0 if worker else jobs - 1, [*sys.argv[1:], "--out", str(folder), "--worker", "--quiet"]):
+        campaign.run(
+            loaded, wanted.ready, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder), folder)
+        )
+    if worker:
+        return
+    comparisons = read_run(folder)
+    export(comparisons, folder)
+    for comparison in comparisons:
+        console.print(table(comparison))
+    spent = time.perf_counter() - started
+    console.print(f"{spent:.0f} s in all; summary.json, .csv, .md and .tex are in {escape(str(folder))}")
+    try:
+        console.print(f"report: {escape(str(write_report(comparisons, folder)))}")
+    except CompareError as failure:  # the numbers are safe: a picture may follow
+        logging.getLogger(__name__).warning("no report: %s. Then run `alphaedit report %s`", failure, folder)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A folder that `alphaedit compare` wrote, finished or not.")],
+) -> None:
+    """Write the tables and the HTML page of a comparison anew, and print its tables."""
+    from .report import export, table, write_report
+    from .runs import read_run
+
+    comparisons = read_run(run)
+    export(comparisons, run)
+    for comparison in comparisons:
+        console.print(table(comparison))
+    console.print(f"report: {escape(str(write_report(comparisons, run)))}")
 
 
 @app.command()
@@ -356,10 +410,8 @@ def edit(
                 f"{model}: choose another folder"
             )
     else:
-        ready = _prepared(
-            model, [method], layers, corpus, stats_dir, tokens, _criterion(threshold, energy, nullity), hparams, dtype,
-            device, trust_remote_code, cache, quiet,
-        )  # fmt: skip
+        wanted = _Wanted.of(layers, corpus, stats_dir, tokens, threshold, energy, nullity, hparams, cache, quiet)
+        ready = wanted.ready(*_loaded(model, dtype, device, trust_remote_code, cache), model, [method])
         session = Session(
             ready.model,
             ready.tokenizer,
@@ -468,79 +520,101 @@ def cache(
     console.print(table)
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """Everything that a command needs before it can begin."""
-
-    model: Any
-    tokenizer: Any
-    store: Store
-    hyperparameters_of: dict[str, Hyperparameters]
-    statistics: Statistics
-
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        """Those of the first method."""
-        return next(iter(self.hyperparameters_of.values()))
-
-    @cached_property
-    def null_spaces(self) -> NullSpaces:
-        """Those of the first method."""
-        from .prepare import null_spaces_of
-
-        values = self.hyperparameters
-        with console.status("null spaces"):
-            return null_spaces_of(self.statistics.of_layers(values.layers), values.null_space, store=self.store)
-
-
-def _prepared(
-    model: str,
-    methods: Sequence[str],
-    layers: str | None,
-    corpus: str | None,
-    stats_dir: Path | None,
-    tokens: int | None,
-    criterion: Criterion | None,
-    hparams: Path | None,
-    dtype: str,
-    device: str,
-    trust_remote_code: bool,
-    cache: Path | None,
-    quiet: bool,
-) -> _Ready:
+def _loaded(model: str, dtype: str, device: str, trust_remote_code: bool, cache: Path | None) -> tuple[Any, Any]:
     from .loading import load
-    from .prepare import prepare_statistics, statistics_from_npz
 
-    variants = [Variant.parse(method) for method in methods]
-    chosen_layers = _layers(layers)
-    given = Hyperparameters.from_yaml(hparams) if hparams else None
-    store = Store(cache)
     _quieten()
     with console.status(f"loading {escape(model)}"):
-        loaded, tokenizer = load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, store=store)
-    hyperparameters = {}
-    for variant in variants:
-        values = variant.hyperparameters(loaded, model, given).with_layers(chosen_layers)
-        hyperparameters[str(variant)] = replace(values, null_space=criterion) if criterion else values
-    all_layers = sorted({layer for values in hyperparameters.values() for layer in values.layers})
-    templates = {values.rewrite_module_tmp for values in hyperparameters.values()}
-    if len(templates) > 1:
-        raise HyperparameterError(f"the methods edit different modules ({templates}): compare them in two runs")
-    template = templates.pop()
-    if stats_dir is not None:
-        statistics = statistics_from_npz(loaded, all_layers, stats_dir, template=template)
-    else:
-        statistics = prepare_statistics(
-            loaded,
-            tokenizer,
-            all_layers,
-            source=corpus,
-            tokens=tokens,
-            template=template,
-            store=store,
-            progress=not quiet,
-        )
-    return _Ready(loaded, tokenizer, store, hyperparameters, statistics)
+        return load(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code, store=Store(cache))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the options say of layers, text and null spaces: checked before a model is loaded."""
+
+    layers: tuple[int, ...] | None
+    corpus: str | None
+    stats_dir: Path | None
+    tokens: int | None
+    criterion: Criterion | None
+    hparams: Hyperparameters | None
+    cache: Path | None
+    quiet: bool
+
+    @classmethod
+    def of(
+        cls,
+        layers: str | None,
+        corpus: str | None,
+        stats_dir: Path | None,
+        tokens: int | None,
+        threshold: float | None,
+        energy: float | None,
+        nullity: float | None,
+        hparams: Path | None,
+        cache: Path | None,
+        quiet: bool,
+    ) -> _Wanted:
+        given = Hyperparameters.from_yaml(hparams) if hparams else None
+        criterion = _criterion(threshold, energy, nullity)
+        return cls(_layers(layers), corpus, stats_dir, tokens, criterion, given, cache, quiet)
+
+    def ready(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        methods: Sequence[str],
+        layers_of: Mapping[str, Sequence[int]] | None = None,
+    ) -> Ready:
+        """The hyperparameters and statistics of `methods` for the model called `name`.
+
+        `layers_of` names the layers of methods whose hyperparameters are not ours.
+        """
+        from .prepare import prepare_statistics, statistics_from_npz
+
+        store = Store(self.cache)
+        hyperparameters = {}
+        for method in methods:
+            values = _ours(method).hyperparameters(model, name, self.hparams).with_layers(self.layers)
+            hyperparameters[method] = replace(values, null_space=self.criterion) if self.criterion else values
+        templates = {values.rewrite_module_tmp for values in hyperparameters.values()}
+        if len(templates) > 1:
+            raise HyperparameterError(f"the methods edit different modules ({templates}): compare them in two runs")
+        template = templates.pop()
+        budgets: dict[int | None, set[int]] = {}
+        for method, values in hyperparameters.items():
+            chosen = (layers_of or {}).get(method, values.layers)
+            budgets.setdefault(values.tokens or self.tokens, set()).update(chosen or values.layers)
+        if self.stats_dir is not None and budgets.keys() - {self.tokens}:
+            raise HyperparameterError("with --stats-dir no method can choose its tokens: they are those of the files")
+        statistics = {
+            budget: statistics_from_npz(model, sorted(chosen), self.stats_dir, template=template)
+            if self.stats_dir is not None
+            else prepare_statistics(
+                model,
+                tokenizer,
+                sorted(chosen),
+                source=self.corpus,
+                tokens=budget,
+                template=template,
+                store=store,
+                progress=not self.quiet,
+            )
+            for budget, chosen in budgets.items()
+        }
+        of_method = {method: statistics[values.tokens or self.tokens] for method, values in hyperparameters.items()}
+        return Ready(model, tokenizer, store, hyperparameters, of_method)
+
+
+def _ours(method: str) -> Variant:
+    """The variant of ours whose layers and statistics a method has: itself, or what EasyEdit's is most like."""
+    from .easyedit.baseline import is_baseline, parse_baseline
+
+    if not is_baseline(method):
+        return Variant.parse(method)
+    name = parse_baseline(method).method.lower()
+    return Variant.parse(name if name in METHODS else "memit")
 
 
 def _resumed(folder: Path, device: str, trust_remote_code: bool, cache: Path | None, quiet: bool) -> Session:

@@ -5,31 +5,35 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from math import isnan
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from tqdm.auto import tqdm
 
 from . import __version__
+from .easyedit.baseline import baseline, is_baseline, layers_of, parse_baseline
+from .easyedit.baseline import hyperparameters as baseline_hyperparameters
+from .easyedit.baseline import identity as baseline_identity
 from .editors.keys import context_templates
 from .editors.layered import LayeredEditor
 from .editors.targets import Targets
-from .errors import CorpusError
+from .errors import CompareError
 from .evaluation.facts import Fact
-from .evaluation.scores import score
-from .evaluation.scoring import perplexity
-from .fingerprint import fingerprints
+from .evaluation.measured import Measure, Measured
+from .fingerprint import fingerprints, weights_digest
 from .history import is_session
 from .hparams import Hyperparameters
 from .modules import Decoder
 from .nullspace import NullSpaces
 from .prepare import Statistics, null_spaces_of
-from .runs import RunFolder, identity_of
+from .results import BEFORE, Comparison
+from .runs import RunFolder, identity_of, measurement_identity, read_cell
 from .session import Session, put_back
 from .store import Store
 from .trace import evaluating
@@ -38,67 +42,32 @@ from .weights import drift, leakage
 
 log = logging.getLogger(__name__)
 
-PERPLEXITY_WINDOW = 256
+_SPECTRUM_POINTS = 200
 
 
 @dataclass(frozen=True)
-class Row:
-    """One variant, or the model before any edit ("before").
+class Checkpoint:
+    """Where a sequence is measured: after so many of its facts, which are so many batches and requests."""
 
-    `metrics` are the means of `per_fact` (`evaluation.scores`), shares from 0 to 1, with 95 % `intervals`; drift and
-    leakage go by layer.
-    """
-
-    variant: str
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    per_fact: dict[str, list[float | None]]
-    perplexity: float
-    seconds: float = 0.0
-    drift: dict[int, float] = field(default_factory=dict)
-    leakage: dict[int, float] = field(default_factory=dict)
-    identity: str = ""
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Row:
-        """From `Comparison.as_dict`, as JSON gives it back."""
-        named = {name: values[name] for name in cls.__dataclass_fields__ if name != "metrics"}
-        named["metrics"] = {name: values[name] for name in values["per_fact"] if name in values}
-        named["intervals"] = {name: tuple(ends) for name, ends in values["intervals"].items()}
-        for by_layer in ("drift", "leakage"):
-            named[by_layer] = {int(layer): value for layer, value in values[by_layer].items()}
-        return cls(**named)
-
-    @property
-    def mean_drift(self) -> float:
-        return sum(self.drift.values()) / len(self.drift) if self.drift else 0.0
-
-    @property
-    def mean_leakage(self) -> float:
-        return sum(self.leakage.values()) / len(self.leakage) if self.leakage else 0.0
+    facts: int
+    batches: int
+    edits: int
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The rows of a run and everything needed to repeat it."""
+def checkpoints_of(facts: Sequence[Fact], batch_size: int, every: int | None = None) -> list[Checkpoint]:
+    """The end of the sequence, and before it the end of the first batch after each `every` facts."""
+    wanted = {len(facts), *(range(every, len(facts), every) if every else ())}
+    found = {}
+    for count in sorted(wanted):
+        batches = -(-count // batch_size)
+        whole = min(batches * batch_size, len(facts))
+        found[batches] = Checkpoint(whole, batches, sum(len(fact.requests) for fact in facts[:whole]))
+    return list(found.values())
 
-    rows: list[Row]
-    settings: dict[str, Any]
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "settings": self.settings,
-            "rows": [
-                {
-                    "variant": row.variant,
-                    **row.metrics,
-                    **{name: value for name, value in vars(row).items() if name not in ("variant", "metrics")},
-                    "mean_drift": row.mean_drift,
-                    "mean_leakage": row.mean_leakage,
-                }
-                for row in self.rows
-            ],
-        }
+def canonical(name: str) -> str:
+    """A variant's one name, as results have it. Raises HyperparameterError for what is none."""
+    return str(parse_baseline(name) if is_baseline(name) else Variant.parse(name))
 
 
 def compare(
@@ -107,218 +76,403 @@ def compare(
     facts: Sequence[Fact],
     variants: Sequence[str],
     hyperparameters: Hyperparameters | Mapping[str, Hyperparameters],
-    statistics: Statistics,
+    statistics: Statistics | Mapping[str, Statistics],
     *,
     batch_size: int,
-    held_out: str,
+    measures: Sequence[Measure],
+    every: int | None = None,
+    baseline_hparams: Mapping[str, Any] | None = None,
     store: Store | None = None,
     folder: Path | None = None,
+    keep_sessions: bool = False,
+    wait: bool = True,
     on_row: Callable[[Comparison], None] = lambda comparison: None,
     progress: bool = False,
     settings: dict[str, Any] | None = None,
 ) -> Comparison:
     """Edit `facts` in sequential batches with each of `variants` and measure; the model ends as it began.
 
-    A batch holds `batch_size` facts (of MQuAKE's, which are several requests each, that many cases).
+    A batch holds `batch_size` facts (of MQuAKE's, which are several requests each, that many cases). What `measures`
+    find is measured at the end and, on the facts written until then, after each `every` facts.
 
-    `hyperparameters` are one for all, or by the variant's name; `statistics` are of all layers that any of them
-    edits. What variants have in common is computed once, and its time counted for each: the targets of the first
-    batch, and all edits where only PRUNE's damping at the end differs. `on_row` gets what there is after each row.
+    `hyperparameters` and `statistics` are one for all, or by the variant's name; statistics are of all layers that
+    are edited. Variants of EasyEdit ("easyedit:FT") take theirs from `baseline_hparams` (see `easyedit.baseline`).
+    What variants have in common is computed once, and its time counted for each: the targets of the first batch, and
+    all edits where only PRUNE's damping at the end differs. `on_row` gets what there is after each row.
 
-    With `folder` every row is written there as soon as it is measured, and a run that was killed goes on after the
-    last batch that it wrote; the result is that of a run without interruption. Rows that the folder holds already
-    are not measured again.
+    With `folder` everything is written there as soon as it is known, and a run that was killed goes on after the last
+    batch or measurement that it wrote; the result is that of a run without interruption. What the folder holds
+    already is not done again. Several processes may run the same comparison in one folder and share the work; one
+    that does not `wait` ends as soon as others work on all that is left. `keep_sessions` leaves the edits in the
+    folder, so that other measures need no edits later.
     """
-    parsed = {str(variant): variant for variant in map(Variant.parse, variants)}
-    chosen = {
-        name: variant.hyperparameters(
-            model, "", hyperparameters if isinstance(hyperparameters, Hyperparameters) else hyperparameters[name]
-        )
-        for name, variant in parsed.items()
-    }
-    batches = [
-        [request for fact in facts[i : i + batch_size] for request in fact.requests]
-        for i in range(0, len(facts), batch_size)
-    ]
-    edits = sum(map(len, batches))
-    windows = held_out_windows(held_out, tokenizer)
-    spaces = {
-        name: null_spaces_of(statistics.of_layers(chosen[name].layers), chosen[name].null_space, store=store)
-        for name, variant in parsed.items()
-        if variant.projected
-    }
-    for null_spaces in spaces.values():
-        null_spaces.check(model)
+    cell = _Cell(
+        model,
+        tokenizer,
+        list(facts),
+        list(dict.fromkeys(map(canonical, variants))),
+        hyperparameters,
+        statistics,
+        batch_size,
+        list(measures),
+        every,
+        dict(baseline_hparams or {}),
+        store,
+        RunFolder(folder),
+        keep_sessions,
+        on_row,
+        progress,
+        settings or {},
+    )
+    return cell.run(wait)
 
-    contexts: dict[Any, tuple[str, ...]] = {}
-    first: dict[Any, tuple[Targets, float]] = {}
-    run = RunFolder(folder) if folder is not None else None
-    common = {
-        "model": fingerprints(model, [len(Decoder(model)) - 1]),
-        "facts": [asdict(fact) for fact in facts],
-        "windows": windows,
-    }
-    identities = {
-        name: identity_of(
-            {**common, "variant": name, "batch_size": batch_size, "hyperparameters": values.as_dict()}
-            | {"statistics": statistics.provenance}
-        )
-        for name, values in chosen.items()
-    }
-    identities["before"] = identity_of(common)
-    measured: dict[str, Row] = {}
-    if run is not None:
-        for name, identity in identities.items():
-            if (values_ := run.row(identity)) is not None:
-                measured[name] = Row.read(values_)
 
-    described = {name: _described(of, statistics) for name, of in spaces.items()}
+@dataclass
+class _Cell:
+    """One model, one order of facts: everything that its trajectories share."""
 
-    def comparison() -> Comparison:
-        return Comparison(
-            [measured[name] for name in ("before", *parsed) if name in measured],
+    model: Any
+    tokenizer: Any
+    facts: list[Fact]
+    variants: list[str]
+    given: Hyperparameters | Mapping[str, Hyperparameters]
+    statistics: Statistics | Mapping[str, Statistics]
+    batch_size: int
+    measures: list[Measure]
+    every: int | None
+    baseline_hparams: dict[str, Any]
+    store: Store | None
+    folder: RunFolder
+    keep_sessions: bool
+    on_row: Callable[[Comparison], None]
+    progress: bool
+    described: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.checkpoints = checkpoints_of(self.facts, self.batch_size, self.every)
+        size = self.batch_size
+        self.batches = [
+            [request for fact in self.facts[i : i + size] for request in fact.requests]
+            for i in range(0, len(self.facts), size)
+        ]
+        self.parsed = {name: Variant.parse(name) for name in self.variants if not is_baseline(name)}
+        self.baselines = {
+            name: (named, baseline_hyperparameters(named, self.model, self.baseline_hparams.get(name)))
+            for name, named in ((name, parse_baseline(name)) for name in self.variants if is_baseline(name))
+        }
+        self.hyperparameters = {
+            name: variant.hyperparameters(self.model, "", self._given(name)) for name, variant in self.parsed.items()
+        }
+        self.spaces = {
+            name: self._spaces(name, values)
+            for name, values in self.hyperparameters.items()
+            if self.parsed[name].projected
+        }
+        for null_spaces in self.spaces.values():
+            null_spaces.check(self.model)
+        self.contexts: dict[Any, tuple[str, ...]] = {}
+        self.first: dict[Any, tuple[Targets, float]] = {}
+
+    # ---------------------------------------------------------------------------------------------- what is known
+
+    def statistics_of(self, name: str) -> Statistics:
+        return self.statistics if isinstance(self.statistics, Statistics) else self.statistics[name]
+
+    def _given(self, name: str) -> Hyperparameters:
+        return self.given if isinstance(self.given, Hyperparameters) else self.given[name]
+
+    def _spaces(self, name: str, values: Hyperparameters) -> NullSpaces:
+        return null_spaces_of(self.statistics_of(name).of_layers(values.layers), values.null_space, store=self.store)
+
+    @cached_property
+    def fingerprint(self) -> Any:
+        return fingerprints(self.model, [len(Decoder(self.model)) - 1])
+
+    def trajectory(self, name: str) -> str:
+        """The identity of the edits of a variant, however many batches are made."""
+        common = {"model": self.fingerprint, "batch_size": self.batch_size}
+        if name not in self.parsed:
+            named, settings = self.baselines[name]
+            of = self.statistics_of(name).of_layers(layers_of(settings)) if layers_of(settings) else None
+            made = {"baseline": baseline_identity(named, settings), "criterion": str(self._given(name).null_space)}
+            return identity_of({**common, **made, "statistics": of.provenance if of is not None else None})
+        values = self.hyperparameters[name].as_dict()
+        made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
+        return identity_of({**common, **made, "statistics": self.statistics_of(name).provenance})
+
+    @cached_property
+    def points(self) -> dict[str, dict[int, str]]:
+        """The identities of all points, by variant and edits."""
+        texts = [identity_of(asdict(fact)) for fact in self.facts]
+        found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": texts})}}
+        for name in self.variants:
+            trajectory = self.trajectory(name)
+            found[name] = {
+                at.edits: identity_of({"trajectory": trajectory, "variant": name, "facts": texts[: at.facts]})
+                for at in self.checkpoints
+            }
+        return found
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        statistics = {name: self.statistics_of(name) for name in self.parsed}
+        any_statistics = next(iter(statistics.values()), None)
+        return self.folder.add_settings(
             {
-                **(settings or {}),
-                "variants": list(parsed),
-                "edits": edits,
-                "batch_size": batch_size,
-                "hyperparameters": {name: values.as_dict() for name, values in chosen.items()},
-                "contexts": [list(templates) for templates in contexts.values()],
-                "statistics": statistics.provenance,
-                "null_spaces": described,
-                "held_out_tokens": sum(map(len, windows)),
+                **self.described,
+                "variants": self.variants,
+                "edits": self.checkpoints[-1].edits,
+                "facts": len(self.facts),
+                "batch_size": self.batch_size,
+                "checkpoints": [at.edits for at in self.checkpoints],
+                "hyperparameters": {name: values.as_dict() for name, values in self.hyperparameters.items()}
+                | {name: dict(baseline_identity(*of)) for name, of in self.baselines.items()},
+                "statistics": any_statistics.provenance if any_statistics is not None else None,
+                "null_spaces": {name: _described(of, statistics[name]) for name, of in self.spaces.items()},
+                "spectra": _spectra(self.spaces),
                 "environment": environment(),
-            },
+                "cell": identity_of(
+                    [self.fingerprint, self.batch_size, self.described.get("data"), self.described.get("seed")]
+                ),
+                "points": {
+                    name: {str(edits): identity for edits, identity in of.items()} for name, of in self.points.items()
+                },
+                "measures": {measure.name: dict(measure.identity()) for measure in self.measures},
+            }
         )
 
-    def add(row: Row) -> None:
-        measured[row.variant] = replace(row, identity=identities[row.variant])
-        so_far = comparison()
-        if run is not None:
-            run.save(so_far.as_dict())
-        on_row(so_far)
+    def comparison(self) -> Comparison:
+        """What is measured so far of the variants and checkpoints asked for."""
+        asked = {**self._settings, "variants": self.variants, "points": self.points}
+        asked["contexts"] = [list(templates) for templates in self.contexts.values()]
+        return read_cell(self.folder, asked)
 
-    if "before" not in measured:
-        add(_measure("before", model, tokenizer, facts, windows, progress))
-    for name in parsed:
-        if name in measured:
-            continue
-        # Together: those whose edits are the same, the damped ones last.
-        together = [n for n in parsed if (parsed[n].trajectory, chosen[n]) == (parsed[name].trajectory, chosen[name])]
-        together.sort(key=lambda n: parsed[n].prune)
-        values = chosen[name]
-        lengths = values.context_template_length_params
-        if lengths not in contexts:
-            with evaluating(model):
-                contexts[lengths] = context_templates(model, tokenizer, lengths)
-        underway = run.session(name, identities[name]) if run is not None else None
+    # -------------------------------------------------------------------------------------------------- the work
+
+    def run(self, wait: bool) -> Comparison:
+        _ = self._settings  # saved before anything is edited
+        with self.folder.claim(BEFORE, wait=True):
+            self.measure(BEFORE, Checkpoint(len(self.facts), 0, 0), self.model)
+        left = list(self.groups())
+        for waiting in (False, True) if wait else (False,):
+            postponed = []
+            for names in left:
+                with self.folder.claim(names[0], wait=waiting) as mine:
+                    if not mine:
+                        postponed.append(names)
+                        continue
+                    missing = [name for name in names if not all(self.is_measured(name, at) for at in self.checkpoints)]
+                    if missing:
+                        (self.edit if missing[0] in self.parsed else self.edit_baseline)(missing)
+            left = postponed
+        return self.comparison()
+
+    def groups(self) -> Iterator[list[str]]:
+        """Variants whose edits are the same, together; the damped ones last."""
+        seen: dict[str, list[str]] = {}
+        for name in self.variants:
+            seen.setdefault(self.trajectory(name), []).append(name)
+        for names in seen.values():
+            yield sorted(names, key=lambda name: name in self.parsed and self.parsed[name].prune)
+
+    def is_measured(self, name: str, at: Checkpoint) -> bool:
+        point = self.points[name][at.edits]
+        return self.folder.weights(name, at.edits, point) is not None and all(
+            self.folder.load(name, at.edits, measure.name, measurement_identity(point, measure.identity())) is not None
+            for measure in self.measures
+        )
+
+    def edit(self, names: list[str]) -> None:
+        """The edits of one trajectory, then everything that is to be measured along it."""
+        name = names[0]
+        values, variant = self.hyperparameters[name], self.parsed[name].trajectory
+        statistics = self.statistics_of(name)
+        projections = Decoder(self.model, values.rewrite_module_tmp).out_projections(values.layers)
+        last = self.checkpoints[-1]
+        underway = self.folder.session(str(variant), self.trajectory(name))
         with (
-            put_back(Decoder(model, values.rewrite_module_tmp).out_projections(values.layers)),
-            tqdm(total=edits, desc=" ".join(together), unit="fact", disable=not progress) as bar,
+            put_back(projections),
+            tqdm(total=last.edits, desc=" ".join(names), unit="fact", disable=not self.progress) as bar,
         ):
-            spent, targets = 0.0, None
-            if underway is not None and is_session(underway):
-                session = Session.resume(underway, model, tokenizer, check_model=False, progress=progress)
-                spent = RunFolder.spent(underway)
-                bar.update(len(session.facts))
-            else:
-                session = Session(
-                    model,
-                    tokenizer,
-                    parsed[together[-1]],
-                    spaces.get(name),
-                    hyperparameters=values,
-                    covariances=statistics.covariances,
-                    contexts=contexts[lengths],
-                    autosave=underway,
-                    check_model=False,
-                    progress=progress,
-                )
-                if isinstance(session.editor, LayeredEditor):
-                    key = (max(values.layers), values.target_settings, lengths)
-                    if key not in first:
-                        started = time.perf_counter()
-                        first[key] = session.editor.targets(batches[0]), time.perf_counter() - started
-                    targets, spent = first[key]
-            for batch in batches[len(session.batches) :]:
+            session, spent = self.session(name, underway)
+            targets, shared = (None, 0.0) if session.batches else self.first_targets(session)
+            bar.update(len(session.facts))
+            for batch in self.batches[len(session.batches) : last.batches]:
                 started = time.perf_counter()
                 session.edit(batch, None if session.batches else targets)
-                spent += time.perf_counter() - started
+                spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
                 if underway is not None:
                     RunFolder.keep_spent(underway, spent)
                 bar.update(len(batch))
-            for each in together:
-                if each in measured:
+            for at in self.checkpoints:
+                alike: dict[str, str] = {}
+                for each in names:
+                    with session.at(at.batches, finished=self.parsed[each].prune) as damping:
+                        first = alike.setdefault(weights_digest(session.projections), each)
+                        covariances = statistics.covariances  # a resumed session need not hold any
+                        now = {layer: projection.matrix for layer, projection in session.projections.items()}
+                        self.measure(
+                            each,
+                            at,
+                            self.model,
+                            like=first if first != each else None,
+                            seconds=spent[at.batches - 1] + damping,
+                            drifts={layer: drift(session.base[layer], weight) for layer, weight in now.items()},
+                            leakages={
+                                layer: leakage(session.base[layer], weight, covariances[layer])
+                                for layer, weight in now.items()
+                            },
+                        )
+        if underway is not None and not self.keep_sessions:
+            self.folder.finished(underway)
+
+    def session(self, name: str, underway: Path | None) -> tuple[Session, list[float]]:
+        """A session of the variant, as far as its edits are made already, and its seconds after each batch."""
+        values, variant = self.hyperparameters[name], self.parsed[name].trajectory
+        if underway is not None and is_session(underway):
+            session = Session.resume(underway, self.model, self.tokenizer, check_model=False, progress=self.progress)
+            made = [list(batch.requests) for batch in session.batches]
+            same = next(
+                (i for i, (a, b) in enumerate(zip(made, self.batches, strict=False)) if a != b), len(self.batches)
+            )
+            if len(made) > same:
+                session.undo(len(made) - same)
+            spent = RunFolder.spent(underway)[: len(session.batches)]
+            return session, spent + [spent[-1] if spent else 0.0] * (len(session.batches) - len(spent))
+        lengths = values.context_template_length_params
+        if lengths not in self.contexts:
+            with evaluating(self.model):
+                self.contexts[lengths] = context_templates(self.model, self.tokenizer, lengths)
+        session = Session(
+            self.model,
+            self.tokenizer,
+            variant,
+            self.spaces.get(name),
+            hyperparameters=values,
+            covariances=self.statistics_of(name).covariances,
+            contexts=self.contexts[lengths],
+            autosave=underway,
+            check_model=False,
+            progress=self.progress,
+        )
+        return session, []
+
+    def first_targets(self, session: Session) -> tuple[Targets | None, float]:
+        """The targets of the first batch, which are the same for all who begin alike, and the seconds they took."""
+        if not isinstance(session.editor, LayeredEditor):
+            return None, 0.0
+        values = session.hyperparameters
+        key = (max(values.layers), values.target_settings, values.context_template_length_params)
+        if key not in self.first:
+            started = time.perf_counter()
+            self.first[key] = session.editor.targets(self.batches[0]), time.perf_counter() - started
+        return self.first[key]
+
+    def edit_baseline(self, names: list[str]) -> None:
+        """One of EasyEdit's methods. It cannot be replayed: it is measured as it goes, and starts anew if killed."""
+        (name,) = names
+        by_batch = {at.batches: at for at in self.checkpoints}
+        named, settings = self.baselines[name]
+        layers = layers_of(settings)
+        statistics = self.statistics_of(name).of_layers(layers)
+        spaces = null_spaces_of(statistics, self._given(name).null_space, store=self.store) if named.projected else None
+        with (
+            baseline(
+                named,
+                self.model,
+                self.tokenizer,
+                hparams=self.baseline_hparams.get(name),
+                statistics=statistics if layers else None,
+                null_spaces=spaces,
+            ) as editor,
+            tqdm(total=self.checkpoints[-1].edits, desc=name, unit="fact", disable=not self.progress) as bar,
+        ):
+            base = _out_projections(self.model, statistics)
+            base = {layer: weight.clone() for layer, weight in base.items()}
+            seconds = 0.0
+            for index, batch in enumerate(self.batches, 1):
+                started = time.perf_counter()
+                model = editor.edit(batch)
+                seconds += time.perf_counter() - started
+                bar.update(len(batch))
+                if index not in by_batch or self.is_measured(name, by_batch[index]):
                     continue
-                if parsed[each].prune:
-                    started = time.perf_counter()
-                    session.finish()
-                    spent += time.perf_counter() - started
-                now = {layer: projection.matrix for layer, projection in session.projections.items()}
-                covariances = statistics.covariances  # a resumed session need not hold any
-                add(
-                    _measure(
-                        each,
-                        model,
-                        tokenizer,
-                        facts,
-                        windows,
-                        progress,
-                        seconds=spent,
-                        drifts={layer: drift(session.base[layer], weight) for layer, weight in now.items()},
-                        leakages={
-                            layer: leakage(session.base[layer], weight, covariances[layer])
-                            for layer, weight in now.items()
-                        },
-                    )
+                now = _out_projections(model, statistics)
+                self.measure(
+                    name,
+                    by_batch[index],
+                    model,
+                    seconds=seconds,
+                    drifts={layer: drift(base[layer], weight) for layer, weight in now.items()},
+                    leakages={
+                        layer: leakage(base[layer], weight, statistics.covariances[layer])
+                        for layer, weight in now.items()
+                    },
                 )
-        if run is not None and underway is not None:
-            run.finished(underway)
-    return comparison()
+
+    def measure(
+        self,
+        name: str,
+        at: Checkpoint,
+        model: nn.Module,
+        *,
+        like: str | None = None,
+        seconds: float = 0.0,
+        drifts: Mapping[int, float] | None = None,
+        leakages: Mapping[int, float] | None = None,
+    ) -> None:
+        """Everything that is not measured yet of one point; what is measured of a variant `like` it is taken over."""
+        if self.is_measured(name, at):
+            return
+        point = self.points[name][at.edits]
+        for measure in self.measures:
+            identity = measurement_identity(point, measure.identity())
+            if self.folder.load(name, at.edits, measure.name, identity) is None:
+                before = None if name == BEFORE else self.found(measure, BEFORE, 0)
+                found = (
+                    self.found(measure, like, at.edits)
+                    if like is not None
+                    else measure(model, self.tokenizer, self.facts[: at.facts], before, progress=self.progress)
+                )
+                self.folder.save(name, at.edits, measure.name, identity, found)
+        if self.folder.weights(name, at.edits, point) is None:
+            weights = {"seconds": seconds, "drift": dict(drifts or {}), "leakage": dict(leakages or {})}
+            self.folder.save_weights(name, at.edits, point, weights)
+        self.on_row(self.comparison())
+
+    def found(self, measure: Measure, name: str, edits: int) -> Measured:
+        identity = measurement_identity(self.points[name][edits], measure.identity())
+        found = self.folder.load(name, edits, measure.name, identity)
+        if found is None:
+            raise CompareError(f"what {measure.name} found of {name} is gone from {self.folder.path}: run again")
+        return found
+
+
+def _out_projections(model: nn.Module, statistics: Statistics) -> dict[int, torch.Tensor]:
+    """The weights that a method writes; none where it writes no out-projections."""
+    if not statistics.covariances:
+        return {}
+    decoder = Decoder(model, statistics.provenance.get("template"))
+    return {layer: of.matrix for layer, of in decoder.out_projections(list(statistics.covariances)).items()}
 
 
 def _described(null_spaces: NullSpaces, statistics: Statistics) -> dict[str, Any]:
     return {
         "criterion": null_spaces.provenance.get("criterion"),
-        "nullity": {layer: space.nullity for layer, space in null_spaces.items()},
-        "leakage": {layer: space.leakage(statistics.covariances[layer]) for layer, space in null_spaces.items()},
+        "nullity": {str(layer): space.nullity for layer, space in null_spaces.items()},
+        "leakage": {str(layer): space.leakage(statistics.covariances[layer]) for layer, space in null_spaces.items()},
     }
 
 
-def _measure(
-    name: str,
-    model: Any,
-    tokenizer: Any,
-    facts: Sequence[Fact],
-    windows: Sequence[Sequence[int]],
-    progress: bool,
-    seconds: float = 0.0,
-    drifts: dict[int, float] | None = None,
-    leakages: dict[int, float] | None = None,
-) -> Row:
-    scores = score(model, tokenizer, facts, progress=progress)
-    return Row(
-        variant=name,
-        metrics=scores.means(),
-        intervals=scores.intervals(),
-        per_fact={  # JSON has no nan
-            metric: [None if isnan(value) else value for value in values] for metric, values in vars(scores).items()
-        },
-        perplexity=perplexity(model, windows, progress=progress),
-        seconds=seconds,
-        drift=drifts or {},
-        leakage=leakages or {},
-    )
-
-
-def held_out_windows(text: str, tokenizer: Any) -> list[list[int]]:
-    """A text as windows of 256 tokens, for perplexity."""
-    ids = tokenizer(text)["input_ids"]
-    windows = [ids[i : i + PERPLEXITY_WINDOW] for i in range(0, len(ids), PERPLEXITY_WINDOW)]
-    windows = [window for window in windows if len(window) > 1]
-    if not windows:
-        raise CorpusError("the held-out text is empty: perplexity needs some")
-    return windows
+def _spectra(spaces: Mapping[str, NullSpaces]) -> dict[str, list[float]]:
+    """layer → eigenvalues of C, ascending, evenly thinned to as many as a curve needs."""
+    found: dict[str, list[float]] = {}
+    for of in spaces.values():
+        for layer, space in of.items():
+            values = space.eigenvalues
+            chosen = torch.linspace(0, len(values) - 1, min(_SPECTRUM_POINTS, len(values))).round().long()
+            found.setdefault(str(layer), values[chosen].tolist())
+    return found
 
 
 def environment() -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .modules import Decoder
+from .modules import Decoder, OutProjection
 
 _VOLATILE = frozenset(
     {
@@ -33,6 +33,11 @@ def tensor_digest(tensor: Tensor) -> str:
     data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     digest.update(data.data)
     return digest.hexdigest()
+
+
+def weights_digest(projections: Mapping[int, OutProjection]) -> str:
+    """Tells whether weights are those that they were."""
+    return " ".join(tensor_digest(projection.stored) for projection in projections.values())
 
 
 def fingerprints(model: Any, layers: Sequence[int]) -> dict[int, str]:

@@ -62,7 +62,8 @@ class Hyperparameters:
     it cannot be found. `mom2_update_weight` is λ of MEMIT, `L2` that of AlphaEdit; `mom2_adjustment` says whether
     ROME measures keys by their covariance. `context_template_length_params` are pairs (tokens, number) of context
     templates. `null_space` says which directions count as null when updates are projected: a threshold on
-    eigenvalues (EasyEdit's `nullspace_threshold`), an energy, or a nullity (see `Criterion`).
+    eigenvalues (EasyEdit's `nullspace_threshold`), an energy, or a nullity (see `Criterion`). `tokens` of text go into
+    the covariances; None leaves it to what prepares them.
     """
 
     layers: tuple[int, ...]
@@ -78,6 +79,7 @@ class Hyperparameters:
     rewrite_module_tmp: str | None = None
     reduced_precision: bool = False
     null_space: Criterion = field(default_factory=lambda: Criterion(threshold=PAPER_THRESHOLD))
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         for each in fields(self):  # 1000 and 1000.0 are the same setting, also as text
@@ -227,7 +229,7 @@ def _typed(key: str, value: Any, name: str) -> Any:
     number = as_number(value)
     if number is None or number < 0 or number != number or number == float("inf"):
         raise wrong("a number that is not negative")
-    if key == "v_num_grad_steps":
+    if key in ("v_num_grad_steps", "tokens"):
         if number != int(number) or number < 1:
             raise wrong("a whole number from 1")
         return int(number)

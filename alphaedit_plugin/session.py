@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,15 @@ class Session:
         if self.variant.projected and null_spaces is None and covariances is not None:
             raise EditError(f"{self.variant} projects: give null_spaces too (see prepare.null_spaces_of)")
         if (self.variant.needs_covariances and covariances is None) or (self.variant.projected and null_spaces is None):
-            statistics = prepare_statistics(model, tokenizer, layers, template=template, store=store, progress=progress)
+            statistics = prepare_statistics(
+                model,
+                tokenizer,
+                layers,
+                tokens=self.hyperparameters.tokens,
+                template=template,
+                store=store,
+                progress=progress,
+            )
             covariances = covariances or statistics.covariances
             if self.variant.projected and null_spaces is None:
                 null_spaces = null_spaces_of(statistics, self.hyperparameters.null_space, store=store)
@@ -173,16 +182,26 @@ class Session:
         if not self.variant.prune or self.finished or not self.batches:
             return
         with self.transaction():
-            self._undamped = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
-            for layer, projection in self.projections.items():
-                before, weight = self.base[layer].to(torch.float64), projection.matrix
-                accumulated = weight.to(torch.float64) - before
-                change = damped(accumulated, before)
-                if change is accumulated:
-                    continue  # nothing outgrew the weight
-                if self.null_spaces is not None:
-                    change = self.null_spaces[layer].project(change)
-                weight.copy_((before + change.to(before.device)).to(weight.dtype))
+            self._damp()
+
+    @contextmanager
+    def at(self, batches: int, *, finished: bool = False) -> Iterator[float]:
+        """Inside the block the weights are those after the first `batches` calls to `edit`, damped if `finished`.
+
+        Yields the seconds that PRUNE's damping took. For measuring only: nothing is saved, and the session goes on
+        afterwards from where it was.
+        """
+        before = (self.batches, self._undamped)
+        with put_back(self.projections):
+            try:
+                self.batches, self._undamped = self.batches[:batches], None
+                self._write_again()
+                started = time.perf_counter()
+                if finished:
+                    self._damp()
+                yield time.perf_counter() - started
+            finally:
+                self.batches, self._undamped = before
 
     def on_copy(self, model: nn.Module) -> Session:
         """The same session on a copy of its model, as that is now. The two go on apart; only this one saves itself."""
@@ -353,6 +372,18 @@ class Session:
         if self._undamped is not None:
             _copy(self._undamped, self.projections)
             self._undamped = None
+
+    def _damp(self) -> None:
+        self._undamped = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+        for layer, projection in self.projections.items():
+            before, weight = self.base[layer].to(torch.float64), projection.matrix
+            accumulated = weight.to(torch.float64) - before
+            change = damped(accumulated, before)
+            if change is accumulated:
+                continue  # nothing outgrew the weight
+            if self.null_spaces is not None:
+                change = self.null_spaces[layer].project(change)
+            weight.copy_((before + change.to(before.device)).to(weight.dtype))
 
     def _write_again(self) -> None:
         """The weights as `batches` leave them, from the base."""

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from alphaedit_plugin.compare import compare
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.perplexity import Perplexity
+from alphaedit_plugin.evaluation.scores import Facts
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.loading import load
 from alphaedit_plugin.prepare import prepare_statistics
@@ -30,6 +32,7 @@ def main() -> None:
     statistics = prepare_statistics(
         model, tokenizer, hyperparameters.layers, source=options.corpus, tokens=2500, progress=True
     )
+    held_out = shipped("examples/heldout.txt").read_text(encoding="utf-8")
     comparison = compare(
         model,
         tokenizer,
@@ -38,7 +41,7 @@ def main() -> None:
         hyperparameters,
         statistics,
         batch_size=2,
-        held_out=shipped("examples/heldout.txt").read_text(encoding="utf-8")[-6000:],  # its beginning is preserved
+        measures=[Facts(), Perplexity(held_out[-6000:], tokenizer)],  # its beginning is preserved
         progress=True,
     )
     Console().print(table(comparison))

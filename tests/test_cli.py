@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -28,6 +29,7 @@ from alphaedit_plugin.nullspace import NullSpaces
 from alphaedit_plugin.patch import apply_patch
 from alphaedit_plugin.session import Session
 from alphaedit_plugin.statistics import Covariance
+from alphaedit_plugin.studies import REGULARISATIONS, SHARES
 
 FACTS = [
     {
@@ -174,16 +176,17 @@ def test_compare_writes_a_table_and_everything_needed_to_repeat_it(run, checkpoi
         "--hparams", yaml, *SMALL, "--out", out,
     )  # fmt: skip
     assert (code, errors) == (0, "")
-    written = json.loads((out / "comparison.json").read_text())
+    (written,) = json.loads((out / "summary.json").read_text())["comparisons"]
     settings, rows = written["settings"], written["rows"]
     assert [row["variant"] for row in rows] == ["before", "memit", "memit+P", "alphaedit"]
+    (cell,) = (path.parent for path in out.glob("*/settings.json"))
     for row in rows:
         assert row["variant"] in output
+        records = [json.loads(line) for line in (cell / row["variant"] / str(row["edits"]) / "facts.jsonl").open()]
+        assert len(records) == 3
         for metric in ("efficacy", "generalization", "specificity"):
-            assert 0 <= row[metric] <= 1
-            assert len(row["per_fact"][metric]) == 3
-            assert row[metric] == pytest.approx(sum(row["per_fact"][metric]) / 3)
-        assert row["perplexity"] > 1
+            assert row["estimates"][metric]["value"] == pytest.approx(sum(record[metric] for record in records) / 3)
+        assert row["estimates"]["perplexity"]["value"] > 1
         assert (set(row["drift"]) == {"1", "2"}) == (row["variant"] != "before")
     assert rows[2]["mean_leakage"] < rows[1]["mean_leakage"]
     assert rows[3]["mean_leakage"] < rows[1]["mean_leakage"]
@@ -195,12 +198,92 @@ def test_compare_writes_a_table_and_everything_needed_to_repeat_it(run, checkpoi
         used = Hyperparameters.from_mapping({k: v for k, v in values.items() if v is not None}, "x")
         assert used.layers == (1, 2)
         assert (used.v_num_grad_steps, used.mom2_update_weight, used.null_space.nullity) == (3, 0.1, 12)
-    assert [templates[0] for templates in settings["contexts"]] == ["{}"]
     assert set(settings["null_spaces"]) == {"memit+P", "alphaedit"}
     for described in settings["null_spaces"].values():
         assert set(described["leakage"]) == {"1", "2"}
     assert settings["statistics"]["text"]["tokens"] >= 300
     assert settings["environment"]["torch"] == torch.__version__
+    page = (out / "report.html").read_text()
+    assert all(name in page for name in ("memit+P", "alphaedit"))
+    assert {"summary.csv", "summary.md", "summary.tex"} <= {path.name for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.iterdir() if path.suffix in (".csv", ".md", ".tex")}
+    for path in before:
+        path.unlink()
+    code, again, errors = run("report", out)
+    assert (code, errors) == (0, "")
+    assert {path: path.read_bytes() for path in before} == before
+    assert all(line in again for line in output.splitlines() if line.startswith("memit"))
+
+
+def _rows(out: Path) -> list[dict]:
+    (written,) = json.loads((out / "summary.json").read_text())["comparisons"]
+    return [{**row, "seconds": 0} for row in written["rows"]]
+
+
+def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoint, facts, text, tmp_path):
+    """Checkpoints, texts, capability and shift, by one command."""
+    (tmp_path / "tasks").mkdir()
+    sentences = [{"sentence": f"a {'good' if i % 2 else 'bad'} film number {i}", "label": i % 2} for i in range(30)]
+    (tmp_path / "tasks" / "sst2.json").write_text(json.dumps(sentences))
+    prompts = [{"prompt": f"The mother tongue of {name} is"} for name in ("Curie", "Jordan", "Gates", "Jobs", "Messi")]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    code, _, errors = run(
+        "compare", checkpoint, "--data", facts, "--edits", 3, "--batch", 1, "--every", 2, "--held-out", text,
+        "--methods", "memit+P", "--texts", 2, "--tasks", tmp_path / "tasks", "--task-limit", 10,
+        "--shift", tmp_path / "prompts.json", *SMALL, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    before, two, three = _rows(tmp_path / "run")
+    assert (before["edits"], two["edits"], three["edits"]) == (0, 2, 3)
+    for row in (two, three):
+        assert {"efficacy", "locality", "perplexity", "free", "fluency", "sst", "hausdorff"} <= row["estimates"].keys()
+    assert "hausdorff" not in before["estimates"]
+
+
+def test_models_data_sets_and_seeds_are_crossed(run, checkpoint, stranger, facts, text, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(Path(facts).read_text())[::-1]))
+    code, _, errors = run(
+        "compare", "--models", checkpoint, stranger, "--data", facts, other, "--seeds", 0, 1,
+        "--edits", 2, "--batch", 2, "--held-out", text, "--methods", "memit", *SMALL, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())["comparisons"]
+    cells = [tuple(each["settings"][key] for key in ("model", "data", "seed")) for each in written]
+    assert sorted(cells) == sorted(itertools.product((checkpoint, stranger), (facts, str(other)), (0, 1)))
+    subjects = {}
+    for path in (tmp_path / "run").glob("*/memit/2/facts.jsonl"):
+        seed = json.loads((path.parents[2] / "settings.json").read_text())["seed"]
+        subjects.setdefault(seed, set()).add(tuple(json.loads(line)["case_id"] for line in path.open()))
+    assert subjects[0] != subjects[1]
+
+
+def test_jobs_give_the_same_rows_as_one_process(run, checkpoint, facts, text, tmp_path):
+    for jobs in (1, 2):
+        code, _, errors = run(
+            "compare", checkpoint, "--facts", facts, "--edits", 2, "--batch", 1, "--held-out", text, "--jobs", jobs,
+            "--methods", "memit+P", "memit", "alphaedit", *SMALL, "--out", tmp_path / str(jobs),
+        )  # fmt: skip
+        assert (code, errors) == (0, "")
+    assert _rows(tmp_path / "1") == _rows(tmp_path / "2")
+
+
+@pytest.mark.parametrize(
+    ("study", "expected"),
+    [
+        ("L2", {f"alphaedit@L2={value}" for value in REGULARISATIONS}),
+        ("corpus-size", {f"alphaedit@tokens={round(share * 300)}" for share in SHARES}),
+    ],
+)
+def test_a_study_spreads_a_method_over_its_values(study, expected, run, checkpoint, facts, text, tmp_path):
+    code, _, errors = run(
+        "compare", checkpoint, "--facts", facts, "--edits", 1, "--held-out", text, "--study", study,
+        *SMALL, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    rows = _rows(tmp_path / "run")
+    assert {row["variant"] for row in rows[1:]} == expected
+    assert len({json.dumps(row["drift"]) for row in rows[1:]}) > 1
 
 
 def test_methods_may_be_separated_by_spaces_and_a_bad_record_left_out(run, checkpoint, tmp_path, text):
@@ -215,14 +298,14 @@ def test_methods_may_be_separated_by_spaces_and_a_bad_record_left_out(run, check
     assert "answers" in errors
     code, output, _ = run(*command, "--skip-bad", "--methods", "memit+P", "alphaedit@L2=5,memit")
     assert code == 0
-    written = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    (written,) = json.loads((tmp_path / "run" / "summary.json").read_text())["comparisons"]
     assert [row["variant"] for row in written["rows"]] == ["before", "memit+P", "alphaedit@L2=5", "memit"]
     assert written["settings"]["format"] == "ZsRE"
     assert len(written["settings"]["left_out"]) == 1
     for row in written["rows"]:
-        assert row["per_fact"]["portability"] == [None]
-        assert len(row["intervals"]["efficacy"]) == 2
-    assert "porta" not in output
+        assert "portability" not in row["estimates"]
+        assert row["estimates"]["efficacy"].keys() == {"value", "low", "high"}
+    assert "port. " not in output
 
 
 def test_compare_repeats_itself_to_the_last_digit(run, checkpoint, facts, text, tmp_path):
@@ -232,9 +315,8 @@ def test_compare_repeats_itself_to_the_last_digit(run, checkpoint, facts, text, 
             "compare", checkpoint, "--facts", facts, "--edits", 2, "--batch", 1, "--held-out", text,
             "--methods", "memit+P", *SMALL, "--out", tmp_path / name,
         )  # fmt: skip
-        rows.append(json.loads((tmp_path / name / "comparison.json").read_text())["rows"])
-    for first, second in zip(*rows, strict=True):
-        assert {**first, "seconds": 0} == {**second, "seconds": 0}
+        rows.append(_rows(tmp_path / name))
+    assert rows[0] == rows[1]
 
 
 def test_cache_lists_what_prepare_stored_and_clears_it(run, checkpoint, tmp_path):

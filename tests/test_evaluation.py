@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -17,8 +18,10 @@ from tiny import NAMES, tiny
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.facts import Fact, Probe
-from alphaedit_plugin.evaluation.scores import bootstrap, score
-from alphaedit_plugin.evaluation.scoring import perplexity, score_pairs
+from alphaedit_plugin.evaluation.measured import estimate, mean_of
+from alphaedit_plugin.evaluation.perplexity import Perplexity, perplexity
+from alphaedit_plugin.evaluation.scores import Facts, score
+from alphaedit_plugin.evaluation.scoring import score_pairs
 from alphaedit_plugin.nullspace import Criterion, NullSpace
 from alphaedit_plugin.requests import Request
 from alphaedit_plugin.statistics import Covariance
@@ -199,31 +202,96 @@ def test_facts_without_an_old_object_are_scored_by_token_accuracy(tokenizer):
             "exact": mean(found.exact),
         }
     )
-    assert set(found.intervals()) == set(found.means())
 
 
 def test_a_metric_that_no_fact_has_is_left_out(tokenizer):
     bare = Fact((Request("The capital of {} is", "France", "Rome"),))
     scores = score(model_of(), tokenizer, [bare])
-    assert set(scores.means()) == set(scores.intervals()) == {"efficacy", "exact"}
+    assert set(scores.means()) == {"efficacy", "exact"}
+    assert set(Facts()(model_of(), tokenizer, [bare], None).estimates) == {"efficacy", "exact"}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 @settings(max_examples=25, deadline=None)
 def test_an_interval_holds_the_mean_and_lies_within_the_values(values):
-    low, high = bootstrap(values)
-    mean = sum(values) / len(values)
-    assert min(values) - 1e-12 <= low <= mean + 1e-9
-    assert mean - 1e-9 <= high <= max(values) + 1e-12
-    assert bootstrap(values) == (low, high)
+    found = mean_of([*values, math.nan])
+    assert found.value == pytest.approx(sum(values) / len(values))
+    assert min(values) - 1e-12 <= found.low <= found.value + 1e-9
+    assert found.value - 1e-9 <= found.high <= max(values) + 1e-12
+    assert mean_of(values) == found
+    assert mean_of([math.nan]) is None
 
 
 def test_an_interval_of_many_values_is_that_of_the_normal_distribution():
     values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    low, high = bootstrap(values.tolist())
+    found = mean_of(values.tolist())
     half = 1.96 * float(values.std()) / 20
-    assert low == pytest.approx(float(values.mean()) - half, abs=0.02)
-    assert high == pytest.approx(float(values.mean()) + half, abs=0.02)
+    assert found.low == pytest.approx(float(values.mean()) - half, abs=0.02)
+    assert found.high == pytest.approx(float(values.mean()) + half, abs=0.02)
+
+
+def test_a_statistic_of_items_is_resampled_item_by_item():
+    """The ratio of two sums, against a loop over resamples."""
+    items = np.abs(np.random.default_rng(1).normal(size=(30, 2))) + 1
+    found = estimate(items, lambda sample: sample[..., 0].sum(-1) / sample[..., 1].sum(-1))
+    draws = np.random.default_rng(5)
+    slow = []
+    for _ in range(4000):
+        rows = items[draws.integers(0, 30, 30)]
+        slow.append(rows[:, 0].sum() / rows[:, 1].sum())
+    assert found.value == pytest.approx(items[:, 0].sum() / items[:, 1].sum())
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_measure_of_facts_adds_score_and_locality_to_the_definitions(seed, tokenizer):
+    """Locality against argmax, one token at a time, on the model before and after."""
+    before, after = (tiny("gpt2", vocab_size=512, dtype=torch.float64, seed=s) for s in (seed, seed))
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        weight = after.get_submodule("transformer.h.1.mlp.c_proj").weight
+        weight.add_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * 0.7)
+    zsre = Fact(
+        (Request("{} plays the sport of", "Jordan", "chess"),),
+        locality={"nq": [Probe("The river", ("the old town",)), Probe("The Seine flows", ("to the sea", "away"))]},
+    )
+    facts = [FACT, zsre]
+    first = Facts()(before, tokenizer, facts, None)
+    found = Facts()(after, tokenizer, facts, first)
+    assert "locality" not in first.estimates
+
+    def said(model, prompt, target):
+        ids, tokens = tokenizer(prompt)["input_ids"], []
+        for token in oracle.target_ids(tokenizer, prompt, target):
+            tokens.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids = [*ids, token]
+        return tokens
+
+    asked = [[(prompt, "Paris") for prompt in FACT.neighbours]]
+    asked += [[("The river", "the old town"), ("The Seine flows", "to the sea")]]
+    expected = []
+    for of in asked:
+        pairs = [pair for ask in of for pair in zip(said(before, *ask), said(after, *ask), strict=True)]
+        expected.append(sum(a == b for a, b in pairs) / len(pairs))
+    assert [record["locality"] for record in found.records] == pytest.approx(expected)
+    assert found.estimates["locality"].value == pytest.approx(sum(expected) / 2)
+    means = [found.estimates[name].value for name in ("efficacy", "generalization", "specificity")]
+    assert found.estimates["score"].value == pytest.approx(3 / sum(1 / m for m in means) if all(means) else 0.0)
+    assert [record["efficacy"] for record in found.records] == list(score(after, tokenizer, facts).efficacy)
+    assert found.records[1]["generalization"] is None
+    again = Facts()(before, tokenizer, facts[:1], first)
+    assert again.estimates["locality"].value == 1
+
+
+def test_the_measure_of_perplexity_has_intervals_over_windows(tokenizer):
+    model = model_of()
+    text = " ".join(prompt for prompt, _ in PAIRS) * 40
+    found = Perplexity(text, tokenizer)(model, tokenizer, [], None).estimates["perplexity"]
+    ids = tokenizer(text)["input_ids"]
+    windows = [ids[i : i + 256] for i in range(0, len(ids), 256)]
+    assert len(windows) > 2
+    assert found.value == pytest.approx(oracle.perplexity(model, windows), rel=1e-5)
+    assert found.low < found.value < found.high
 
 
 def test_new_and_old_object_alike_count_for_neither_side(tokenizer):

@@ -11,6 +11,8 @@ import torch
 
 from alphaedit_plugin.compare import compare
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.perplexity import Perplexity
+from alphaedit_plugin.evaluation.scores import Facts
 from alphaedit_plugin.evaluation.scoring import score_pairs
 from alphaedit_plugin.hparams import Hyperparameters
 from alphaedit_plugin.loading import DEMO_MODEL
@@ -78,7 +80,10 @@ def test_the_main_job_learns_the_facts_and_leaves_the_model_as_it_was(demo, fact
         statistics,
         store=store,
         batch_size=1,
-        held_out="The tide comes in twice a day, and the boats in the harbour rise with it.",
+        measures=[
+            Facts(),
+            Perplexity("The tide comes in twice a day, and the boats rise with it.", tokenizer),
+        ],
     )
     unedited, *edited = comparison.rows
     assert [row.variant for row in comparison.rows] == ["before", "memit", "memit+P", "alphaedit", "rect"]

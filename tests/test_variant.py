@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import fields, replace
 
 import pytest
@@ -11,20 +10,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spaces import random_covariance, random_spaces
-from test_memit import CONTEXTS, HYPERPARAMETERS, LAYERS, RECORDS, model_of
+from test_memit import CONTEXTS, HYPERPARAMETERS, LAYERS, model_of
 from tiny import tiny
 
-from alphaedit_plugin.compare import Comparison, Row, compare
 from alphaedit_plugin.editors import MEMIT, ROME, AlphaEdit, MEMITSequential
 from alphaedit_plugin.editors.rect import PAPER_KEEP
-from alphaedit_plugin.errors import AlphaEditError, CompareError, HyperparameterError, WrongModelError
-from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.fingerprint import fingerprints
+from alphaedit_plugin.errors import HyperparameterError
 from alphaedit_plugin.hparams import METHODS, Hyperparameters
-from alphaedit_plugin.nullspace import Criterion
-from alphaedit_plugin.prepare import Statistics
-from alphaedit_plugin.requests import Request
-from alphaedit_plugin.session import Session
 from alphaedit_plugin.variant import GRAMMAR, SOLVERS, Variant
 
 MODEL = tiny("llama")  # of which nothing but its depth is asked
@@ -47,6 +39,7 @@ _CHANGES = {
     ),
     "rewrite_module_tmp": st.sampled_from(["transformer.h.{}.mlp.c_proj", "model.layers.{}.self_attn.o_proj"]),
     "reduced_precision": st.booleans(),
+    "tokens": st.integers(1, 10**9),
     "null_space": st.one_of(
         st.fixed_dictionaries({"threshold": st.floats(1e-3, 1e3)}),
         st.fixed_dictionaries({"energy": st.floats(1e-3, 0.99)}),
@@ -304,231 +297,3 @@ def test_a_variants_editor_solves_sparsifies_and_projects_as_its_name_says(rect,
     assert editor.write.keep == (PAPER_KEEP if rect else None)
     assert (editor.write.null_spaces is not None) == (rect if solver == "alphaedit" else projected)
     assert editor.contexts == CONTEXTS
-
-
-# --------------------------------------------------------------------------------------------------- side by side
-
-HELD_OUT = "When the king came home from the war, the people of the village had already forgotten his name."
-# Steps so long that singular values outgrow the weights', or PRUNE would have nothing to damp.
-LONG = replace(HYPERPARAMETERS, v_lr=50.0, clamp_norm_factor=300.0, null_space=Criterion(nullity=15), L2=0.1)
-OTHERS = {
-    "rome": replace(LONG, layers=(1,), v_lr=0.2, clamp_norm_factor=4.0),
-    "rect+prune": replace(LONG, v_num_grad_steps=3),  # not the edits of rect
-}
-
-
-def facts_of(count: int) -> list[Fact]:
-    return [
-        Fact(
-            (Request.parse({**record, "case_id": number}, "fact"),),
-            "Paris",
-            (f"They said that {record['subject']} is in",),
-            ("The Louvre is in", "Leonardo da Vinci was born in"),
-        )
-        for number, record in enumerate(RECORDS[:count])
-    ]
-
-
-def statistics_of(model) -> Statistics:
-    prints = fingerprints(model, LAYERS)
-    provenance = {"model": "tiny", "fingerprints": {str(layer): prints[layer] for layer in LAYERS}, "template": None}
-    return Statistics({layer: random_covariance(24, layer) for layer in LAYERS}, provenance)
-
-
-def compared(model, tokenizer, names: list[str], **options) -> Comparison:
-    canonical = [str(Variant.parse(name)) for name in names]
-    options = {
-        "hyperparameters": {name: OTHERS.get(name, LONG) for name in canonical},
-        "statistics": statistics_of(model),
-        "batch_size": 2,
-        "held_out": HELD_OUT,
-        **options,
-    }
-    return compare(model, tokenizer, facts_of(3), names, **options)
-
-
-def timeless(row: Row) -> Row:
-    return replace(row, seconds=0.0)
-
-
-VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "rect+prune"]
-VARIANTS += ["memit-seq+rect+P", "memit@layers=[0, 1]", "alphaedit@v_lr=5.0"]
-
-
-@pytest.fixture(scope="module")
-def together(tokenizer) -> Comparison:
-    return compared(model_of(dtype=torch.float32), tokenizer, VARIANTS)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_variants_run_together_give_the_rows_that_they_give_alone(name, together, tokenizer):
-    """Whatever they share: the targets of the first batch, or all edits."""
-    alone = compared(model_of(dtype=torch.float32), tokenizer, [name])
-    assert [row.variant for row in alone.rows] == ["before", name]
-    by_name = {row.variant: row for row in together.rows}
-    for row in alone.rows:
-        assert timeless(row) == timeless(by_name[row.variant])
-    assert alone.settings["hyperparameters"][name] == together.settings["hyperparameters"][name]
-
-
-def test_rows_come_in_the_order_asked_for_and_differ(together):
-    assert [row.variant for row in together.rows] == ["before", *VARIANTS]
-    assert len({row.perplexity for row in together.rows}) == len(together.rows)
-    assert all(math.isfinite(row.perplexity) and row.drift for row in together.rows[1:])
-    assert all(row.seconds > 0 for row in together.rows[1:])
-    by_name = {row.variant: row for row in together.rows}
-    for name in ("prune", "prune+P", "alphaedit+prune"):
-        undamped = by_name[str(Variant.parse(name).trajectory)]
-        assert by_name[name].mean_drift < undamped.mean_drift
-        assert by_name[name].seconds >= undamped.seconds
-    assert set(by_name["rome"].drift) == {1}
-
-
-def test_the_settings_say_all_that_is_needed_to_repeat_a_run(together, tokenizer):
-    """They survive JSON, and the hyperparameters in them give the same rows again."""
-    settings_ = json.loads(json.dumps(together.settings))
-    assert settings_["variants"] == VARIANTS
-    assert (settings_["edits"], settings_["batch_size"]) == (3, 2)
-    assert set(settings_["null_spaces"]) == {name for name in VARIANTS if Variant.parse(name).projected}
-    values = {
-        name: Hyperparameters.from_mapping({k: v for k, v in written.items() if v is not None}, "x")
-        for name, written in settings_["hyperparameters"].items()
-    }
-    again = compared(model_of(dtype=torch.float32), tokenizer, ["prune", "memit"], hyperparameters=values)
-    for row in again.rows:
-        (other,) = (row_ for row_ in together.rows if row_.variant == row.variant)
-        assert timeless(row) == timeless(other)
-
-
-@pytest.mark.parametrize("names", [["memit", "prune"], ["prune", "memit", "rome", "alphaedit"]], ids=str)
-def test_the_model_ends_as_it_began_and_every_row_is_told_of(names, tokenizer):
-    model = model_of(dtype=torch.float32).train()
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    told: list[Comparison] = []
-    result = compared(model, tokenizer, names, on_row=told.append)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    assert all(module.training for module in model.modules())
-    assert [len(comparison.rows) for comparison in told] == list(range(1, len(names) + 2))
-    for comparison, longer in zip(told, [*told[1:], result], strict=True):
-        assert comparison.rows[0].variant == "before"
-        assert [row for row in longer.rows if row in comparison.rows] == comparison.rows
-        assert comparison.settings["variants"] == names
-    assert told[-1].rows == result.rows
-
-
-class _Interrupted(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("after", [1, 2])
-def test_an_interrupted_comparison_leaves_the_model_as_it_was(after, tokenizer):
-    """Between two variants that share their edits, too."""
-    model = model_of(dtype=torch.float32)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-
-    def interrupt(comparison: Comparison) -> None:
-        if len(comparison.rows) == 1 + after:
-            raise _Interrupted
-
-    with pytest.raises(_Interrupted):
-        compared(model, tokenizer, ["memit", "prune", "alphaedit"], on_row=interrupt)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-RESUMED = ["memit", "prune", "rome+P", "alphaedit", "rect+P"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tokenizer) -> Comparison:
-    return compared(model_of(dtype=torch.float32), tokenizer, RESUMED)
-
-
-@pytest.mark.parametrize("killed_at", [(1,), (2, 3), (3, 4, 5), (5, 7), (8,)], ids=str)
-def test_a_run_that_was_killed_goes_on_and_repeats_nothing(killed_at, uninterrupted, tokenizer, tmp_path, monkeypatch):
-    """Killed in the middle of an edit, once or several times."""
-    calls, edit = [], Session.edit
-
-    def counted(self, *args):
-        calls.append(self)
-        if len(calls) in killed_at:
-            raise _Interrupted
-        return edit(self, *args)
-
-    monkeypatch.setattr(Session, "edit", counted)
-    for _ in killed_at:
-        with pytest.raises(_Interrupted):
-            compared(model_of(dtype=torch.float32), tokenizer, RESUMED, folder=tmp_path / "run")
-    result = compared(model_of(dtype=torch.float32), tokenizer, RESUMED, folder=tmp_path / "run")
-    assert list(map(timeless, result.rows)) == list(map(timeless, uninterrupted.rows))
-    assert len(calls) == 2 * 4 + len(killed_at)  # two batches for each of four trajectories
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["comparison.json"]
-
-
-def test_a_folder_of_results_is_added_to_and_never_confused_with_other_settings(tokenizer, tmp_path, monkeypatch):
-    model = model_of(dtype=torch.float32)
-    first = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
-    edits = []
-    monkeypatch.setattr(Session, "edit", lambda self, *_: edits.append(self.variant.solver))
-    again = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
-    assert again.rows == first.rows
-    assert edits == []
-    compared(model, tokenizer, ["memit", "alphaedit"], folder=tmp_path / "run")
-    assert set(edits) == {"alphaedit"}
-    other = replace(LONG, mom2_update_weight=7.0)
-    compared(model, tokenizer, ["memit"], folder=tmp_path / "run", hyperparameters=other)
-    assert edits[-1] == "memit"
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{"variant": "memit"}]}'])
-def test_results_that_cannot_be_read_are_an_error_that_names_the_file(content, tokenizer, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "comparison.json").write_text(content)
-    with pytest.raises(CompareError, match=r"comparison\.json.*another folder"):
-        compared(model_of(dtype=torch.float32), tokenizer, ["memit"], folder=tmp_path / "run")
-
-
-def test_a_variant_named_twice_is_run_once(tokenizer):
-    result = compared(model_of(dtype=torch.float32), tokenizer, ["memit+rect", "rect", "RECT"])
-    assert [row.variant for row in result.rows] == ["before", "rect"]
-
-
-def test_hyperparameters_may_be_one_for_all(tokenizer):
-    model = model_of(dtype=torch.float32)
-    one = compared(model, tokenizer, ["memit", "alphaedit"], hyperparameters=LONG)
-    each = compared(model, tokenizer, ["memit", "alphaedit"])
-    assert list(map(timeless, one.rows)) == list(map(timeless, each.rows))
-
-
-def test_changes_in_a_variants_name_reach_its_run(tokenizer):
-    names = ["memit", "memit@mom2_update_weight=1000", "memit@layers=[1, 2]"]
-    result = compared(model_of(dtype=torch.float32), tokenizer, names, hyperparameters=LONG)
-    _, plain, careful, two = result.rows
-    assert careful.mean_drift < plain.mean_drift
-    assert set(plain.drift) == {0, 1, 2}
-    assert set(two.drift) == {1, 2}
-
-
-def test_statistics_of_another_model_are_refused_before_anything_is_edited(tokenizer):
-    model = model_of(dtype=torch.float32)
-    told: list[Comparison] = []
-    with pytest.raises(WrongModelError):
-        compared(
-            model,
-            tokenizer,
-            ["memit", "memit+P"],
-            statistics=statistics_of(model_of(dtype=torch.float32, seed=1)),
-            on_row=told.append,
-        )
-    assert told == []
-    with pytest.raises(AlphaEditError):
-        compared(model, tokenizer, ["memit"], held_out="")
-
-
-def test_a_comparison_is_saved_as_json(together, tmp_path):
-    read = json.loads(json.dumps(together.as_dict()))
-    assert [row["variant"] for row in read["rows"]] == ["before", *VARIANTS]
-    for row, written in zip(together.rows, read["rows"], strict=True):
-        assert written["mean_drift"] == pytest.approx(row.mean_drift)
-        assert written["perplexity"] == pytest.approx(row.perplexity)
-    assert read["settings"] == json.loads(json.dumps(together.settings))

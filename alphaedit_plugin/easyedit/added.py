@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from ..errors import HyperparameterError
+from ..fingerprint import weights_digest
 from ..hparams import Hyperparameters
 from ..nullspace import NullSpaces
 from ..session import Session
@@ -21,7 +22,7 @@ from ..statistics import Covariance
 from ..variant import Variant
 from .flag import Options
 from .methods import ADDED, restores_by_itself, templates
-from .runs import put_run, run_of, weights_digest
+from .runs import put_run, run_of
 from .statistics import Preserved
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HyperparameterError
+from ..fingerprint import weights_digest
 from ..hook import guard
 from ..modules import Decoder
 from ..nullspace import NullSpaces
@@ -24,7 +25,7 @@ from ..statistics import Covariance
 from .flag import Options
 from .methods import COVERED, check_covered, effective, restores_by_itself, templates
 from .private import another, lend, private_module
-from .runs import put_run, run_of, weights_digest
+from .runs import put_run, run_of
 from .statistics import Preserved
 from .targets import fast_compute_z
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
-
-from ..fingerprint import tensor_digest
-from ..modules import OutProjection
 
 Run = TypeVar("Run")
 
@@ -49,11 +46,6 @@ def run_of(model: nn.Module, hparams: Any, name: str, make: Callable[[], Run]) -
 
 def put_run(model: nn.Module, hparams: Any, name: str, run: Any) -> None:
     _runs(model).by_method(hparams)[name] = run
-
-
-def weights_digest(projections: Mapping[int, OutProjection]) -> str:
-    """Tells whether weights are those that they were."""
-    return " ".join(tensor_digest(projection.stored) for projection in projections.values())
 
 
 def _runs(model: nn.Module) -> Runs:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,23 @@ class Dataset:
 
 
 def load_dataset(source: str | Path, *, skip_bad: bool = False) -> Dataset:
-    """A JSON or JSONL file of a known data set, or the name of one on the Hugging Face hub.
+    """A JSON or JSONL file of a known data set, or one of the Hugging Face hub: "ORG/NAME", or "ORG/NAME:FILE" where
+    a name stands for several data sets ("zjunlp/KnowEdit:benchmark/ZsRE/ZsRE-test-all.json").
 
     Raises RequestError naming the file, the record and the field, unless `skip_bad` leaves such records out; and for
     a file of no known format, or without a record that can be read.
     """
-    records = _records(source)
-    format_ = _recognised(records[0], str(source))
+    records = records_of(source)
+    format_ = _recognised(records, str(source))
     facts, bad = [], []
     for index, record in enumerate(records):
         name = f"{source}, record {index}"
         try:
+            if isinstance(record, ValueError):
+                raise RequestError(f"{name} is not JSON: {record}")
             if not isinstance(record, Mapping):
                 raise RequestError(f"{name} is a {type(record).__name__}, not a mapping")
-            facts.append(format_.parse(record, name))
+            facts.append(format_.parse(_unpacked(record), name))
         except RequestError as failure:
             if not skip_bad:
                 raise
@@ -67,14 +70,17 @@ def load_facts(source: str | Path) -> list[Fact]:
     return load_dataset(source).facts
 
 
-def _records(source: str | Path) -> Sequence[Any]:
+def records_of(source: str | Path) -> Sequence[Any]:
+    """In the file's order; a line that is not JSON is the error that it gave."""
     path = Path(source)
-    if not path.exists() and not path.suffix and str(source).count("/") <= 1:
-        return _from_hub(str(source))
+    name, _, file = str(source).partition(":")
+    if not path.exists() and not Path(name).suffix and name.count("/") <= 1:
+        return _from_hub(name, file)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         lines = [line for line in text.split("\n") if line.strip()]
-        records = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
+        by_line = path.suffix == ".jsonl" or (len(lines) > 1 and lines[0].startswith("{") and lines[0].endswith("}"))
+        records = list(map(_line, lines)) if by_line else json.loads(text)
     except (OSError, ValueError) as failure:
         raise RequestError(f"cannot read facts from {path}: {failure}") from failure
     if not isinstance(records, list) or not records:
@@ -82,7 +88,14 @@ def _records(source: str | Path) -> Sequence[Any]:
     return records
 
 
-def _from_hub(name: str) -> Sequence[Any]:
+def _line(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as failure:
+        return failure
+
+
+def _from_hub(name: str, file: str) -> Sequence[Any]:
     try:
         import datasets
     except ImportError as failure:
@@ -90,20 +103,57 @@ def _from_hub(name: str) -> Sequence[Any]:
             f"there is no file {name}; to read it from the hub, install alphaedit-plugin[evaluation]"
         ) from failure
     try:
-        splits = datasets.load_dataset(name)
+        splits = datasets.load_dataset(name, data_files=file or None)
+        records = list(splits[next(iter(splits))])
     except Exception as failure:  # the hub's, the network's and the builder's errors share no type
         raise RequestError(f"there is no file {name}, and the hub gives no data set: {failure}") from failure
-    return list(splits[next(iter(splits))])
+    if not records:
+        raise RequestError(f"the data set {name} is empty")
+    return records
 
 
-def _recognised(record: Any, source: str) -> Format:
-    if isinstance(record, Mapping):
+def _recognised(records: Sequence[Any], source: str) -> Format:
+    """The format of the first record that is of one."""
+    for record in records:
         for format_ in FORMATS:
-            if format_.fields <= record.keys():
+            if isinstance(record, Mapping) and format_.fields <= record.keys():
                 return format_
     known = "; ".join(f"{f.name} ({', '.join(sorted(f.fields))})" for f in FORMATS)
-    found = f"fields {', '.join(map(str, record))}" if isinstance(record, Mapping) else type(record).__name__
+    first = records[0]
+    found = f"fields {', '.join(map(str, first))}" if isinstance(first, Mapping) else type(first).__name__
     raise RequestError(f"{source} is of no known format: its first record has {found}. Known are: {known}")
+
+
+NESTED = frozenset(
+    {
+        "requested_rewrite",
+        "paraphrase_prompts",
+        "neighborhood_prompts",
+        "generation_prompts",
+        "answers",
+        "loc_ans",
+        "ground_truth",
+        "locality",
+        "portability",
+        "questions",
+        "new_answer_alias",
+        "new_single_hops",
+        "coupled_prompts_and_properties",
+    }
+)
+"""The fields that are lists or mappings, and that data sets on the hub may keep as JSON text."""
+
+
+def _unpacked(record: Json) -> Json:
+    return {key: _from_json(value) if key in NESTED else value for key, value in record.items()}
+
+
+def _from_json(value: Any) -> Any:
+    """What the text of a list or a mapping says; anything else as it is."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        decoded = _line(value)
+        return value if isinstance(decoded, ValueError) else decoded
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------- the formats
@@ -112,8 +162,8 @@ def _recognised(record: Any, source: str) -> Format:
 def _counterfact(record: Json, name: str) -> Fact:
     """CounterFact and multi-CounterFact (Meng et al. 2022, 2023)."""
     request = Request.parse(record, name)
-    rewrite = record["requested_rewrite"]
-    target_true = rewrite.get("target_true")
+    (rewrite,) = _mappings([record.get("requested_rewrite")], f"{name}: requested_rewrite")
+    target_true, target_new = rewrite.get("target_true"), rewrite.get("target_new")
     if isinstance(target_true, Mapping):
         target_true = target_true.get("str")
     if not isinstance(target_true, str) or not target_true.strip():
@@ -123,8 +173,10 @@ def _counterfact(record: Json, name: str) -> Fact:
         target_true.strip(),
         _prompts(record, "paraphrase_prompts", name),
         _prompts(record, "neighborhood_prompts", name),
-        generation=_prompts(record, "generation_prompts", name) if "generation_prompts" in record else (),
-        relation=str(rewrite.get("relation_id", "")),
+        portability=_one_hop(record, name),
+        generation=_prompts(record, "generation_prompts", name) if record.get("generation_prompts") else (),
+        relation=_optional(rewrite, "relation_id", name),
+        target_id=_optional(target_new, "id", name) if isinstance(target_new, Mapping) else "",
     )
 
 
@@ -135,22 +187,38 @@ def _zsre(record: Json, name: str) -> Fact:
     """
     subject = _text(record, "subject", name)
     answers = _answers(record.get("answers"), f"{name}: answers")
-    portability = record.get("portability")
-    ported: dict[str, list[Probe]] = {}
-    if isinstance(portability, Mapping) and "New Question" in portability:
-        ported["One_hop"] = [
-            Probe(
-                _text(portability, "New Question", name),
-                _answers(portability.get("New Answer"), f"{name}: portability"),
-            )
-        ]
     locality = _text(record, "loc", name).removeprefix("nq question: ").rstrip("? ") + "?"
     return Fact(
-        (_request(_text(record, "src", name), subject, answers[0], record, name),),
+        (_request(record, "src", subject, answers[0], name),),
         "",
         (_text(record, "rephrase", name),),
         locality={"NaturalQuestions": [Probe(locality, _answers(record.get("loc_ans"), f"{name}: loc_ans"))]},
-        portability=ported,
+        portability=_one_hop(record, name),
+    )
+
+
+def _longform(record: Json, name: str) -> Fact:
+    """LEME (Rosati et al. 2024): a fact of CounterFact or ZsRE, and two texts to write.
+
+    One is about the subject and one about an entity coupled to it, the first and most related of several; each is told
+    what to mention, the other entity included, and begins with the name.
+    """
+    fact = (_counterfact if "requested_rewrite" in record else _zsre)(record, name)
+    inside = f"{name}: coupled_prompts_and_properties"
+    coupled = record.get("coupled_prompts_and_properties")
+    if not isinstance(coupled, Mapping):
+        raise RequestError(f"{inside} must be a mapping, not {coupled!r}")
+    related = _mappings(coupled.get("coupled_entities"), f"{inside}.coupled_entities")
+    if not related:
+        raise RequestError(f"{inside}.coupled_entities is empty")
+    (about,) = _mappings([coupled.get("subject_entity")], f"{inside}.subject_entity")
+    subject, other = fact.request.subject, _text(related[0], "entity", f"{inside}.coupled_entities")
+    return replace(
+        fact,
+        generation=tuple(
+            f"{_text(entity, 'coupled_prompt', inside)}\n-relationship to {to}\n\n{of}"
+            for entity, to, of in ((about, other, subject), (related[0], subject, other))
+        ),
     )
 
 
@@ -166,9 +234,9 @@ def _easyedit(record: Json, name: str) -> Fact:
         )
         locality["Neighborhood"] = [probe]
     return Fact(
-        (_request(_text(record, "prompt", name), subject, target, record, name),),
-        _optional(record, "ground_truth"),
-        tuple(filter(None, [_optional(record, "rephrase_prompt")])),
+        (_request(record, "prompt", subject, target, name),),
+        _optional(record, "ground_truth", name),
+        tuple(filter(None, [_optional(record, "rephrase_prompt", name)])),
         locality=locality,
     )
 
@@ -177,9 +245,9 @@ def _knowedit(record: Json, name: str) -> Fact:
     """KnowEdit's wiki_recent, wiki_counterfact and ZsRE (Zhang et al. 2024)."""
     subject = _text(record, "subject", name)
     return Fact(
-        (_request(_text(record, "prompt", name), subject, _text(record, "target_new", name), record, name),),
-        _optional(record, "ground_truth"),
-        tuple(filter(None, [_optional(record, "rephrase") or _optional(record, "rephrase_prompt")])),
+        (_request(record, "prompt", subject, _text(record, "target_new", name), name),),
+        _optional(record, "ground_truth", name),
+        tuple(filter(None, [_optional(record, "rephrase", name) or _optional(record, "rephrase_prompt", name)])),
         locality=_probes(record, "locality", name),
         portability=_probes(record, "portability", name),
     )
@@ -188,36 +256,38 @@ def _knowedit(record: Json, name: str) -> Fact:
 def _wikibio(record: Json, name: str) -> Fact:
     """KnowEdit's WikiBio: the passage goes on with what is true instead of what a model made up."""
     subject = _text(record, "concept", name)
-    request = _request(_text(record, "text", name), subject, _text(record, "labels", name), record, name)
+    request = _request(record, "text", subject, _text(record, "labels", name), name)
     return Fact((request,), locality=_probes(record, "locality", name))
 
 
 def _mquake(record: Json, name: str) -> Fact:
     """MQuAKE (Zhong et al. 2023): edits that are written together, and questions that need all of them."""
-    rewrites = record["requested_rewrite"]
+    rewrites = record.get("requested_rewrite")
     if not isinstance(rewrites, list) or not rewrites:
         raise RequestError(f"{name}: requested_rewrite must be a list of edits")
     requests = [
         Request.parse({"case_id": record.get("case_id"), "requested_rewrite": rewrite}, f"{name}, edit {index}")
         for index, rewrite in enumerate(rewrites)
     ]
-    answers = _answers(record.get("new_answer"), f"{name}: new_answer") + tuple(record.get("new_answer_alias") or ())
+    answers = _aliased(record, "new_answer", name)
     hops = [
         Probe(
-            _text(hop, "cloze" if hop.get("cloze") else "question", name),
-            _answers(hop.get("answer"), f"{name}: new_single_hops") + tuple(hop.get("answer_alias") or ()),
+            _text(hop, "cloze" if hop.get("cloze") else "question", f"{name}: new_single_hops"),
+            _aliased(hop, "answer", f"{name}: new_single_hops"),
         )
-        for hop in record.get("new_single_hops") or ()
+        for hop in _mappings(record.get("new_single_hops"), f"{name}: new_single_hops")
     ]
     return Fact(
         tuple(requests),
         questions=tuple(Probe(question, answers) for question in _prompts(record, "questions", name)),
         hops=tuple(hops),
+        relation=_optional(rewrites[0], "relation_id", name),
     )
 
 
 # In this order: whoever has the fields of several is of the first.
 FORMATS = (
+    Format("LEME", frozenset({"coupled_prompts_and_properties"}), _longform),
     Format("MQuAKE", frozenset({"requested_rewrite", "questions", "new_answer"}), _mquake),
     Format("CounterFact", frozenset({"requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"}), _counterfact),
     Format("ZsRE", frozenset({"subject", "src", "rephrase", "answers", "loc", "loc_ans"}), _zsre),
@@ -230,11 +300,14 @@ FORMATS = (
 # ------------------------------------------------------------------------------------------------------------ fields
 
 
-def _request(prompt: str, subject: str, target: str, record: Json, name: str) -> Request:
+def _request(record: Json, key: str, subject: str, target: str, name: str) -> Request:
     """With "{}" at the subject's first place, unless it is there already; what else of it there is stays as it is."""
+    prompt = _text(record, key, name)
     before, found, after = prompt.partition("{}" if prompt.count("{}") == 1 else subject)
     if not found:
-        raise RequestError(f"{name}: the subject {subject!r} is not in the prompt {prompt!r}")
+        raise RequestError(f"{name}: {key}: the subject {subject!r} is not in the prompt {prompt!r}")
+    if "{}" in before:
+        raise RequestError(f"{name}: {key}: '{{}}' stands in the prompt {prompt!r} before the subject {subject!r}")
     case_id = record.get("case_id")
     return Request(
         f"{before}{{}}{after}".rstrip(), subject, target, case_id if isinstance(case_id, int | str) else None
@@ -248,11 +321,10 @@ def _text(record: Json, key: str, name: str) -> str:
     return value.strip()
 
 
-def _optional(record: Json, key: str) -> str:
+def _optional(record: Json, key: str, name: str) -> str:
+    """A text, or the first of several; "" where there is none."""
     value = record.get(key)
-    if isinstance(value, list) and value:
-        value = value[0]
-    return value.strip() if isinstance(value, str) else ""
+    return _answers(value, f"{name}: {key}")[0] if any(_leaves(value)) else ""
 
 
 def _prompts(record: Json, key: str, name: str) -> tuple[str, ...]:
@@ -264,45 +336,74 @@ def _prompts(record: Json, key: str, name: str) -> tuple[str, ...]:
 
 def _answers(value: Any, name: str) -> tuple[str, ...]:
     """Any of these will do: a text, a list of texts, or a list of lists (KnowEdit: every answer with its aliases)."""
-
-    def flat(item: Any) -> Iterable[str]:
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, Sequence):
-            for each in item:
-                yield from flat(each)
-        else:
-            raise RequestError(f"{name} must be text or a list of texts, not {value!r}")
-
-    found = tuple(dict.fromkeys(text.strip() for text in flat(value) if text.strip())) if value is not None else ()
+    leaves = _leaves(value)
+    if not all(isinstance(leaf, str) for leaf in leaves):
+        raise RequestError(f"{name} must be text or a list of texts, not {value!r}")
+    found = tuple(dict.fromkeys(leaf.strip() for leaf in leaves if leaf.strip()))
     if not found:
         raise RequestError(f"{name}: there is no answer in {value!r}")
     return found
 
 
+def _aliased(record: Json, key: str, name: str) -> tuple[str, ...]:
+    """MQuAKE's answers: one text, and its other names beside it."""
+    return _answers([_text(record, key, name), record.get(f"{key}_alias") or []], f"{name}: {key}_alias")
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
+
+
+def _mappings(value: Any, name: str) -> list[Json]:
+    """A list of mappings; an absent one is empty."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise RequestError(f"{name} must be a list of mappings, not {value!r}")
+    return value
+
+
+def _one_hop(record: Json, name: str) -> dict[str, list[Probe]]:
+    """EasyEdit's addition to CounterFact and ZsRE (Yao et al. 2023): a question that the new fact answers anew."""
+    portability = record.get("portability")
+    if portability is None:
+        return {}
+    (portability,) = _mappings([portability], f"{name}: portability")
+    question = _text(portability, "New Question", f"{name}: portability")
+    return {"One_hop": [Probe(question, _answers(portability.get("New Answer"), f"{name}: portability"))]}
+
+
 def _probes(record: Json, key: str, name: str) -> dict[str, list[Probe]]:
-    """By kind; what has an empty prompt or no answer at all (some of KnowEdit's) is no probe."""
+    """By kind; what has an empty prompt or no answer at all (some of KnowEdit's) is no probe.
+
+    The probes of a kind are a list of mappings, or one mapping of lists (`datasets` turns the one into the other), or
+    a single probe.
+    """
     by_kind = record.get(key) or {}
     if not isinstance(by_kind, Mapping):
         raise RequestError(f"{name}: {key} must be a mapping, not {by_kind!r}")
     found: dict[str, list[Probe]] = {}
     for kind, probes in by_kind.items():
-        if not isinstance(probes, list) or not all(isinstance(probe, Mapping) for probe in probes):
-            raise RequestError(f"{name}: {key}.{kind} must be a list of prompts with ground_truth")
+        where = f"{name}: {key}.{kind}"
         kept = [
-            Probe(
-                _text(probe, "prompt", f"{name}: {key}.{kind}"),
-                _answers(probe["ground_truth"], f"{name}: {key}.{kind}"),
-            )
-            for probe in probes
-            if probe.get("prompt") and any(map(bool, _nested(probe.get("ground_truth"))))
+            Probe(_text(probe, "prompt", where), _answers(probe["ground_truth"], where))
+            for probe in _mappings(_listed(probes, where), where)
+            if probe.get("prompt") and any(_leaves(probe.get("ground_truth")))
         ]
         if kept:
             found[str(kind)] = kept
     return found
 
 
-def _nested(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return [leaf for item in value for leaf in _nested(item)]
-    return [value]
+def _listed(probes: Any, name: str) -> Any:
+    """Probes as a list of mappings, from a mapping of lists or of one probe; anything else as it is."""
+    if not isinstance(probes, Mapping):
+        return probes
+    prompts, truths = probes.get("prompt"), probes.get("ground_truth")
+    if not isinstance(prompts, list):
+        return [probes]
+    if not isinstance(truths, list) or len(truths) != len(prompts):
+        raise RequestError(f"{name}: there must be a ground_truth for each prompt")
+    return [{"prompt": prompt, "ground_truth": truth} for prompt, truth in zip(prompts, truths, strict=True)]

@@ -24,7 +24,8 @@ class Fact:
     `paraphrases` are other ways to ask for the new one. `neighbours` are prompts about other subjects of which the
     old object is true, before the edit and after it. `locality` are prompts whose answers must not change,
     `portability` those that must follow from the new fact, both by kind; `questions` are asked over several hops, and
-    `hops` are these one by one. `generation` are prompts to write from. `relation` is Wikidata's property.
+    `hops` are these one by one. `generation` are prompts to write from. `relation` and `target_id` are Wikidata's
+    property and new object.
     """
 
     requests: tuple[Request, ...]
@@ -37,6 +38,7 @@ class Fact:
     hops: tuple[Probe, ...] = ()
     generation: tuple[str, ...] = ()
     relation: str = ""
+    target_id: str = ""
 
     @property
     def request(self) -> Request:

@@ -50,13 +50,15 @@ _ALL = (
     Metric("rte", "RTE", "capability", max, "entailment, F1"),
     Metric("mmlu", "MMLU", "capability", max, "knowledge, F1"),
     Metric("nli", "NLI", "capability", max, "inference, F1"),
+    Metric("shift", "shift", "shift", min, "how far hidden states of other facts moved, relative to their length"),
     Metric(
-        "shift_d1", "D1", "shift", None, "overlap of hidden states before and after, first measure", False, "{:.3f}"
+        "shift_d1", "D1", "shift", max, "overlap of hidden states before and after, first t-SNE axis", False, "{:.3f}"
     ),
+    Metric("shift_d2", "D2", "shift", max, "… along the second axis", False, "{:.3f}"),
+    Metric("shift_p", "P", "shift", max, "states after where the densest 95 % of those before lie; 95 is no shift"),
     Metric(
-        "shift_d2", "D2", "shift", None, "overlap of hidden states before and after, second measure", False, "{:.3f}"
+        "hausdorff", "Hausdorff", "shift", min, "largest distance to the nearest state, in spreads", False, "{:.3f}"
     ),
-    Metric("hausdorff", "Hausdorff", "shift", min, "distance of hidden states before and after", False, "{:.3f}"),
 )
 
 METRICS = {metric.name: metric for metric in _ALL}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from typing import Any
@@ -11,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from .facts import Fact, Probe
+from .measured import Measured, estimate, mean_of
 from .scoring import score_pairs
 
-RESAMPLES, SEED = 2000, 0
+METRICS = ("efficacy", "generalization", "specificity", "portability", "exact")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Scores:
       accepted answers the best.
 
     `exact` is stricter: 1 where each token of the new object is the likeliest one. Teacher forcing flatters all of
-    these ("The Mirage of Model Editing", 2502.11177): see `generation.py` for what the model writes by itself.
+    these ("The Mirage of Model Editing", 2502.11177): see `texts.py` for what the model writes by itself.
+
+    `answers` are the likeliest tokens in the places of the answers to all prompts about other facts.
     """
 
     efficacy: tuple[float, ...]
@@ -38,25 +41,73 @@ class Scores:
     specificity: tuple[float, ...]
     portability: tuple[float, ...]
     exact: tuple[float, ...]
+    answers: tuple[list[list[int]], ...]
 
     def means(self) -> dict[str, float]:
         """Over those facts that have something to ask; metrics for which there are none are left out."""
-        return {name: float(np.nanmean(values)) for name, values in vars(self).items() if not all(map(isnan, values))}
-
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap intervals of the means, over facts."""
-        return {
-            name: bootstrap([value for value in values if not isnan(value)])
-            for name, values in vars(self).items()
-            if not all(map(isnan, values))
-        }
+        columns = {name: getattr(self, name) for name in METRICS}
+        return {name: float(np.nanmean(values)) for name, values in columns.items() if not all(map(isnan, values))}
 
 
-def bootstrap(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of the mean of `values` (Efron & Tibshirani 1993, 13.3); always the same resamples."""
-    sample = np.random.default_rng(SEED).choice(np.asarray(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(sample.mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+class Facts:
+    """The metrics of every fact that was written (`Scores`), their harmonic mean, and locality.
+
+    `score` is the harmonic mean of efficacy, generalization and specificity (Meng et al. 2022), resampled over facts
+    jointly. `locality` (KnowEdit, Zhang et al. 2024): the share of tokens answered to prompts about other facts, under
+    teacher forcing, that are those from before the edits, right or wrong.
+    """
+
+    name = "facts"
+
+    def identity(self) -> Mapping[str, Any]:
+        return {}
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        facts: Sequence[Fact],
+        before: Measured | None,
+        *,
+        progress: bool = False,
+    ) -> Measured:
+        scores = score(model, tokenizer, facts, progress=progress)
+        columns: dict[str, Sequence[float]] = {name: getattr(scores, name) for name in METRICS}
+        if before is not None:
+            columns["locality"] = [
+                _unchanged(record["answers"], now)
+                for record, now in zip(before.records, scores.answers, strict=False)  # those edited so far are first
+            ]
+        estimates = {name: value for name, values in columns.items() if (value := mean_of(values)) is not None}
+        parts = ("efficacy", "generalization", "specificity")
+        if estimates.keys() >= set(parts):
+            estimates["score"] = estimate(np.asarray([columns[part] for part in parts]).T, _harmonic)
+        records = [
+            {
+                "case_id": fact.request.case_id,
+                "subject": fact.request.subject,
+                "relation": fact.relation,
+                "prompt": fact.request.text,
+                "target_new": fact.request.target_new,
+                **{name: None if isnan(values[i]) else values[i] for name, values in columns.items()},
+                "answers": scores.answers[i],
+            }
+            for i, fact in enumerate(facts)
+        ]
+        return Measured(estimates, records)
+
+
+def _unchanged(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> float:
+    same = [old == new for olds, news in zip(before, now, strict=True) for old, new in zip(olds, news, strict=True)]
+    return _mean(same)
+
+
+def _harmonic(sample: np.ndarray) -> np.ndarray:
+    """… × n × k → …: the harmonic mean of the k means over items, nan being no item; 0 where one of them is."""
+    known = ~np.isnan(sample)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.nan_to_num(np.where(known, sample, 0).sum(-2) / known.sum(-2))
+        return means.shape[-1] / (1 / means).sum(-1)
 
 
 def score(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, progress: bool = False) -> Scores:
@@ -70,7 +121,8 @@ def score(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, progress: 
     scored = score_pairs(model, tokenizer, list(asked), progress=progress)
     likelihood, accuracy = scored.mean_log_probability.tolist(), scored.accuracy.tolist()
     rows = [plan.scores(likelihood, accuracy) for plan in plans]
-    return Scores(*map(tuple, zip(*rows, strict=True)))
+    answers = tuple([scored.predicted[pair] for pair in plan.others] for plan in plans)
+    return Scores(**dict(zip(METRICS, map(tuple, zip(*rows, strict=True)), strict=True)), answers=answers)
 
 
 class _Plan:
@@ -90,9 +142,12 @@ class _Plan:
 
         self.locality = probes([probe for kind in fact.locality.values() for probe in kind])
         self.portability = probes([probe for kind in fact.portability.values() for probe in kind])
+        self.others = [answers[0] for answers in self.locality]
+        if self.compares:
+            self.others += [old for old, _ in self.neighbours]
 
     def scores(self, likelihood: Sequence[float], accuracy: Sequence[float]) -> tuple[float, ...]:
-        """In the order of Scores' fields."""
+        """In the order of METRICS."""
 
         def best(probes: Sequence[Sequence[int]]) -> list[float]:
             return [max(accuracy[pair] for pair in probe) for probe in probes]

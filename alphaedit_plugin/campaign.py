@@ -1,0 +1,218 @@
+"""Comparisons of a whole run: every model × data set × seed, measured alike, in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .compare import canonical, compare
+from .easyedit.baseline import hyperparameters, is_baseline, layers_of, parse_baseline
+from .errors import CorpusError, NullSpaceError, RequestError
+from .evaluation.datasets import Dataset, load_dataset
+from .evaluation.facts import Fact
+from .evaluation.measured import Measure
+from .evaluation.perplexity import Perplexity
+from .evaluation.scores import Facts
+from .modules import Decoder
+from .prepare import TOKENS_PER_DIMENSION, null_spaces_of
+from .ready import Ready
+from .results import Comparison
+from .runs import identity_of
+from .shipped import shipped
+from .studies import SHARES, Plan, sampled, study_named
+from .variant import Variant
+
+log = logging.getLogger(__name__)
+
+DEFAULTS = Plan(methods=("memit", "memit+P", "alphaedit"), texts=0)
+DEMO_EDITS = 20
+MULTIHOP_CASES = 100
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What `alphaedit compare` was asked for. Data, prompts and texts are read, and so checked, before any model."""
+
+    models: tuple[str, ...]
+    data: tuple[str, ...]
+    seeds: tuple[int | None, ...]
+    study: str | None
+    plan: Plan
+    batch: int
+    snippets: Path | None
+    tasks: Path | None
+    task_limit: int
+    harness: tuple[str, ...]
+    shift: Path | None
+    shift_limit: int
+    held_out: Path | None
+    skip_bad: bool
+    baseline_hparams: Path | None
+    keep_sessions: bool
+    folder: Path
+    progress: bool
+    command: tuple[str, ...]
+
+    def run(
+        self,
+        load: Callable[[str], tuple[Any, Any]],
+        ready: Callable[[Any, Any, str, Sequence[str], Mapping[str, Sequence[int]]], Ready],
+        *,
+        wait: bool = True,
+        on_row: Callable[[Comparison], None] = lambda comparison: None,
+    ) -> list[Comparison]:
+        """Every comparison; `load` gives (model, tokenizer) by name, `ready` what its methods need."""
+        study = study_named(self.study)
+        plan = self.plan.over(study.plan).over(DEFAULTS)
+        sources = self.data or (str(shipped("examples/facts.json")),)
+        datasets = {source: load_dataset(source, skip_bad=self.skip_bad) for source in sources}
+        chosen = {source: list(study.facts(dataset.facts)) for source, dataset in datasets.items()}
+        fewest = min(map(len, chosen.values()))
+        if plan.edits is not None and plan.edits > fewest:
+            raise RequestError(f"--edits must be from 1 to {fewest} (the facts there are)")
+        held_out = self.held_out or shipped("examples/heldout.txt")
+        text = _text(held_out)
+        results = []
+        for name in self.models:
+            model, tokenizer = load(name)
+            tokens = plan.tokens or TOKENS_PER_DIMENSION * Decoder(model).out_projection(0).d_in
+            if study.shares_text and plan.tokens is None:
+                tokens = round(tokens * 0.2 / min(SHARES))  # the least share is to be two for each dimension
+            methods = [canonical(method) for method in study.methods(plan.methods or (), tokens)]
+            baseline_hparams = self._baseline_hparams(methods)
+            prepared = ready(model, tokenizer, name, methods, _layers_of_baselines(model, methods, baseline_hparams))
+            if self.study is not None:
+                methods = _possible(prepared, methods)
+            common = self._common_measures(prepared, text, [fact for of in chosen.values() for fact in of])
+            for source, seed in ((source, seed) for source in sources for seed in self.seeds):
+                pool = chosen[source]
+                facts = sampled(pool, plan.edits or (len(pool) if self.data else DEMO_EDITS), seed)
+                results.append(
+                    compare(
+                        prepared.model,
+                        prepared.tokenizer,
+                        facts,
+                        methods,
+                        prepared.hyperparameters_of,
+                        prepared.statistics_of,
+                        batch_size=self.batch,
+                        measures=[Facts(), *self._written_measures(facts, plan), *common],
+                        every=plan.every,
+                        baseline_hparams=baseline_hparams,
+                        store=prepared.store,
+                        folder=self.folder / cell_name(name, source, seed),
+                        keep_sessions=self.keep_sessions,
+                        wait=wait,
+                        on_row=on_row,
+                        progress=self.progress,
+                        settings=self._settings(prepared, name, source, seed, datasets[source], facts, held_out),
+                    )
+                )
+        return results
+
+    def _baseline_hparams(self, methods: Sequence[str]) -> dict[str, Any]:
+        """Of EasyEdit's variants, where the folder has a METHOD.yaml."""
+        if self.baseline_hparams is None:
+            return {}
+        paths = {
+            name: self.baseline_hparams / f"{parse_baseline(name).method}.yaml" for name in methods if is_baseline(name)
+        }
+        return {name: str(path) for name, path in paths.items() if path.exists()}
+
+    def _written_measures(self, facts: Sequence[Fact], plan: Plan) -> Iterator[Measure]:
+        if plan.texts:
+            from .evaluation.consistency import references
+            from .evaluation.texts import Texts
+
+            yield Texts(limit=plan.texts, references=references(self.snippets) if self.snippets else None)
+        if any(fact.questions for fact in facts):
+            from .evaluation.multihop import MultiHop
+
+            yield MultiHop(limit=MULTIHOP_CASES)
+
+    def _common_measures(self, prepared: Ready, text: str, facts: Sequence[Fact]) -> list[Measure]:
+        """Those that do not depend on the facts."""
+        found: list[Measure] = [Perplexity(text, prepared.tokenizer)]
+        if self.tasks is not None:
+            from .evaluation.capability import Capability
+
+            found.append(Capability.from_folder(self.tasks, limit=self.task_limit))
+        if self.harness:
+            from .evaluation.harness import Harness
+
+            found.append(Harness(self.harness, limit=self.task_limit))
+        if self.shift is not None:
+            from .evaluation.shift import Shift, held_out, prompts_from
+
+            layer = max(layer for values in prepared.hyperparameters_of.values() for layer in values.layers)
+            found.append(Shift(held_out(prompts_from(self.shift), facts)[: self.shift_limit], layer))
+        return found
+
+    def _settings(
+        self,
+        prepared: Ready,
+        name: str,
+        source: str,
+        seed: int | None,
+        dataset: Dataset,
+        facts: Sequence[Fact],
+        held_out: Path,
+    ) -> dict[str, Any]:
+        return {
+            "command": list(self.command),
+            "study": self.study,
+            "model": name,
+            "data": source,
+            "format": dataset.format,
+            "seed": seed,
+            "data_sha256": identity_of([asdict(fact) for fact in facts]),
+            "left_out": dataset.bad,
+            "held_out": str(held_out),
+            "held_out_sha256": hashlib.sha256(held_out.read_bytes()).hexdigest(),
+            "dtype": str(prepared.model.dtype),
+            "device": str(Decoder(prepared.model).device),
+        }
+
+
+def _layers_of_baselines(model: Any, methods: Sequence[str], given: Mapping[str, Any]) -> dict[str, list[int]]:
+    named = {name: parse_baseline(name) for name in methods if is_baseline(name)}
+    return {name: layers_of(hyperparameters(of, model, given.get(name))) for name, of in named.items()}
+
+
+def _possible(prepared: Ready, methods: Sequence[str]) -> list[str]:
+    """Those of a study's variants that leave something null and something not, on this model; the others are warned of.
+
+    Raises NullSpaceError where none does.
+    """
+    found, failure_of_last = [], None
+    for method in methods:
+        try:
+            if not is_baseline(method) and (variant := Variant.parse(method)).projected:
+                values = variant.hyperparameters(prepared.model, "", prepared.hyperparameters_of[method])
+                statistics = prepared.statistics_of[method].of_layers(values.layers)
+                null_spaces_of(statistics, values.null_space, store=prepared.store)
+            found.append(method)
+        except NullSpaceError as failure:
+            failure_of_last = failure
+            log.warning("%s is left out: %s", method, failure)
+    if failure_of_last is not None and not found:
+        raise failure_of_last
+    return found
+
+
+def cell_name(model: str, source: str, seed: int | None) -> str:
+    """The folder of a cell inside a run, readable: its end tells apart what is called alike."""
+    parts = [Path(model.rstrip("/")).name, Path(source.rstrip("/")).stem, *([] if seed is None else [f"seed{seed}"])]
+    return "-".join(re.sub(r"[^\w.+=-]", "_", part) for part in parts)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise CorpusError(f"cannot read the held-out text {path}: {failure}") from failure

@@ -1,0 +1,187 @@
+"""How alike what a model writes about a subject and what is written about its new object are (Meng et al. 2022, §3.4).
+
+Both are TF-IDF vectors over words (scikit-learn's `TfidfVectorizer`), and the likeness is their cosine: 0 where they
+share no word, 1 where they use the same words equally often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..corpus import documents
+from ..errors import AlphaEditError, CorpusError
+from .facts import Fact
+
+DOCUMENTS, PASSAGES = 10_000, 50
+
+
+class References(ABC):
+    """Reference texts about new objects, read when they are first needed.
+
+    Raises AlphaEditError where scikit-learn is not installed, CorpusError where the source is not what it should be.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = source
+        self._words = _vectorizer()
+        self._vectors: dict[Any, Any] = {}
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the cosines."""
+
+    @abstractmethod
+    def key(self, fact: Fact) -> Any:
+        """What a fact's reference texts are looked up by."""
+
+    @abstractmethod
+    def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
+        """The texts of those of `keys` that have some; sets `_words`, which must not depend on `keys`."""
+
+    def cosines(self, facts: Sequence[Fact], texts: Sequence[str]) -> list[float]:
+        """Of each fact's text with the fact's reference texts, joined; nan where it has none."""
+        keys = [self.key(fact) for fact in facts]
+        if not self._vectors.keys() >= set(keys):
+            found = self._read(set(keys))
+            self._vectors = {
+                key: self._words.transform([" ".join(found[key])]) if found.get(key) else None for key in set(keys)
+            }
+        return [
+            float((self._words.transform([text]) @ self._vectors[key].T).sum())
+            if self._vectors[key] is not None
+            else nan
+            for key, text in zip(keys, texts, strict=True)
+        ]
+
+
+class Snippets(References):
+    """ROME's `attribute_snippets.json`: Wikipedia on other subjects that have the new object (relation and id).
+
+    Words weigh as in ROME's `idf.npy` and `tfidf_vocab.json` where these lie beside it, otherwise by how many of the
+    file's texts hold them, which is how ROME made these.
+    """
+
+    def identity(self) -> Mapping[str, Any]:
+        beside = {file.name: _digest(file) for file in self._weights if file.is_file()}
+        return {"snippets": _digest(Path(self.source)), **(beside if len(beside) == 2 else {})}
+
+    def key(self, fact: Fact) -> tuple[str, str]:
+        return fact.relation, fact.target_id
+
+    @property
+    def _weights(self) -> tuple[Path, Path]:
+        folder = Path(self.source).parent
+        return folder / "idf.npy", folder / "tfidf_vocab.json"
+
+    def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
+        entries = self._entries()
+        idf, vocabulary = self._weights
+        if idf.is_file() and vocabulary.is_file():
+            try:
+                self._words = _vectorizer(vocabulary=json.loads(vocabulary.read_text(encoding="utf-8")))
+                self._words.idf_ = np.load(idf, allow_pickle=False)
+            except (OSError, ValueError, AttributeError) as failure:
+                raise CorpusError(
+                    f"cannot read word weights from {idf} and {vocabulary}: {failure}. Delete both to make them anew"
+                ) from failure
+        else:
+            self._words = _fitted(itertools.chain.from_iterable(texts for _, texts in entries), self.source)
+        found: dict[Any, list[str]] = {}
+        for key, texts in entries:
+            if key in keys:
+                found.setdefault(key, []).extend(texts)
+        return found
+
+    def _entries(self) -> list[tuple[tuple[str, str], list[str]]]:
+        try:
+            records = json.loads(Path(self.source).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as failure:
+            raise CorpusError(f"cannot read reference texts from {self.source}: {failure}") from failure
+        if not isinstance(records, list) or not records:
+            raise CorpusError(f"{self.source} holds no list of reference texts")
+        entries = []
+        for index, record in enumerate(records):
+            try:
+                texts = [sample["text"] for sample in record["samples"]]
+                entries.append(((record["relation_id"], record["target_id"]), texts))
+                " ".join(texts)  # texts or a TypeError
+            except (KeyError, TypeError) as failure:
+                raise CorpusError(
+                    f"{self.source}, record {index}: not relation_id, target_id and samples with a text ({failure!r})"
+                ) from failure
+        return entries
+
+
+class Passages(References):
+    """The paragraphs of a corpus (`corpus.documents`) that name the new object: as it is written, as whole words.
+
+    The first 50 for each object, from the first 10,000 documents in the corpus's shuffled order. Words weigh by how
+    many paragraphs of these documents hold them.
+    """
+
+    def identity(self) -> Mapping[str, Any]:
+        path = Path(self.source).expanduser()
+        if not path.exists():
+            return {"corpus": str(self.source)}
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        return {"corpus": {str(file.relative_to(path)): _digest(file) for file in files}}
+
+    def key(self, fact: Fact) -> str:
+        return fact.request.target_new
+
+    def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
+        texts = itertools.islice(documents(self.source), DOCUMENTS)
+        paragraphs = [part.strip() for text in texts for part in text.split("\n") if part.strip()]
+        self._words = _fitted(paragraphs, self.source)
+        found: dict[Any, list[str]] = {}
+        for key in keys:
+            whole = re.compile(rf"(?<!\w){re.escape(key)}(?!\w)")
+            naming = (paragraph for paragraph in paragraphs if key in paragraph and whole.search(paragraph))
+            found[key] = list(itertools.islice(naming, PASSAGES))
+        return found
+
+
+def references(source: str | Path) -> References:
+    """Snippets for a JSON list, Passages for everything else."""
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".json" and path.is_file():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            if file.read(1000).lstrip().startswith("["):
+                return Snippets(path)
+    return Passages(source)
+
+
+def _vectorizer(**settings: Any) -> Any:
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError as failure:
+        raise AlphaEditError("consistency needs scikit-learn: pip install 'alphaedit-plugin[evaluation]'") from failure
+    return TfidfVectorizer(**settings)
+
+
+def _fitted(texts: Iterable[str], source: str | Path) -> Any:
+    try:
+        return _vectorizer().fit(texts)
+    except ValueError as failure:
+        raise CorpusError(f"there are no words in {source}: {failure}") from failure
+
+
+def _digest(path: Path) -> str:
+    running = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                running.update(chunk)
+    except OSError as failure:
+        raise CorpusError(f"cannot read reference texts from {path}: {failure}") from failure
+    return running.hexdigest()

@@ -1,0 +1,228 @@
+"""What a model writes after prompts: many at once, none padded."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..batches import Tokens
+from ..corpus import unsayable
+from ..errors import RequestError
+from ..modules import Decoder, eager_attention
+from ..requests import encode
+from ..trace import evaluating, logits_at
+
+SEED = 0
+_WORTH_SHARING = 16
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """As the model meets a prompt: with a BOS where its tokenizer adds one, without special tokens at the end."""
+    return encode(tokenizer, "{}", prompt).ids
+
+
+def write(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    tokens: int | Sequence[int],
+    *,
+    top_k: int | None = None,
+    seed: int = SEED,
+    stop: str | None = None,
+    batch_tokens: int = 8192,
+    progress: bool = False,
+) -> list[str]:
+    """What the model writes after each prompt: at most `tokens` tokens (for all alike, or for each).
+
+    A text ends before the end-of-text token, before `stop`, and where the model's positions end. Other special tokens
+    are never written. Every token is the likeliest one, or with `top_k` drawn from the `top_k` likeliest at
+    temperature 1; what is drawn depends on seed and prompt alone, not on the prompts beside it.
+
+    Raises RequestError for a prompt without tokens, or with more than the model has positions.
+    """
+    limits = [tokens] * len(prompts) if isinstance(tokens, int) else list(tokens)
+    asked: dict[tuple[str, int], int] = {}
+    for ask in zip(prompts, limits, strict=True):
+        asked.setdefault(ask, len(asked))
+    starts = [prompt_ids(tokenizer, prompt) for prompt, _ in asked]
+    ends = _ends(model, tokenizer)
+
+    def said(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    with tqdm(total=len(asked), desc="writing", unit="text", disable=not progress, leave=False) as bar:
+        written = continuations(
+            model,
+            starts,
+            [limit for _, limit in asked],
+            ends=ends,
+            banned=sorted({*unsayable(model, tokenizer)} - ends),
+            top_k=top_k,
+            seed=seed,
+            finished=lambda new: stop is not None and stop in said(new),
+            batch_tokens=batch_tokens,
+            on_text=bar.update,
+        )
+    texts = []
+    for start, new in zip(starts, written, strict=True):
+        before, whole = said(start), said([*start, *new])
+        # Decoded by themselves, the new tokens may lack the space before their first word.
+        text = whole[len(before) :] if whole.startswith(before) else said(new)
+        texts.append(text if stop is None else text.partition(stop)[0])
+    return [texts[asked[ask]] for ask in zip(prompts, limits, strict=True)]
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end a text: the tokenizer's, and those that the model's generation settings name (chat models: more)."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return {
+        token
+        for token in (tokenizer.eos_token_id, *(named if isinstance(named, list) else [named]))
+        if token is not None
+    }
+
+
+@torch.no_grad()
+def continuations(
+    model: nn.Module,
+    starts: Sequence[Tokens],
+    limits: Sequence[int],
+    *,
+    ends: Collection[int] = (),
+    banned: Sequence[int] = (),
+    top_k: int | None = None,
+    seed: int = SEED,
+    finished: Callable[[list[int]], bool] = lambda new: False,
+    batch_tokens: int = 8192,
+    on_text: Callable[[], Any] = lambda: None,
+) -> list[list[int]]:
+    """The tokens that follow each of `starts`, at most its limit of them, without the one of `ends` that ended it.
+
+    Texts of a batch advance side by side from the shortest's end: one that is behind its own start reads, the others
+    write. So rows are always equally long, there is no padding, and no architecture needs a mask or positions.
+    """
+    room = _positions(model)
+    for start in starts:
+        if len(start) > room:
+            raise RequestError(f"a prompt has {len(start)} tokens, but the model has only {room} positions")
+    order = sorted(range(len(starts)), key=lambda row: len(starts[row]))
+    longest = [min(len(start) + limit, room) for start, limit in zip(starts, limits, strict=True)]
+    written: list[list[int]] = [[] for _ in starts]
+    choose = _Chooser(banned, top_k)
+    with evaluating(model), eager_attention(model):
+        for rows in _batches(order, longest, batch_tokens):
+            texts = [_Text(starts[row], longest[row], ends, finished, seed) for row in rows]
+            _advance(model, texts, choose, on_text)
+            for row, text in zip(rows, texts, strict=True):
+                written[row] = text.new
+    return written
+
+
+def _positions(model: Any) -> float:
+    config = getattr(model.config, "get_text_config", lambda: model.config)()
+    known = getattr(config, "max_position_embeddings", None)
+    return known if isinstance(known, int) and known > 0 else float("inf")
+
+
+def _batches(order: Sequence[int], longest: Sequence[float], tokens: int) -> list[list[int]]:
+    """In that order, each of at most `tokens` tokens when all its texts are complete; at least one text."""
+    found: list[list[int]] = []
+    width = 0.0
+    for row in order:
+        width = max(width, longest[row])
+        if not found or width * (len(found[-1]) + 1) > tokens:
+            found.append([])
+            width = longest[row]
+        found[-1].append(row)
+    return found
+
+
+class _Text:
+    """One text as it grows."""
+
+    def __init__(
+        self, start: Tokens, longest: float, ends: Collection[int], finished: Callable[[list[int]], bool], seed: int
+    ) -> None:
+        self.ids, self.begun = list(start), len(start)
+        self.longest, self.ends, self.finished = longest, ends, finished
+        self.random = random.Random(f"{seed} {self.ids}")
+        self.over = self.begun >= longest
+
+    @property
+    def new(self) -> list[int]:
+        return self.ids[self.begun :]
+
+    def add(self, token: int) -> None:
+        if token in self.ends:
+            self.over = True
+            return
+        self.ids.append(token)
+        self.over = len(self.ids) >= self.longest or self.finished(self.new)
+
+
+class _Chooser:
+    """The next token of each row of logits (n × vocabulary): the likeliest, or one of the `top_k` likeliest."""
+
+    def __init__(self, banned: Sequence[int], top_k: int | None) -> None:
+        self.banned, self.top_k = list(banned), top_k
+
+    def __call__(self, logits: Tensor, texts: Sequence[_Text]) -> list[int]:
+        logits = logits.float()
+        logits[:, self.banned] = -torch.inf
+        if self.top_k is None:
+            return logits.argmax(-1).tolist()
+        best = logits.topk(min(self.top_k, logits.shape[1]))
+        reached = best.values.softmax(-1).double().cumsum(-1).cpu()
+        drawn = torch.tensor([[text.random.random()] for text in texts], dtype=torch.float64) * reached[:, -1:]
+        return best.indices.cpu().gather(1, torch.searchsorted(reached, drawn, right=True)).flatten().tolist()
+
+
+def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Callable[[], Any]) -> None:
+    """Write all `texts` to their ends, with one cache; what is over leaves it."""
+    decoder = Decoder(model)
+    for _ in range(sum(text.over for text in texts)):
+        on_text()
+    live = [text for text in texts if not text.over]
+    cache, done = _shared_cache(model, live, decoder.device)
+    upto = min((len(text.ids) for text in live), default=0)
+    while live:
+        step = torch.tensor([text.ids[done:upto] for text in live])
+        with logits_at(decoder.head, torch.arange(len(live)), torch.full((len(live),), -1)):
+            output = model(input_ids=step.to(decoder.device), past_key_values=cache, use_cache=True)
+        cache, done, upto = output.past_key_values, upto, upto + 1
+        writing = [row for row, text in enumerate(live) if len(text.ids) == done]
+        if not writing:
+            continue
+        writers = [live[row] for row in writing]
+        for text, token in zip(writers, choose(output.logits[0][writing], writers), strict=True):
+            text.add(token)
+        keep = [row for row, text in enumerate(live) if not text.over]
+        for _ in range(len(live) - len(keep)):
+            on_text()
+        if len(keep) < len(live) and hasattr(cache, "batch_select_indices"):
+            cache.batch_select_indices(torch.tensor(keep, dtype=torch.long))
+        elif len(keep) < len(live):  # a cache of the model's own: read again what remains
+            cache, done = None, 0
+        live = [live[row] for row in keep]
+
+
+def _shared_cache(model: Any, texts: Sequence[_Text], device: torch.device) -> tuple[Any, int]:
+    """(cache, its length) of the tokens with which all texts begin, read once for all; (None, 0) if they are few."""
+    columns = zip(*(text.ids[:-1] for text in texts), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    if len(texts) < 2 or shared < _WORTH_SHARING:
+        return None, 0
+    ids = torch.tensor([texts[0].ids[:shared]], device=device)
+    with logits_at(Decoder(model).head, torch.tensor([0]), torch.tensor([-1])):
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+    if not hasattr(cache, "batch_repeat_interleave"):
+        return None, 0
+    cache.batch_repeat_interleave(len(texts))
+    return cache, shared

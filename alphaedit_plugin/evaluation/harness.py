@@ -1,0 +1,170 @@
+"""Tasks of EleutherAI's lm-evaluation-harness on the model as it is: whatever general capability one wants to know."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import AlphaEditError
+from ..trace import evaluating
+from .facts import Fact
+from .measured import Estimate, Measured
+
+PREFIX = "lm_eval:"
+_MAIN = ("acc_norm", "acc", "f1", "exact_match", "em", "mcc")
+"""Of a task's metrics the first of these is taken: shares of which more is better."""
+
+
+class HarnessError(AlphaEditError):
+    """lm-evaluation-harness is missing, or cannot run a task."""
+
+
+class Harness:
+    """The main metric of each task, with the 95 % interval of its standard error, as `lm_eval:TASK`.
+
+    A group of tasks (mmlu) has its aggregate, or, like a tag, each of its members. One record an example: task (with
+    prefix), index (lm_eval's doc_id), and value, its share of the main metric. lm_eval seeds all randomness itself,
+    so a model gets the same result every time; the random states are put back.
+    """
+
+    name = "lm_eval"
+
+    def __init__(
+        self, tasks: Sequence[str], *, limit: int | None = None, include_path: str | Path | None = None
+    ) -> None:
+        """`limit` examples a task, the first ones (all, if None); `include_path` is a folder of tasks of one's own.
+
+        Raises HarnessError when lm_eval is not there, and naming a task that it does not know.
+        """
+        self._lm_eval = _lm_eval()
+        self.tasks, self.limit = list(tasks), limit
+        self.include_path = None if include_path is None else str(include_path)
+        self._manager = self._lm_eval.tasks.TaskManager(include_path=self.include_path)
+        for task in self.tasks:
+            if task not in self._manager.all_tasks:
+                close = get_close_matches(task, self._manager.all_tasks)
+                hint = f"did you mean {', '.join(close)}?" if close else "`lm_eval ls tasks` lists them"
+                raise HarnessError(f"lm_eval knows no task {task!r}: {hint}")
+
+    def identity(self) -> dict[str, Any]:
+        """Tasks, limit, lm_eval's version, and a digest of one's own task files. The tasks' data is not part of it."""
+        folder = Path(self.include_path or "")
+        own = [path.read_bytes() for path in sorted(folder.rglob("*.yaml"))] if self.include_path else []
+        return {
+            "tasks": self.tasks,
+            "limit": self.limit,
+            "lm_eval": self._lm_eval.__version__,
+            "own_tasks": hashlib.sha256(b"\0".join(own)).hexdigest() if own else None,
+        }
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        facts: Sequence[Fact] = (),
+        before: Measured | None = None,
+        *,
+        progress: bool = False,
+    ) -> Measured:
+        """Measure the model as it is; neither the facts nor what was before matter.
+
+        Raises HarnessError, naming the task, where its data cannot be had or it has no metric that is known here.
+        """
+        from lm_eval.models.huggingface import HFLM
+
+        estimates: dict[str, Estimate] = {}
+        records: list[dict[str, Any]] = []
+        quiet = nullcontext() if progress else redirect_stderr(io.StringIO())  # where its progress bars go
+        with _same_random_states(), evaluating(model), torch.no_grad(), quiet:
+            # Its wrapper gives the tokenizer a padding token.
+            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=8)
+            for task in self.tasks:
+                found = self._run(wrapped, task)
+                for name, metrics in _scored(task, found):
+                    metric, filtered = _main_metric(name, metrics)
+                    estimates[PREFIX + name] = _estimate(metrics, metric, filtered)
+                    records += [
+                        {"task": PREFIX + name, "index": sample["doc_id"], "value": float(sample[metric])}
+                        for sample in found["samples"].get(name, ())
+                        if isinstance(sample.get(metric), int | float) and sample.get("filter", filtered) == filtered
+                    ]
+        return Measured(estimates, records)
+
+    def _run(self, wrapped: Any, task: str) -> Mapping[str, Any]:
+        try:
+            found = self._lm_eval.simple_evaluate(
+                model=wrapped, tasks=[task], limit=self.limit, task_manager=self._manager
+            )
+        except Exception as failure:  # the hub's, the network's, the data's and the task's errors share no type
+            raise HarnessError(
+                f"lm_eval cannot run the task {task!r}: {type(failure).__name__}: {failure}. Its data must be on this "
+                "machine or within reach of it"
+            ) from failure
+        return found  # type: ignore[no-any-return]
+
+
+def _lm_eval() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface
+        import lm_eval.tasks
+    except ImportError as failure:
+        raise HarnessError(
+            f"tasks of lm-evaluation-harness need lm_eval ({failure}): pip install 'alphaedit-plugin[harness]'"
+        ) from failure
+    return lm_eval
+
+
+def _scored(task: str, found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The task with its metrics, or, of a group or tag without any, its members."""
+    results = found["results"]
+    if any(_number(value) for key, value in results.get(task, {}).items() if "," in key):
+        return [(task, results[task])]
+    return [(name, results[name]) for name in results if name in found["samples"]]
+
+
+def _main_metric(task: str, metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """(metric, filter): lm_eval writes "metric,filter" for what it took from the answers that a filter left."""
+    for metric in _MAIN:
+        for key, value in metrics.items():
+            name, _, filtered = key.partition(",")
+            if name == metric and filtered and _number(value):
+                return metric, filtered
+    known = ", ".join(sorted({key.partition(",")[0] for key in metrics if "," in key and "_stderr" not in key}))
+    raise HarnessError(f"the task {task!r} has none of {', '.join(_MAIN)}, but {known or 'no metric'}: leave it out")
+
+
+def _estimate(metrics: Mapping[str, Any], metric: str, filtered: str) -> Estimate:
+    value, error = float(metrics[f"{metric},{filtered}"]), metrics.get(f"{metric}_stderr,{filtered}")
+    if not _number(error):
+        return Estimate(value)
+    half = 1.96 * float(error)
+    return Estimate(value, value - half, value + half)
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    """lm_eval writes "N/A" or a blank where there is nothing."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and value == value
+
+
+@contextmanager
+def _same_random_states() -> Iterator[None]:
+    """Python's, numpy's and torch's, on every device, as before at the end."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the global one that lm_eval seeds
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -1,0 +1,87 @@
+"""How well a model predicts held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..batches import Tokens, batches, digest
+from ..errors import CorpusError
+from ..modules import Decoder
+from ..trace import evaluating, logits_at
+from .facts import Fact
+from .measured import Measured, estimate
+
+WINDOW = 256
+
+
+class Perplexity:
+    """exp of the mean negative log-likelihood per token of a text, in windows of 256 tokens; intervals over windows."""
+
+    name = "perplexity"
+
+    def __init__(self, text: str, tokenizer: Any) -> None:
+        """Raises CorpusError for a text without two tokens."""
+        ids = tokenizer(text, verbose=False)["input_ids"]
+        windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
+        self.windows = [window for window in windows if len(window) > 1]
+        if not self.windows:
+            raise CorpusError("the held-out text is empty: perplexity needs some")
+
+    def identity(self) -> Mapping[str, Any]:
+        return {"windows": digest(self.windows)}
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        facts: Sequence[Fact],
+        before: Measured | None,
+        *,
+        progress: bool = False,
+    ) -> Measured:
+        losses, counts = negative_log_likelihoods(model, self.windows, progress=progress)
+        items = torch.stack([losses, counts], 1).numpy()
+        records = [{"loss": loss / count, "tokens": int(count)} for loss, count in items.tolist()]
+
+        def over_windows(sample: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):
+                return np.exp(sample[..., 0].sum(-1) / sample[..., 1].sum(-1))
+
+        return Measured({"perplexity": estimate(items, over_windows)}, records)
+
+
+def perplexity(
+    model: nn.Module, windows: Sequence[Tokens], *, batch_tokens: int = 1024, progress: bool = False
+) -> float:
+    """exp of the mean negative log-likelihood per token, the first of each window unscored."""
+    losses, counts = negative_log_likelihoods(model, windows, batch_tokens=batch_tokens, progress=progress)
+    return float((losses.sum() / counts.sum()).exp())
+
+
+@torch.no_grad()
+def negative_log_likelihoods(
+    model: nn.Module, windows: Sequence[Tokens], *, batch_tokens: int = 1024, progress: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(sums over the scored tokens, how many those are) of each window, float64."""
+    decoder = Decoder(model)
+    losses, counts = torch.zeros(2, len(windows), dtype=torch.float64)
+    with evaluating(model):
+        for batch in tqdm(
+            list(batches(windows, batch_tokens, decoder.device)), desc="perplexity", disable=not progress, leave=False
+        ):
+            real = batch.mask[:, 1:].bool()
+            at, position = real.cpu().nonzero().T
+            with logits_at(decoder.head, at, position):
+                logits = model(**batch.model_inputs(), use_cache=False).logits[0]
+            tokens = batch.ids[:, 1:][real].to(logits.device)
+            loss = nn.functional.cross_entropy(logits.float(), tokens, reduction="none").cpu().double()
+            rows = torch.tensor(batch.rows)[at]
+            losses.index_add_(0, rows, loss)
+            counts.index_add_(0, rows, torch.ones_like(loss))
+    return losses, counts

@@ -1,0 +1,280 @@
+"""How far edits move the hidden states of facts that were not edited (AlphaEdit §4.4 and appendix C.3).
+
+The paper takes 1,000 factual prompts, their hidden representations before and after editing, and t-SNE of both
+together; it then gives four numbers. It fixes neither layer nor token, neither density nor confidence level; what it
+leaves open is chosen here:
+
+- States are what the last edited block puts out at the prompt's last token.
+- The picture is one t-SNE of all states, before and after. Its axes are shifted and stretched so that the points
+  before have mean 0 and variance 1 along each. Equal states are one point; a state more than 100 times the spread (see
+  H) away from the mean before is drawn as if it were that far away.
+- D1, D2: the overlap ∫ min(f, g) of the two marginal densities f (before) and g (after) along the first and the
+  second axis of the picture; 1 where they are the same, 0 where they are apart. Gaussian kernels, Scott's bandwidth.
+- P: the share of points after that lie in the smallest region that holds 95 % of the points before, by density in
+  the picture. Without an edit it is 0.95 (of few points, the next share above); but also 1 where all states fall
+  together in the middle.
+- H: the Hausdorff distance of the two sets (equation 35) — not in the picture, whose distances mean nothing, but in
+  the space of hidden states, in units of their spread before: the root mean square distance from their mean.
+
+Beside them stands ‖h' − h‖ / ‖h‖, which needs no picture at all. t-SNE may show much where little moved: read this and
+H first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..batches import batches
+from ..errors import AlphaEditError, RequestError
+from ..modules import Decoder, hidden_states
+from ..requests import encode
+from ..trace import evaluating, hooks, stop, stopping
+from .datasets import FORMATS, load_facts, records_of
+from .facts import Fact
+from .measured import SEED, Estimate, Measured, mean_of
+
+log = logging.getLogger(__name__)
+
+FEWEST = 5
+PERPLEXITY = 30.0
+FARTHEST = 100.0
+INSIDE = 0.95
+
+Points = NDArray[np.float64]
+
+
+class Shift:
+    """The shift at `layer`, the last edited one, of `prompts` that no edit is about; a prompt given twice counts once.
+
+    Before any edit: the tensor `hidden`, n × d in float32, in the prompts' order, and nothing else. After: the
+    estimates `shift` (mean of ‖h' − h‖ / ‖h‖), `shift_d1`, `shift_d2`, `shift_p`, `hausdorff`, and of each prompt a
+    record: `prompt`, `before` and `after` (where it is in the picture, [x, y]) and its `shift`.
+
+    A model whose states are no longer finite has no distance to what it was: then there are no estimates, and in the
+    records `after` and `shift` of such prompts are None.
+
+    Raises RequestError for fewer than 5 different prompts or states, AlphaEditError where scikit-learn is missing.
+    """
+
+    name = "shift"
+
+    def __init__(self, prompts: Sequence[str], layer: int) -> None:
+        self.prompts = tuple(dict.fromkeys(prompts))
+        self.layer = layer
+        if len(self.prompts) < FEWEST:
+            raise RequestError(
+                f"the representation shift needs {FEWEST} different prompts or more (the paper takes 1,000), "
+                f"not {len(self.prompts)}"
+            )
+        try:
+            self._library = version("scikit-learn")
+        except PackageNotFoundError as failure:
+            raise AlphaEditError(
+                "the representation shift needs scikit-learn: pip install 'alphaedit-plugin[evaluation]'"
+            ) from failure
+
+    def identity(self) -> Mapping[str, Any]:
+        """The picture is another one with each version of scikit-learn."""
+        return {
+            "layer": self.layer,
+            "prompts": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest(),
+            "count": len(self.prompts),
+            "perplexity": PERPLEXITY,
+            "farthest": FARTHEST,
+            "inside": INSIDE,
+            "seed": SEED,
+            "scikit-learn": self._library,
+        }
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        facts: Sequence[Fact],
+        before: Measured | None,
+        *,
+        progress: bool = False,
+    ) -> Measured:
+        found = last_states(model, tokenizer, self.prompts, self.layer, progress=progress)
+        if before is None:
+            return Measured({}, tensors={"hidden": found})
+        old, new = before.tensors["hidden"].double().numpy(), found.double().numpy()
+        if len(np.unique(old, axis=0)) < FEWEST:
+            raise RequestError(
+                f"layer {self.layer} has fewer than {FEWEST} different states for {len(self.prompts)} prompts before "
+                "any edit: give prompts that end differently"
+            )
+        moved = relative_displacement(old, new)
+        if not np.isfinite(moved).all():
+            log.warning("hidden states at layer %d are not all finite: no shift can be measured", self.layer)
+            return Measured({}, self._records(None, None, moved))
+        at_old, at_new = picture(old, new)
+        inside = in_region(at_old, at_new)
+        estimates = {
+            "shift": mean_of(moved.tolist()),
+            "shift_d1": Estimate(overlap(at_old[:, 0], at_new[:, 0])),
+            "shift_d2": Estimate(overlap(at_old[:, 1], at_new[:, 1])),
+            "shift_p": mean_of(inside.astype(float).tolist()),
+            "hausdorff": Estimate(hausdorff(old, new)),
+        }
+        known = {name: value for name, value in estimates.items() if value is not None}
+        return Measured(known, self._records(at_old, at_new, moved))
+
+    def _records(self, before: Points | None, after: Points | None, moved: Points) -> list[dict[str, Any]]:
+        return [
+            {
+                "prompt": prompt,
+                "before": None if before is None else before[row].tolist(),
+                "after": None if after is None else after[row].tolist(),
+                "shift": float(moved[row]) if np.isfinite(moved[row]) else None,
+            }
+            for row, prompt in enumerate(self.prompts)
+        ]
+
+
+def prompts_from(source: str | Path) -> list[str]:
+    """The prompts of a data set that `load_dataset` knows; else the `prompt` of each record (ROME's known_1000).
+
+    A "{}" in the latter stands for the record's subject. Raises RequestError naming file, record and field.
+    """
+    records = records_of(source)
+    first = records[0]
+    if isinstance(first, Mapping) and any(format_.fields <= first.keys() for format_ in FORMATS):
+        return [fact.request.text for fact in load_facts(source)]
+    prompts = []
+    for index, record in enumerate(records):
+        name = f"{source}, record {index}"
+        if not isinstance(record, Mapping):
+            raise RequestError(f"{name} is a {type(record).__name__}, not a mapping with a prompt")
+        prompt, subject = record.get("prompt"), record.get("subject")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise RequestError(f"{name}: prompt must be text, not {prompt!r}")
+        if "{}" in prompt:
+            if not isinstance(subject, str) or not subject.strip():
+                raise RequestError(f"{name}: subject must be text, to go where the prompt has '{{}}', not {subject!r}")
+            prompt = prompt.replace("{}", subject.strip())
+        prompts.append(prompt.rstrip())
+    return prompts
+
+
+def held_out(prompts: Sequence[str], facts: Sequence[Fact]) -> list[str]:
+    """Those prompts that name no subject of `facts`: what editing these should leave alone."""
+    subjects = {request.subject for fact in facts for request in fact.requests}
+    return [prompt for prompt in prompts if not any(subject in prompt for subject in subjects)]
+
+
+@torch.no_grad()
+def last_states(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    layer: int,
+    *,
+    batch_tokens: int = 2048,
+    progress: bool = False,
+) -> Tensor:
+    """What block `layer` puts out at the last token of each prompt: n × d, float32, on the CPU.
+
+    Nothing above that block is computed.
+    """
+    decoder = Decoder(model)
+    block = decoder.block(layer)
+    # In an order of their own, so that a prompt meets the same batch, and rounds alike, whatever order it is given in.
+    ordered = sorted(set(prompts))
+    tokens = [encode(tokenizer, "{}", prompt).ids for prompt in ordered]
+    states: dict[str, Tensor] = {}
+    seen: list[Tensor] = []
+
+    def read(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(hidden_states(output))
+        stop()
+
+    bar = tqdm(total=len(ordered), desc="hidden states", unit="prompt", disable=not progress, leave=False)
+    with evaluating(model), hooks(block.register_forward_hook(read)), bar:
+        for batch in batches(tokens, batch_tokens, decoder.device):
+            with stopping():
+                model(**batch.model_inputs(), use_cache=False)
+            hidden = seen.pop()
+            last = (batch.lengths - 1).to(hidden.device)
+            chosen = hidden[torch.arange(len(last), device=hidden.device), last].float().cpu()
+            states.update(zip((ordered[row] for row in batch.rows), chosen, strict=True))
+            bar.update(len(batch.rows))
+    return torch.stack([states[prompt] for prompt in prompts])
+
+
+def relative_displacement(before: Points, after: Points) -> Points:
+    """‖h' − h‖ / ‖h‖ of each row."""
+    return np.asarray(np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1))
+
+
+def hausdorff(before: Points, after: Points) -> float:
+    """The largest distance from a point of one set to the nearest of the other, in units of the spread before."""
+    from scipy.spatial.distance import directed_hausdorff
+
+    return float(max(directed_hausdorff(before, after)[0], directed_hausdorff(after, before)[0]) / _spread(before))
+
+
+def picture(before: Points, after: Points) -> tuple[Points, Points]:
+    """Both sets in one plane by t-SNE, n × 2 each; along each axis the points before have mean 0 and variance 1."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    states = (np.concatenate([before, after]) - before.mean(0)) / _spread(before)
+    # Beside a state that an edit blew up, rounding would make all others one: it is far away at FARTHEST already.
+    states /= np.maximum(1, np.linalg.norm(states, axis=1, keepdims=True) / FARTHEST)
+    # t-SNE amplifies rounding: so the points come sorted, whatever the prompts' order, and one thread adds them up.
+    points, place = np.unique(states, axis=0, return_inverse=True)
+    perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
+    with threadpool_limits(1):
+        plane = TSNE(init="pca", perplexity=perplexity, random_state=SEED).fit_transform(points).astype(np.float64)
+    at_before, at_after = np.split(plane[place.reshape(-1)], 2)
+    centre, scale = at_before.mean(0), at_before.std(0)
+    return (at_before - centre) / scale, (at_after - centre) / scale
+
+
+def _spread(points: Points) -> float:
+    """The root mean square distance from their mean."""
+    return float(np.sqrt(((points - points.mean(0)) ** 2).sum(1).mean()))
+
+
+def overlap(before: Points, after: Points) -> float:
+    """∫ min(f, g), as 1 − ½ ∫ |f − g|, of the densities of two sets on a line, the first with variance 1."""
+    from scipy.integrate import trapezoid
+
+    f, g = _density(before[:, None]), _density(after[:, None])
+    margin = 5 * f.bandwidth_  # beyond this a Gaussian holds less than 1e-6
+    both = np.concatenate([before, after])
+    grid = np.arange(both.min() - margin, both.max() + margin, f.bandwidth_ / 20)[:, None]
+    apart = np.abs(np.exp(f.score_samples(grid)) - np.exp(g.score_samples(grid)))
+    return float(np.clip(1 - trapezoid(apart, grid[:, 0]) / 2, 0, 1))
+
+
+def in_region(before: Points, after: Points) -> NDArray[np.bool_]:
+    """Which points after lie where it is at least as dense as at the densest 95 % of the points before."""
+    density = _density(before)
+    own = np.sort(density.score_samples(before))
+    least = own[len(own) - ceil(INSIDE * len(own))]
+    return np.asarray(density.score_samples(after) >= least)
+
+
+def _density(points: Points) -> Any:
+    """Gaussian kernels of bandwidth n^(−1/(d + 4)): Scott's rule, in units in which the points before have variance 1.
+
+    The points after get the same width, so that a set that collapses is not smoothed by another measure.
+    """
+    from sklearn.neighbors import KernelDensity
+
+    return KernelDensity(bandwidth="scott").fit(points)

@@ -1,0 +1,160 @@
+"""The six tasks of general capability, as multiple choice: a prompt, the answers that it allows, the right one."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from ..errors import RequestError
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Of record `index`: after `prompt` and a space comes one of `answers`; `gold` is the right one's place in them."""
+
+    index: int
+    prompt: str
+    answers: tuple[str, ...]
+    gold: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A name, and what makes an example of a record, given its index and how errors shall call it."""
+
+    name: str
+    parse: Callable[[Json, int, str], Example]
+
+
+def _choice(
+    name: str, fields: tuple[str, ...], template: str, answers: tuple[str, ...], labels: tuple[str, ...] = ()
+) -> Task:
+    """A task whose records hold `fields` and a "label": an answer's place, or what `labels` calls it there."""
+
+    def parse(record: Json, index: int, where: str) -> Example:
+        texts = {field: _text(record, field, where) for field in fields}
+        return Example(index, template.format(**texts), answers, _label(record, "label", len(answers), labels, where))
+
+    return Task(name, parse)
+
+
+def _multiple_choice(record: Json, index: int, where: str) -> Example:
+    """MMLU (Hendrycks et al. 2021): the answer is a letter, as there, so that all answers share one pass."""
+    choices = record.get("choices")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= 26 or not all(isinstance(c, str) for c in choices):
+        raise RequestError(f"{where}: choices must be a list of 2 to 26 texts, not {choices!r}")
+    letters = tuple(ascii_uppercase[: len(choices)])
+    listed = "\n".join(f"{letter}. {choice.strip()}" for letter, choice in zip(letters, choices, strict=True))
+    gold = _label(record, "answer", len(choices), letters, where)
+    return Example(index, f"{_text(record, 'question', where)}\n{listed}\nAnswer:", letters, gold)
+
+
+# Answers stand in the order of the data's labels: GLUE's RTE has 0 for entailment. Each is one token of the usual
+# vocabularies, so that all answers after a prompt share one row. On SmolLM2-135M SST is above chance.
+_INFERENCE = ("entailment", "not_entailment")
+TASKS = (
+    _choice("sst", ("sentence",), "Review: {sentence}\nSentiment:", ("negative", "positive")),
+    _choice(
+        "mrpc",
+        ("sentence1", "sentence2"),
+        "First: {sentence1}\nSecond: {sentence2}\nQuestion: Do both sentences say the same?\nAnswer:",
+        ("No", "Yes"),
+    ),
+    _choice(
+        "cola",
+        ("sentence",),
+        "Sentence: {sentence}\nQuestion: Is this sentence grammatical?\nAnswer:",
+        ("No", "Yes"),
+    ),
+    _choice(
+        "rte",
+        ("sentence1", "sentence2"),
+        "Text: {sentence1}\nStatement: {sentence2}\nQuestion: Does the statement follow from the text?\nAnswer:",
+        ("Yes", "No"),
+        _INFERENCE,
+    ),
+    Task("mmlu", _multiple_choice),
+    _choice(
+        "nli",
+        ("sentence1", "sentence2"),
+        "Text: {sentence1}\nStatement: {sentence2}\nQuestion: Does the statement follow from the text?\nAnswer:",
+        ("Yes", "No"),
+        _INFERENCE,
+    ),
+)
+
+
+def task_of(path: Path) -> Task | None:
+    """The one whose name the file's name begins with (sst2.json, RTE_dev.jsonl)."""
+    return next((task for task in TASKS if path.stem.lower().startswith(task.name)), None)
+
+
+def load_examples(path: Path, limit: int | None) -> tuple[Task, list[Example]]:
+    """The task of a JSON or JSONL file, and the first `limit` examples (all, if None) with its labels in equal parts.
+
+    Records after the last chosen one are read too: a malformed one is an error wherever it stands. Raises
+    RequestError naming the file, the record and the field.
+    """
+    task = task_of(path)
+    if task is None:
+        raise RequestError(f"{path} is of no known task: its name must begin with {', '.join(t.name for t in TASKS)}")
+    examples = []
+    for index, record in enumerate(_records(path)):
+        where = f"{path}, record {index}"
+        if not isinstance(record, Mapping):
+            raise RequestError(f"{where} is a {type(record).__name__}, not a mapping")
+        examples.append(task.parse(record, index, where))
+    return task, balanced(examples, limit)
+
+
+def balanced(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """The first `limit` in which no label is more than one ahead of another, in their order; all where it is None.
+
+    Of a label that has too few there are fewer, and of no other more.
+    """
+    if limit is None:
+        return list(examples)
+    labels = sorted({example.gold for example in examples})
+    room = Counter({label: (limit + len(labels) - 1 - place) // len(labels) for place, label in enumerate(labels)})
+    chosen = []
+    for example in examples:
+        if room[example.gold]:
+            room[example.gold] -= 1
+            chosen.append(example)
+    return chosen
+
+
+def _records(path: Path) -> Sequence[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in text.split("\n") if line.strip()]
+        records = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
+    except (OSError, ValueError) as failure:
+        raise RequestError(f"cannot read examples from {path}: {failure}") from failure
+    if not isinstance(records, list) or not records:
+        raise RequestError(f"{path} holds no list of examples")
+    return records
+
+
+def _text(record: Json, field: str, where: str) -> str:
+    value = record.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise RequestError(f"{where}: {field} must be text, not {value!r}")
+    return value.strip()
+
+
+def _label(record: Json, field: str, count: int, names: Sequence[str], where: str) -> int:
+    value = record.get(field)
+    if isinstance(value, str) and value in names:
+        return names.index(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count:
+        return value
+    known = f"0 to {count - 1}" + (f" or one of {', '.join(names)}" if names else "")
+    raise RequestError(f"{where}: {field} must be {known}, not {value!r}")

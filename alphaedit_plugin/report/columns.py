@@ -1,0 +1,112 @@
+"""What can stand in a table of rows: each metric, and what an edit did to the weights and took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..evaluation.measured import Estimate
+from ..evaluation.metrics import METRICS, Metric, metric
+from ..results import BEFORE, Row
+
+WEIGHTS = "weights"
+"""The group of what is not a metric: drift, leakage, seconds."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`of` is in the unit that people read, None where a row has no such number; `better` is max, min or None."""
+
+    name: str
+    label: str
+    group: str
+    of: Callable[[Row], Estimate | None]
+    better: Callable[..., Any] | None
+    form: str
+    meaning: str
+
+    def text(self, row: Row) -> str:
+        estimate = self.of(row)
+        return "–" if estimate is None else self.form.format(estimate.value)
+
+    def half(self, row: Row) -> str:
+        """Half the width of the interval, in the same form; empty where there is none."""
+        estimate = self.of(row)
+        if estimate is None or estimate.low is None or estimate.high is None:
+            return ""
+        return self.form.format((estimate.high - estimate.low) / 2)
+
+    def best(self, rows: Sequence[Row]) -> set[str]:
+        """The variants that show the best number among two or more edited ones."""
+        values = {row.variant: estimate.value for row in rows if row.variant != BEFORE and (estimate := self.of(row))}
+        if self.better is None or len(values) < 2:
+            return set()
+        shown = self.form.format(self.better(value for value in values.values()))
+        return {variant for variant, value in values.items() if self.form.format(value) == shown}
+
+    def change(self, row: Row, before: Row | None) -> tuple[float, bool | None] | None:
+        """(difference from `before`, whether it is for the better); None where there is nothing to compare.
+
+        A difference that the form does not show is 0, and neither better nor worse.
+        """
+        if before is None or row is before or (now := self.of(row)) is None or (then := self.of(before)) is None:
+            return None
+        if self.text(row) == self.text(before):
+            return 0.0, None
+        difference = now.value - then.value
+        better = None if self.better is None else self.better(now.value, then.value) != now.value
+        return difference, better
+
+
+def columns(rows: Iterable[Row]) -> list[Column]:
+    """Those that any of `rows` has: metrics in METRICS' order, unknown ones last, then what is no metric."""
+    rows = list(rows)
+    measured = {name: None for row in rows for name in row.estimates}
+    names = [*(name for name in METRICS if name in measured), *(name for name in measured if name not in METRICS)]
+    found = [_column(metric(name)) for name in names] + [*_WEIGHTS]
+    return [column for column in found if any(column.of(row) is not None for row in rows)]
+
+
+def _column(metric: Metric) -> Column:
+    def of(row: Row) -> Estimate | None:
+        found = row.estimates.get(metric.name)
+        if found is None:
+            return None
+        ends = (None if end is None else metric.shown(end) for end in (found.low, found.high))
+        return Estimate(metric.shown(found.value), *ends)
+
+    return Column(metric.name, metric.label, metric.group, of, metric.better, metric.form, metric.meaning)
+
+
+def _of_edited(
+    name: str, label: str, value: Callable[[Row], float | None], better: Any, form: str, meaning: str
+) -> Any:
+    """Of an edited row; nothing for the model before edits."""
+
+    def of(row: Row) -> Estimate | None:
+        found = None if row.variant == BEFORE else value(row)
+        return None if found is None else Estimate(found)
+
+    return Column(name, label, WEIGHTS, of, better, form, meaning)
+
+
+_WEIGHTS = (
+    _of_edited(
+        "drift",
+        "drift %",
+        lambda row: 100 * row.mean_drift if row.drift else None,
+        min,
+        "{:.2f}",
+        "‖ΔW‖/‖W‖, mean over layers",
+    ),
+    _of_edited(
+        "leakage",
+        "leakage %",
+        lambda row: 100 * row.mean_leakage if row.leakage else None,
+        min,
+        "{:.2f}",
+        "‖ΔW K0‖/‖W K0‖, mean over layers",
+    ),
+    _of_edited("seconds", "seconds", lambda row: row.seconds, None, "{:.0f}", "what editing took"),
+)

@@ -1,0 +1,388 @@
+"""The figures, drawn with matplotlib: small panels that stand side by side on a desk and one below another on a phone.
+
+Each is drawn once, in the light colours of `style.THEME`. On the page these become CSS variables, so that the figures
+follow the page into the dark; in the files they stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import StringIO
+from math import log10
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from ..errors import CompareError
+from ..files import atomic, write_text
+from ..results import Row
+from .columns import Column
+from .grid import Grid
+from .style import THEME, Style, colour, pairs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZE = (4.6, 3.1)
+"""Inches of a panel."""
+
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "alphaedit",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": colour("ink"),
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": colour("muted"),
+    "axes.linewidth": 0.7,
+    "axes.labelcolor": colour("muted"),
+    "axes.titlecolor": colour("ink"),
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 9,
+    "axes.titley": 1.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": colour("grid"),
+    "grid.linewidth": 0.7,
+    "xtick.color": colour("muted"),
+    "ytick.color": colour("muted"),
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "xtick.minor.size": 0,
+    "legend.frameon": False,
+    "legend.labelcolor": colour("ink"),
+    "legend.fontsize": 9.5,
+    "lines.linewidth": 1.7,
+    "lines.markersize": 5,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`alt` says in words what is to be seen."""
+
+    name: str
+    figure: Figure
+    alt: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Panels that share a caption and a legend, and the numbers that they are drawn from."""
+
+    caption: str
+    panels: list[Panel]
+    legend: list[tuple[str, Style]] = field(default_factory=list)
+    data: Grid | None = None
+    small: bool = False
+
+
+def check() -> None:
+    """Raises CompareError when matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as failure:
+        raise CompareError("the figures need matplotlib: pip install 'alphaedit-plugin[plots]'") from failure
+
+
+def pairs_panel(column: Column, rows: Sequence[Row], looks: Mapping[str, Style], before: Row | None) -> Panel:
+    """One line a method: hollow without P, filled with it, their intervals, and the model before any edit."""
+    by_name = {row.variant: row for row in rows}
+    methods = pairs([name for name in by_name if name in looks])
+    with _axes((SIZE[0], 1.25 + 0.42 * len(methods))) as (figure, axes):
+        axes.set_title(column.label)
+        axes.grid(False, axis="y")
+        for y, (_, plain, projected) in enumerate(methods):
+            shown = [(name, column.of(by_name[name])) for name in (plain, projected) if name is not None]
+            values = [estimate.value for _, estimate in shown if estimate is not None]
+            if len(values) == 2:
+                axes.plot(values, [y, y], color=colour(looks[shown[0][0]].hue), lw=1, alpha=0.55, zorder=2)
+            for offset, (name, estimate) in zip((0.11, -0.11) if len(shown) == 2 else (0.0,), shown, strict=True):
+                if estimate is None:
+                    continue
+                look = looks[name]
+                if estimate.low is not None and estimate.high is not None:
+                    ends = [estimate.low, estimate.high]
+                    axes.plot(ends, [y - offset] * 2, color=colour(look.hue), lw=2, alpha=0.4, zorder=2)
+                _mark(axes, [estimate.value], [y], look, size=7, zorder=3)
+        start = column.of(before) if before is not None else None
+        if start is not None:
+            axes.axvline(start.value, color=colour("muted"), lw=1, ls=(0, (1, 2)), zorder=1)
+        axes.set_yticks(range(len(methods)), [_label(base) for base, *_ in methods], color=colour("ink"))
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        if column.label.endswith("%"):
+            axes.set_xlim(-2, 102)
+        told = [f"{row.variant} {column.text(row)}" for row in rows]
+        return Panel(_slug(f"pairs-{column.name}"), figure, f"Dot plot of {column.label}: {', '.join(told)}.")
+
+
+def curves_panel(
+    column: Column, series: Mapping[str, Sequence[Row]], looks: Mapping[str, Style], before: Row | None, name: str
+) -> Panel:
+    """A metric against edits with the band of its interval; a line starts at the model before any edit."""
+    with _axes() as (figure, axes):
+        axes.set_title(column.label)
+        axes.set_xlabel("edits")
+        told, seen = [], []
+        start = column.of(before) if before is not None else None
+        for variant, checkpoints in series.items():
+            points = [(row.edits, estimate) for row in checkpoints if (estimate := column.of(row)) is not None]
+            if not points:
+                continue
+            look, x = looks[variant], [edits for edits, _ in points]
+            y = [estimate.value for _, estimate in points]
+            low = [estimate.value if estimate.low is None else estimate.low for _, estimate in points]
+            high = [estimate.value if estimate.high is None else estimate.high for _, estimate in points]
+            if low != high:
+                axes.fill_between(x, low, high, color=colour(look.hue), alpha=min(0.14, 0.5 / len(series)), lw=0)
+            if start is not None:
+                axes.plot([0, x[0]], [start.value, y[0]], color=colour(look.hue), ls=look.dashes, lw=1, alpha=0.5)
+            axes.plot(x, y, color=colour(look.hue), ls=look.dashes, zorder=3)
+            _mark(axes, x, y, look, size=4.5, zorder=4)
+            seen += y
+            told.append(f"{variant} goes from {column.form.format(y[0])} to {column.form.format(y[-1])}")
+        if start is not None:
+            seen.append(start.value)
+            _mark(axes, [0], [start.value], Style("slate"), size=5, zorder=5)
+        positive = [value for value in seen if value > 0]
+        if positive and len(positive) == len(seen) and max(seen) > 30 * min(seen) and not column.label.endswith("%"):
+            _log(axes)
+        axes.margins(x=0.03)
+        _whole_ticks(axes)
+        return Panel(
+            _slug(f"{name}-{column.name}"), figure, f"Line chart of {column.label} against edits: {'; '.join(told)}."
+        )
+
+
+def scatter_panel(variant: str, records: Sequence[Mapping[str, Any]], look: Style, number: int) -> Panel:
+    """Where the hidden states of held-out facts lie before the edits and after them, in two dimensions."""
+    with _axes((3.3, 3.2)) as (figure, axes):
+        axes.set_title(variant if len(variant) <= 32 else f"{variant[:31]}…")
+        for key, hue, solid in (("before", "slate", False), ("after", look.hue, True)):
+            x, y = zip(*(record[key] for record in records), strict=True)
+            face = colour(hue) if solid else "none"
+            axes.scatter(x, y, s=9, facecolors=face, edgecolors=colour(hue), linewidths=0.6, alpha=0.75)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(False)
+        axes.spines[:].set_visible(True)
+        axes.spines[:].set_color(colour("grid"))
+        return Panel(
+            _slug(f"shift-{number}-{variant}"),
+            figure,
+            f"Scatter plot of {len(records)} hidden states before and after the edits of {variant}.",
+        )
+
+
+def spectrum_panel(
+    spectra: Mapping[int, Sequence[float]], thresholds: Sequence[float], looks: Sequence[Style]
+) -> Panel:
+    """Eigenvalues of C by rank, as a share of all directions; what is below the threshold is called null."""
+    with _axes() as (figure, axes):
+        axes.set_title("spectrum of C")
+        _log(axes)
+        told = []
+        for (layer, values), look in zip(spectra.items(), looks, strict=True):
+            positive = [max(value, 1e-12) for value in values]
+            share = [100 * (index + 1) / len(values) for index in range(len(values))]
+            axes.plot(share, positive, color=colour(look.hue), alpha=look.opacity)
+            told.append(f"layer {layer} from {min(positive):.1e} to {max(positive):.1e}")
+        for threshold in thresholds:
+            axes.axhline(threshold, color=colour("vermilion"), lw=1, ls=(0, (4, 2)))
+            axes.annotate(
+                f"threshold {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                xytext=(0, 2), textcoords="offset points", fontsize=9, color=colour("vermilion"),
+            )  # fmt: skip
+        axes.set_xlabel("eigenvectors, from the most null, %")
+        axes.set_ylabel("eigenvalue")
+        axes.margins(x=0.02)
+        return Panel(
+            _slug("spectrum"),
+            figure,
+            f"Line chart of eigenvalues in ascending order on a log scale: {'; '.join(told)}.",
+        )
+
+
+def layers_panel(
+    name: str, title: str, series: Mapping[str, Mapping[int, float]], looks: Mapping[str, Style], form: str = "{:.1f}"
+) -> Panel:
+    """A number by layer, one line a variant."""
+    with _axes() as (figure, axes):
+        axes.set_title(title)
+        axes.set_xlabel("layer")
+        told = []
+        for variant, values in series.items():
+            look, x = looks[variant], sorted(values)
+            y = [values[layer] for layer in x]
+            axes.plot(x, y, color=colour(look.hue), ls=look.dashes, zorder=3)
+            _mark(axes, x, y, look, size=5, zorder=4)
+            told.append(f"{variant} " + ", ".join(f"{form.format(values[layer])} at layer {layer}" for layer in x))
+        axes.set_xticks(sorted({layer for values in series.values() for layer in values}))
+        top = max(value for values in series.values() for value in values.values())
+        axes.set_ylim(0, 1.08 * top or 1)
+        axes.margins(x=0.05)
+        return Panel(_slug(name), figure, f"Line chart of {title} by layer: {'; '.join(told)}.")
+
+
+def bars_panel(name: str, title: str, values: Mapping[str, float], looks: Mapping[str, Style], form: str) -> Panel:
+    """A number a variant: hollow bars without P, filled ones with it."""
+    with _axes((SIZE[0], 1.0 + 0.3 * len(values))) as (figure, axes):
+        axes.set_title(title)
+        axes.grid(False, axis="y")
+        for y, (variant, value) in enumerate(values.items()):
+            look = looks[variant]
+            axes.barh(
+                y, value, height=0.58, facecolor=colour(look.hue) if look.solid else colour("paper"),
+                edgecolor=colour(look.hue), linewidth=1.2, linestyle=look.dashes,
+            )  # fmt: skip
+            axes.annotate(
+                form.format(value), (value, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5
+            )
+        axes.set_yticks(range(len(values)), [_label(variant) for variant in values], color=colour("ink"))
+        axes.set_ylim(len(values) - 0.4, -0.6)
+        axes.set_xlim(0, max([*values.values(), 1e-9]) * 1.14)
+        told = [f"{variant} {form.format(value)}" for variant, value in values.items()]
+        return Panel(_slug(name), figure, f"Bar chart of {title}: {', '.join(told)}.")
+
+
+def inline(panel: Panel, prefix: str) -> str:
+    """The panel as SVG to stand in a page: colours are CSS variables, ids are the page's own, nothing is fetched.
+
+    matplotlib's own style sheet is left out: in a page it would reach beyond the figure.
+    """
+    with _drawing():
+        root = ElementTree.fromstring(_svg(panel.figure))
+    named = {value[0]: f"var(--{name})" for name, value in THEME.items()}
+    unique = f"{prefix}-{panel.name}-"
+    for parent in root.iter():
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style", "}title")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for name, value in list(element.attrib.items()):
+            del element.attrib[name]
+            plain = name.rpartition("}")[2]
+            if plain == "id":
+                value = unique + value
+            elif plain == "href":
+                value = value.replace("#", f"#{unique}", 1)
+            else:
+                value = re.sub(r"url\(#", f"url(#{unique}", value)
+                value = re.sub(r"#[0-9a-f]{6}\b", lambda match: named.get(match[0], match[0]), value)
+            element.set(plain, value)
+    width = float(root.get("viewBox", "0 0 1 1").split()[2])
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.set("style", f"--width:{width:.0f}px")
+    root.set("role", "img")
+    root.set("aria-label", panel.alt)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def save(panel: Panel, picture: Picture, folder: Path, prefix: str) -> None:
+    """PNG and SVG, each with the legend. Call it last: the panel grows by it. Raises CompareError."""
+    with _drawing():
+        if picture.legend:
+            columns = min(3, len(picture.legend))
+            width, height = panel.figure.get_size_inches()
+            panel.figure.set_size_inches(width, height + 0.3 + 0.21 * -(-len(picture.legend) // columns))
+            handles = [_handle(look) for _, look in picture.legend]
+            labels = [label for label, _ in picture.legend]
+            panel.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        path = folder / f"{prefix}-{panel.name}"
+        write_text(path.with_name(f"{path.name}.svg"), _svg(panel.figure), CompareError)
+        panel.figure.set_layout_engine("none")  # as in the SVG
+        with atomic(path.with_name(f"{path.name}.png"), CompareError) as temporary:
+            _png(panel.figure, temporary)
+
+
+def _svg(figure: Figure) -> str:
+    """Drawn by the canvas itself: savefig would draw everything twice. No date: the same numbers give the same file."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _png(figure: Figure, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(200)
+    figure.set_facecolor(colour("paper"))
+    FigureCanvasAgg(figure).print_png(path)
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    from matplotlib import rc_context
+
+    with rc_context(_SETTINGS):
+        yield
+
+
+@contextmanager
+def _axes(size: tuple[float, float] = SIZE) -> Iterator[tuple[Figure, Axes]]:
+    with _drawing():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _mark(axes: Axes, x: Sequence[float], y: Sequence[float], look: Style, *, size: float, zorder: float) -> None:
+    axes.plot(
+        x, y, ls="", marker=look.marker, ms=size, mfc=look.face, mec=colour(look.hue), mew=1.3, zorder=zorder
+    )  # fmt: skip
+
+
+def _handle(look: Style) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], color=colour(look.hue), ls=look.dashes if look.line else "", marker=look.marker, mfc=look.face,
+        mec=colour(look.hue), alpha=look.opacity,
+    )  # fmt: skip
+
+
+def _log(axes: Axes) -> None:
+    """Powers of ten as plain text: what a name may hold must never be read as mathematics, so that is off."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    axes.grid(False, which="minor")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "10" + f"{log10(value):.0f}".translate(_RAISED)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _whole_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _label(variant: str) -> str:
+    """A name with changed hyperparameters on lines of their own, none so long that the axes lose their room."""
+    lines = variant.replace("@", "\n@").split("\n")
+    return "\n".join(line if len(line) <= 22 else f"{line[:21]}…" for line in lines[:3])
+
+
+def _slug(text: str) -> str:
+    """Fit for an id, a URL and a file's name."""
+    return re.sub(r"[^\w+-]+", "_", text, flags=re.ASCII)[:80]

@@ -1,0 +1,84 @@
+"""A table as the page shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..results import Row
+from .columns import Column
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`sort` orders a column (None goes last); `half` stands behind ±; `sign` is the change against before.
+
+    A sign of "=" only keeps the place that others have.
+    """
+
+    text: str
+    sort: float | str | None = None
+    half: str = ""
+    best: bool = False
+    sign: str = ""
+    better: bool | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`head` names the first column and the others; each row is the name that stands first, and its cells."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[tuple[Cell, Sequence[Cell]]]
+    notes: Sequence[str] = field(default_factory=tuple)
+    """What the columns mean, by column; empty, or as many as `head`."""
+
+
+def text(value: str) -> Cell:
+    return Cell(value, value)
+
+
+def number(value: float | None, form: str = "{:.1f}") -> Cell:
+    return Cell("–") if value is None else Cell(form.format(value), value)
+
+
+def of_rows(caption: str, rows: Sequence[Row], columns: Sequence[Column], before: Row | None) -> Grid:
+    """One row a variant, the best of each column marked, and every change against `before`."""
+    best = {column.name: column.best(rows) for column in columns}
+    return Grid(
+        caption,
+        ["variant", *(column.label for column in columns)],
+        [
+            (text(row.variant), [_cell(column, row, before, row.variant in best[column.name]) for column in columns])
+            for row in rows
+        ],
+        ["", *(column.meaning for column in columns)],
+    )
+
+
+def of_checkpoints(caption: str, rows: Sequence[Row], columns: Sequence[Column]) -> Grid:
+    """One row a variant and checkpoint."""
+    return Grid(
+        caption,
+        ["variant", "edits", *(column.label for column in columns)],
+        [
+            (
+                text(row.variant),
+                [number(row.edits, "{:.0f}"), *(_cell(column, row, None, False) for column in columns)],
+            )
+            for row in rows
+        ],
+    )
+
+
+def _cell(column: Column, row: Row, before: Row | None, best: bool) -> Cell:
+    estimate = column.of(row)
+    if estimate is None:
+        return Cell("–")
+    change = column.change(row, before)
+    unsigned = "=" if before is not None and column.of(before) is not None else ""
+    sign = unsigned if change is None or change[0] == 0 else "▲" if change[0] > 0 else "▼"
+    return Cell(
+        column.text(row), estimate.value, column.half(row), best, sign, change[1] if change is not None else None
+    )

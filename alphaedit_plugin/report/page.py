@@ -1,0 +1,102 @@
+"""One self-contained HTML page of one or more comparisons, and its figures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ..errors import CompareError
+from ..files import write_text
+from ..results import Comparison
+from . import figures
+from .figures import Picture
+from .sections import Section, over_seeds, sections
+from .style import THEME, styles
+from .tables import cell_name
+from .words import finding, projection
+
+PAGE = "report.html"
+
+_MARKERS = {
+    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
+    "s": "M-3.5-3.5h7v7h-7Z",
+    "^": "M0-4.2L4.2 3.4H-4.2Z",
+    "v": "M0 4.2L4.2-3.4H-4.2Z",
+    "D": "M0-4.5L4.5 0L0 4.5L-4.5 0Z",
+    "P": "M-1.5-4.2h3v2.7h2.7v3h-2.7v2.7h-3v-2.7h-2.7v-3h2.7Z",
+    "X": "M-2.2-4.2L0-2L2.2-4.2L4.2-2.2L2 0L4.2 2.2L2.2 4.2L0 2L-2.2 4.2L-4.2 2.2L-2 0L-4.2-2.2Z",
+}
+"""matplotlib's markers as SVG paths around 0, for the page's legends."""
+
+
+def write_report(comparisons: Sequence[Comparison], folder: Path) -> Path:
+    """`folder`/report.html, and every figure in `folder`/figures as PNG and SVG; returns the page.
+
+    The page needs no network and no other file. It has a section for what was measured and none for what was not.
+    All of its text is escaped. Raises CompareError when it cannot be written, or when what draws it is not installed.
+    """
+    figures.check()
+    try:
+        from jinja2 import ChainableUndefined, Environment
+        from markupsafe import Markup
+    except ImportError as failure:
+        raise CompareError("the report needs jinja2: pip install 'alphaedit-plugin[plots]'") from failure
+    if not comparisons:
+        raise CompareError("there is nothing to report: the run has no comparison yet")
+    looks = styles(comparisons)
+    cells = []
+    for index, comparison in enumerate(comparisons, 1):
+        prefix = f"c{index}" if len(comparisons) > 1 else "c"
+        cells.append(
+            {
+                "id": prefix,
+                "name": cell_name(comparison),
+                "settings": comparison.settings,
+                "finding": finding(comparison),
+                "projection": projection(comparison),
+                "sections": [_drawn(section, prefix, folder) for section in sections(comparison, looks)],
+            }
+        )
+    here = files("alphaedit_plugin.report")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined)
+    text = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8")).render(
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        script=Markup((here / "page.js").read_text(encoding="utf-8")),
+        cells=cells,
+        seeds=[*_seeds(comparisons)],
+        theme=THEME,
+        markers=_MARKERS,
+        date=comparisons[0].settings.get("date") or date.today().isoformat(),
+    )
+    write_text(folder / PAGE, text, CompareError)
+    return folder / PAGE
+
+
+def _drawn(section: Section, prefix: str, folder: Path) -> dict[str, Any]:
+    """The section with its pictures as SVG; their files are written."""
+    return {**vars(section), "pictures": [_picture(picture, prefix, folder) for picture in section.pictures]}
+
+
+def _picture(picture: Picture, prefix: str, folder: Path) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    drawn = [Markup(figures.inline(panel, prefix)) for panel in picture.panels]  # ElementTree has escaped it
+    for panel in picture.panels:
+        figures.save(panel, picture, folder / "figures", prefix)
+    return {**vars(picture), "panels": drawn}
+
+
+def _seeds(comparisons: Sequence[Comparison]) -> Iterator[Any]:
+    """A table for each model and data set that has several seeds."""
+
+    def key(comparison: Comparison) -> tuple[str, str, str]:
+        return tuple(str(comparison.settings.get(name)) for name in ("model", "data", "edits"))  # type: ignore[return-value]
+
+    for _, same in groupby(sorted(comparisons, key=key), key):
+        group = list(same)
+        if len(group) > 1:
+            yield over_seeds(group)

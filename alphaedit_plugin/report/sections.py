@@ -1,0 +1,559 @@
+"""What the page has to say of a comparison: a section for each thing that was measured."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+from ..evaluation.metrics import METRICS, metric
+from ..results import BEFORE, Comparison, Row
+from . import grid
+from .columns import WEIGHTS, Column, columns
+from .figures import (
+    Panel,
+    Picture,
+    bars_panel,
+    curves_panel,
+    layers_panel,
+    pairs_panel,
+    scatter_panel,
+    spectrum_panel,
+)
+from .grid import Cell, Grid
+from .style import Style, pairs
+from .words import signed
+
+HEADLINE = ("efficacy", "generalization", "specificity", "score")
+RELATION_METRICS = ("efficacy", "generalization", "specificity", "exact")
+OPEN_CASES, ALL_CASES = 3, 50
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a model goes on after a fact's prompt, whether that says the new object; longer texts as (prompt, text)."""
+
+    variant: str
+    written: str
+    says: bool | None
+    texts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fact, and what the model writes about it before any edit and after those of each variant."""
+
+    subject: str
+    prompt: str
+    target_new: str
+    before: Written | None
+    after: list[Written]
+
+
+@dataclass(frozen=True)
+class Section:
+    """`grids` are shown; `folded` (summary, table or text) open on demand."""
+
+    id: str
+    title: str
+    text: str = ""
+    pictures: list[Picture] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    folded: list[tuple[str, Grid | str]] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+    more_cases: list[Case] = field(default_factory=list)
+    command: str = ""
+
+
+def sections(comparison: Comparison, looks: Mapping[str, Style]) -> list[Section]:
+    """Those that have data, in the page's order."""
+    makers: list[Callable[[Comparison, Mapping[str, Style]], Section | None]] = [
+        _headline, _curves, _capability, _shift, _null_spaces, _weights, _timing, _relations, _cases, _all, _settings,
+    ]  # fmt: skip
+    return [section for maker in makers if (section := maker(comparison, looks)) is not None]
+
+
+def _headline(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    rows, before = comparison.final, comparison.before
+    found = [column for column in columns(rows) if column.name in HEADLINE]
+    if not found or not comparison.variants:
+        return None
+    picture = Picture(
+        "Each method without P (hollow) and with it (filled); a line is the 95 % bootstrap interval over facts, the "
+        "dotted line the model before any edit. AlphaEdit projects by itself.",
+        [pairs_panel(column, rows, looks, before) for column in found],
+        [("without P", Style("ink", solid=False, line=False)), ("with P", Style("ink", line=False))],
+    )
+    grids = [grid.of_rows("After all edits, with half the width of the 95 % interval", rows, found, before)]
+    by_name = {row.variant: row for row in rows}
+    changed = [(base, by_name[a], by_name[b]) for base, a, b in pairs(comparison.variants) if a and b]
+    if changed:
+        grids.append(
+            Grid(
+                "What P changes: the variant with it less the one without it",
+                ["method", *(column.label for column in found)],
+                [
+                    (grid.text(base), [_difference(column, without, with_) for column in found])
+                    for base, without, with_ in changed
+                ],
+            )
+        )
+    return Section("headline", "With and without projection", "", [picture], grids)
+
+
+def _difference(column: Column, without: Row, with_: Row) -> Cell:
+    change = column.change(with_, without)
+    if change is None:
+        return Cell("–")
+    if change[0] == 0:
+        return Cell(column.form.format(0), 0.0)
+    return Cell(signed(column, change[0]), change[0], sign="▲" if change[0] > 0 else "▼", better=change[1])
+
+
+def _curves(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    found = [column for column in columns(comparison.rows) if column.group not in (WEIGHTS, "capability", "shift")]
+    return _against_edits(
+        comparison, looks, found, "curves", "Metrics against edits",
+        "Bands are 95 % intervals; at 0 edits stands the model before any. At each checkpoint all facts written so far "
+        "are asked again.",
+    )  # fmt: skip
+
+
+def _capability(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    found = [column for column in columns(comparison.rows) if column.group == "capability"]
+    caption = "F1 on general tasks that no edit is about. A method that only writes its facts keeps the line flat."
+    title = "General capability"
+    section = _against_edits(comparison, looks, found, "capability", title, caption)
+    if section is not None or not found:
+        return section
+    table = grid.of_rows("General tasks after all edits", comparison.final, found, comparison.before)
+    return Section("capability", title, "", grids=[table])
+
+
+def _against_edits(
+    comparison: Comparison, looks: Mapping[str, Style], found: Sequence[Column], id_: str, title: str, caption: str
+) -> Section | None:
+    series = {name: comparison.of(name) for name in comparison.variants}
+    if not found or max((len(rows) for rows in series.values()), default=0) < 2:
+        return None
+    rows = [row for row in comparison.rows if any(column.of(row) for column in found)]
+    picture = Picture(
+        caption,
+        [curves_panel(column, series, looks, comparison.before, id_) for column in found],
+        [(name, looks[name]) for name in series],
+        grid.of_checkpoints(f"{title}: every checkpoint", rows, found),
+    )
+    return Section(id_, title, "", [picture])
+
+
+def _shift(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    panels: list[Panel] = []
+    for row in comparison.final:
+        measured = row.measured.get("shift")
+        records = [each for each in measured.records if each.get("before") and each.get("after")] if measured else []
+        if row.variant != BEFORE and records:
+            panels.append(scatter_panel(row.variant, records, looks[row.variant], len(panels) + 1))
+    found = [column for column in columns(comparison.final) if column.group == "shift"]
+    if not panels and not found:
+        return None
+    pictures = [
+        Picture(
+            "Hidden states of held-out facts, before any edit and after all of them, drawn together in two dimensions.",
+            panels,
+            [
+                ("before", Style("slate", solid=False, line=False)),
+                ("after, in the colour of the method", Style("ink", line=False)),
+            ],
+            small=True,
+        )
+    ]
+    rows = [row for row in comparison.final if any(column.of(row) for column in found)]
+    grids = [grid.of_rows("Representation shift", rows, found, None)] if found else []
+    return Section("shift", "Representation shift", "", pictures if panels else [], grids)
+
+
+def _null_spaces(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    spectra = {int(layer): values for layer, values in (comparison.settings.get("spectra") or {}).items()}
+    spaces: Mapping[str, Any] = comparison.settings.get("null_spaces") or {}
+    spectra = {layer: values for layer, values in spectra.items() if len(values)}
+    if not spectra and not spaces:
+        return None
+    pictures: list[Picture] = []
+    grids: list[Grid] = []
+    criteria = [space.get("criterion") for space in spaces.values()]
+    if spectra:
+        shades = [
+            Style("blue", "", opacity=0.3 + 0.7 * index / max(1, len(spectra) - 1)) for index in range(len(spectra))
+        ]
+        panel = spectrum_panel(spectra, _thresholds(criteria), shades)
+        pictures.append(
+            Picture(
+                "Eigenvalues of the covariance C of preserved keys. Directions below the threshold are called null: "
+                "P projects onto them. What they still hold of C is leakage.",
+                [panel],
+                [(f"layer {layer}", shade) for layer, shade in zip(spectra, shades, strict=True)],
+                Grid(
+                    "Eigenvalues of C at some ranks",
+                    ["layer", *(f"{share} %" for share in _QUANTILES)],
+                    [
+                        (
+                            Cell(str(layer), layer),
+                            [number_of(values[round(share / 100 * (len(values) - 1))]) for share in _QUANTILES],
+                        )
+                        for layer, values in spectra.items()
+                    ],
+                ),
+            )
+        )
+    same = _same_spaces(spaces)
+    if same:
+        series = {name: look for (name, *_), look in zip(same.values(), _shared_looks(same, looks), strict=True)}
+        named = {names[0]: key for key, names in same.items()}
+        nullity = {name: dict(named[name][1]) for name in series}
+        leakage = {name: {layer: 100 * value for layer, value in named[name][2]} for name in series}
+        panels = [
+            layers_panel("nullity", "nullity, directions", nullity, series, "{:.0f}"),
+            layers_panel("null-leakage", "leakage tr(PCP)/tr(C) %", leakage, series),
+        ]
+        pictures.append(
+            Picture(
+                "How many directions of the input are null, and the share of C that P lets through.",
+                [panel for panel, values in zip(panels, (nullity, leakage), strict=True) if any(values.values())],
+                [(", ".join(names), series[names[0]]) for names in same.values()],
+            )
+        )
+        grids = [
+            Grid(
+                f"{key[0]}: {', '.join(names)}",
+                ["layer", "nullity", "leakage %"],
+                [
+                    (
+                        Cell(str(layer), layer),
+                        [
+                            grid.number(nullity[names[0]].get(layer), "{:.0f}"),
+                            grid.number(leakage[names[0]].get(layer)),
+                        ],
+                    )
+                    for layer in sorted(nullity[names[0]] | leakage[names[0]])
+                ],
+            )
+            for key, names in same.items()
+        ]
+    return Section("null-spaces", "Null spaces", "", pictures, grids)
+
+
+_QUANTILES = (0, 10, 25, 50, 75, 90, 100)
+
+
+def number_of(value: float) -> Cell:
+    return Cell(f"{value:.1e}", value)
+
+
+def _thresholds(criteria: Sequence[Any]) -> list[float]:
+    """Those that are written as "threshold 0.02" or {"threshold": 0.02}; other criteria have no one line to draw."""
+    found = []
+    for criterion in criteria:
+        if isinstance(criterion, Mapping):
+            found.append(criterion.get("threshold"))
+        else:
+            kind, _, value = str(criterion).replace("=", " ").partition(" ")
+            found.append(float(value) if kind == "threshold" and _is_number(value) else None)
+    return sorted({value for value in found if value is not None})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
+
+
+Space = tuple[str, tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]
+
+
+def _same_spaces(spaces: Mapping[str, Any]) -> dict[Space, list[str]]:
+    """Variants by their null spaces: as a rule they share them."""
+    found: dict[Space, list[str]] = {}
+    for variant, space in spaces.items():
+        by_layer = [
+            tuple(sorted((int(layer), float(value)) for layer, value in (space.get(key) or {}).items()))
+            for key in ("nullity", "leakage")
+        ]
+        criterion = space.get("criterion")
+        if isinstance(criterion, Mapping):
+            criterion = ", ".join(f"{key} {value}" for key, value in criterion.items() if value is not None)
+        found.setdefault((str(criterion or "–"), by_layer[0], by_layer[1]), []).append(variant)
+    return found
+
+
+def _shared_looks(same: Mapping[Space, Sequence[str]], looks: Mapping[str, Style]) -> Iterator[Style]:
+    """A variant's own look where it has a null space for itself; ink where several share one."""
+    for names in same.values():
+        yield looks[names[0]] if len(names) == 1 and names[0] in looks else Style("ink")
+
+
+def _weights(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    rows = [row for row in comparison.final if row.drift or row.leakage]
+    if not rows:
+        return None
+    named = (("drift", "drift ‖ΔW‖/‖W‖ %", "drift"), ("leakage", "leakage ‖ΔW K0‖/‖W K0‖ %", "leakage"))
+    panels, grids = [], []
+    for name, title, key in named:
+        series = {
+            row.variant: {int(layer): 100 * value for layer, value in getattr(row, key).items()}
+            for row in rows
+            if getattr(row, key)
+        }
+        if not series:
+            continue
+        panels.append(layers_panel(name, title, series, looks, "{:.2f}"))
+        layers = sorted({layer for values in series.values() for layer in values})
+        grids.append(
+            (
+                f"The numbers: {title.removesuffix(' %')}",
+                Grid(
+                    title,
+                    ["variant", *(f"layer {layer}" for layer in layers)],
+                    [
+                        (grid.text(name), [grid.number(values.get(layer), "{:.3f}") for layer in layers])
+                        for name, values in series.items()
+                    ],
+                ),
+            )
+        )
+    picture = Picture(
+        "How far the edits moved each layer's weights, and how much of what it did to preserved keys they changed.",
+        panels,
+        [(row.variant, looks[row.variant]) for row in rows],
+    )
+    return Section("weights", "Drift and leakage by layer", "", [picture], folded=[*grids])
+
+
+def _timing(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    rows = [row for row in comparison.final if row.variant != BEFORE and row.seconds > 0 and row.edits]
+    if not rows:
+        return None
+    each = {row.variant: row.seconds / row.edits for row in rows}
+    form = "{:.2f}" if max(each.values()) >= 0.1 else "{:.4f}"
+    table = Grid(
+        "Time",
+        ["variant", "edits", "seconds", "seconds a fact"],
+        [
+            (
+                grid.text(row.variant),
+                [
+                    grid.number(row.edits, "{:.0f}"),
+                    grid.number(row.seconds, "{:.1f}"),
+                    grid.number(each[row.variant], form),
+                ],
+            )
+            for row in rows
+        ],
+    )
+    picture = Picture(
+        "What editing took, measuring aside. What variants have in common is computed once and counted for each.",
+        [bars_panel("timing", "seconds a fact", each, looks, form)],
+        data=table,
+    )
+    return Section("timing", "Time", "", [picture])
+
+
+def _relations(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    rows = [row for row in comparison.final if row.measured.get("facts")]
+    records = {row.variant: row.measured["facts"].records for row in rows}
+    counts: dict[str, int] = {}
+    longest = max(records.values(), key=len, default=[])
+    for record in longest:
+        if record.get("relation"):
+            counts[record["relation"]] = counts.get(record["relation"], 0) + 1
+    if len(counts) < 2:
+        return None
+    relations = sorted(counts, key=lambda relation: (-counts[relation], relation))
+    grids = []
+    for name in RELATION_METRICS:
+        means = {variant: _by_relation(of, name) for variant, of in records.items()}
+        if not any(means.values()):
+            continue
+        shown = metric(name)
+        grids.append(
+            Grid(
+                f"{shown.label} by relation",
+                ["relation", "facts", *means],
+                [
+                    (
+                        grid.text(relation),
+                        [
+                            grid.number(counts[relation], "{:.0f}"),
+                            *(
+                                grid.number(shown.shown(values[relation]) if relation in values else None, shown.form)
+                                for values in means.values()
+                            ),
+                        ],
+                    )
+                    for relation in relations
+                ],
+            )
+        )
+    if not grids:
+        return None
+    text = (
+        f"{len(counts)} relations, those with the most facts first. Where a relation has few facts, a share is coarse."
+    )
+    return Section(
+        "relations", "By relation", text, grids=grids[:1], folded=[(each.caption, each) for each in grids[1:]]
+    )
+
+
+def _by_relation(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for record in records:
+        value = record.get(name)
+        if record.get("relation") and value is not None:
+            found.setdefault(record["relation"], []).append(float(value))
+    return {relation: sum(values) / len(values) for relation, values in found.items()}
+
+
+def _cases(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    found = {row.variant: row.measured["texts"].records for row in comparison.final if row.measured.get("texts")}
+    before = found.pop(BEFORE, [])
+    if not any(found.values()):
+        return None
+    total = max(map(len, found.values()))
+    cases = []
+    for index in range(min(total, ALL_CASES)):
+        records = [(name, of[index]) for name, of in found.items() if index < len(of)]
+        subject, prompt, target_new = (str(records[0][1].get(key) or "") for key in ("subject", "prompt", "target_new"))
+        start = _written(BEFORE, before[index]) if index < len(before) else None
+        cases.append(Case(subject, prompt, target_new, start, [_written(*record) for record in records]))
+    text = "What the model writes by itself, before any edit and after all of them: the first facts, not chosen ones."
+    if total > ALL_CASES:
+        text += f" The records of the run hold all {total:,}."
+    return Section("cases", "Generated cases", text, cases=cases[:OPEN_CASES], more_cases=cases[OPEN_CASES:])
+
+
+def _written(variant: str, record: Mapping[str, Any]) -> Written:
+    free = record.get("free")
+    texts = [(str(each.get("prompt") or ""), str(each.get("text") or "")) for each in record.get("texts") or []]
+    return Written(variant, str(record.get("written") or ""), None if free is None else free == 1, texts)
+
+
+def _all(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    rows = comparison.final
+    found = columns(rows)
+    if not found:
+        return None
+    grids = []
+    for group in dict.fromkeys(column.group for column in found):
+        chosen = [column for column in found if column.group == group]
+        measured = [row for row in rows if any(column.of(row) for column in chosen)]
+        grids.append(grid.of_rows(_GROUPS.get(group, group), measured, chosen, comparison.before))
+    meanings = [column for column in found if column.name in METRICS or column.group == WEIGHTS]
+    words = Grid(
+        "What the columns mean",
+        ["metric", "better", "meaning"],
+        [
+            (
+                grid.text(column.label),
+                [
+                    grid.text({max: "higher", min: "lower"}.get(column.better, "–") if column.better else "–"),  # type: ignore[call-overload]
+                    grid.text(column.meaning),
+                ],
+            )
+            for column in meanings
+        ],
+    )
+    text = (
+        "Behind ± stands half the width of the 95 % interval; bold is the best of the edited models; ▲ and ▼ say how a "
+        "number changed against the model before any edit."
+    )
+    return Section("all", "All metrics", text, grids=grids, folded=[("What the columns mean", words)])
+
+
+_GROUPS = {
+    "facts": "Facts",
+    "texts": "Written texts",
+    "multihop": "Questions over several facts",
+    "perplexity": "Perplexity",
+    "capability": "General tasks",
+    "shift": "Representation shift",
+    WEIGHTS: "Weights and time",
+}
+
+_ELSEWHERE = {
+    "command",
+    "hyperparameters",
+    "null_spaces",
+    "spectra",
+    "environment",
+    "left_out",
+    "statistics",
+    "contexts",
+}
+
+
+def _settings(comparison: Comparison, looks: Mapping[str, Style]) -> Section:
+    settings = comparison.settings
+    folded: list[tuple[str, Grid | str]] = []
+    for name in ("environment", "statistics"):
+        if isinstance(settings.get(name), Mapping):
+            folded.append((name.capitalize(), _pairs(name.capitalize(), settings[name])))
+    for variant, values in (settings.get("hyperparameters") or {}).items():
+        folded.append((f"Hyperparameters of {variant}", _pairs(f"Hyperparameters of {variant}", values)))
+    left_out = settings.get("left_out")
+    if left_out:
+        listed = left_out if isinstance(left_out, list) else [left_out]
+        folded.append((f"Records left out: {len(listed):,}", "\n".join(map(str, listed))))
+    plain = {name: value for name, value in settings.items() if name not in _ELSEWHERE and value not in (None, [], {})}
+    return Section(
+        "settings",
+        "Settings and reproduction",
+        "",
+        grids=[_pairs("The run", plain)],
+        folded=folded,
+        command=shlex.join(map(str, settings.get("command") or [])),
+    )
+
+
+def _pairs(caption: str, values: Mapping[str, Any]) -> Grid:
+    return Grid(
+        caption,
+        ["setting", "value"],
+        [(grid.text(str(name)), [grid.text(_plain(value))]) for name, value in values.items()],
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_plain(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return "yes" if value is True else "no" if value is False else str(value)
+
+
+def over_seeds(comparisons: Sequence[Comparison]) -> Grid:
+    """Of comparisons that differ in the order of facts only: the mean of each number and its range."""
+    finals = [{row.variant: row for row in comparison.final} for comparison in comparisons]
+    found = columns(row for rows in finals for row in rows.values())
+    names = dict.fromkeys(name for rows in finals for name in rows)
+    seeds = [str(comparison.settings.get("seed")) for comparison in comparisons]
+    rows = []
+    for name in names:
+        cells = []
+        for column in found:
+            of = [column.of(rows[name]) for rows in finals if name in rows]
+            values = [estimate.value for estimate in of if estimate is not None]
+            if not values:
+                cells.append(Cell("–"))
+                continue
+            mean, low, high = (column.form.format(v) for v in (sum(values) / len(values), min(values), max(values)))
+            cells.append(Cell(f"{mean} [{low}, {high}]", sum(values) / len(values)))
+        rows.append((grid.text(name), cells))
+    settings = comparisons[0].settings
+    where = f"{settings.get('model', '')} on {settings.get('data', '')}"
+    return Grid(
+        f"{where}: mean and range over {len(comparisons)} orders of the facts (seeds {', '.join(seeds)})",
+        ["variant", *(column.label for column in found)],
+        rows,
+    )

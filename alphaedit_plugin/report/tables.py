@@ -1,0 +1,279 @@
+"""A comparison as tables: for a terminal; as JSON, CSV, Markdown and LaTeX to paste."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from tabulate import tabulate
+
+from ..errors import CompareError
+from ..files import atomic, write_text
+from ..results import Comparison, Row
+from ..session import Report
+from .columns import WEIGHTS, Column, columns
+
+_TERMINAL = (("facts", "perplexity", WEIGHTS), ("texts", "multihop"), ("capability",), ("shift",))
+"""Groups of columns that share a table."""
+
+_SHORT = {
+    "efficacy": "eff.",
+    "generalization": "gen.",
+    "specificity": "spec.",
+    "portability": "port.",
+    "locality": "local.",
+    "consistency": "consis.",
+    "multihop": "hop",
+    "multihop_cot": "hop CoT",
+    "perplexity": "perpl.",
+    "shift_d1": "D1",
+    "shift_d2": "D2",
+    "hausdorff": "Hausd.",
+    "leakage": "leak.",
+    "seconds": "sec.",
+}
+
+
+def table(comparison: Comparison) -> TerminalTables:
+    """What the terminal shows: each variant at its last checkpoint, with no column for what was not measured."""
+    return TerminalTables(comparison)
+
+
+class TerminalTables:
+    """As many tables as the terminal's width asks for: no number is ever cut or folded.
+
+    The best of each column among the edited ones is bold. ▲ and ▼ say how a number changed against "before": green
+    for the better, red for the worse.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows, settings = self.comparison.final, self.comparison.settings
+        found = columns(rows)
+        known = {group for groups in _TERMINAL for group in groups}
+        tables = [*_TERMINAL, tuple(dict.fromkeys(column.group for column in found if column.group not in known))]
+        last = max((row.edits for row in rows), default=0)
+        name_width = min(max((len(self._name(row, last)) for row in rows), default=7), max(16, options.max_width // 4))
+        room = options.max_width - name_width - 2  # the box's edges; between columns it has one space
+        yield Text(f"{settings['edits']} sequential edits in batches of {settings['batch_size']}", style="italic")
+        for chosen in (
+            chosen for groups in tables for chosen in _packed([c for c in found if c.group in groups], rows, room)
+        ):
+            result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+            result.add_column("variant", overflow="fold", width=name_width)
+            for column in chosen:
+                result.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
+            best = {column.name: column.best(rows) for column in chosen}
+            for row in rows:
+                cells = [self._cell(column, row, row.variant in best[column.name]) for column in chosen]
+                result.add_row(escape(self._name(row, last)), *cells)
+            yield result
+        yield Text(
+            "▲▼ change against before; bold: the best; drift ‖ΔW‖/‖W‖, leakage ‖ΔW K0‖/‖W K0‖", style="dim italic"
+        )
+
+    @staticmethod
+    def _name(row: Row, last: int) -> str:
+        """With its edits, where a variant is not as far as the others."""
+        return row.variant if row.edits in (0, last) else f"{row.variant} ({row.edits})"
+
+    def _cell(self, column: Column, row: Row, best: bool) -> str:
+        text = column.text(row)
+        if best:
+            text = f"[bold]{text}[/bold]"
+        before = self.comparison.before
+        if before is None or column.of(before) is None:
+            return text
+        change = column.change(row, before)
+        if change is None or change[0] == 0:
+            return text + " "  # in line with those that have a sign
+        colour = {True: "green", False: "red", None: "dim"}[change[1]]
+        return f"{text}[{colour}]{'▲' if change[0] > 0 else '▼'}[/{colour}]"
+
+
+def _heading(column: Column) -> tuple[str, str]:
+    title, _, unit = column.label.partition(" %")
+    arrow = {max: " ↑", min: " ↓"}.get(column.better, "") if column.better else ""  # type: ignore[call-overload]
+    return escape(_SHORT.get(column.name, title)), (("%" if column.label.endswith(" %") else unit) + arrow).strip()
+
+
+def _width(column: Column, rows: Sequence[Row]) -> int:
+    cells = max(len(column.text(row)) for row in rows)
+    return max(cells + (column.group != WEIGHTS), *map(len, _heading(column))) + 1
+
+
+def _packed(found: Sequence[Column], rows: Sequence[Row], room: int) -> list[list[Column]]:
+    """`found` in their order, in as few runs as fit into `room`."""
+    packed: list[list[Column]] = []
+    left = 0
+    for column in found:
+        width = _width(column, rows)
+        if not packed or width > left:
+            packed.append([])
+            left = room
+        packed[-1].append(column)
+        left -= width
+    return packed
+
+
+def export(comparisons: Sequence[Comparison], folder: Path) -> None:
+    """What goes into a paper or a notebook. Shares are in percent, but in summary.json, where they go from 0 to 1.
+
+    summary.json has every row with its estimates, without the records; summary.csv too, with the ends of the
+    intervals; summary.md and summary.tex have a table of the last rows for each comparison, the best in bold and half
+    the interval behind ±. Raises CompareError when they cannot be written.
+    """
+    summary = {
+        "comparisons": [{"settings": each.settings, "rows": [*map(_as_json, each.rows)]} for each in comparisons]
+    }
+    text = json.dumps(_finite(summary), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "summary.json", text + "\n", CompareError)
+    named = len(comparisons) > 1
+    markdown, latex = [], []
+    for comparison in comparisons:
+        found = columns(comparison.rows)
+        names = [column.label for column in found]
+        cell = cell_name(comparison)
+        markdown += [f"**{_plain(cell)}**\n"] if named else []
+        markdown.append(
+            tabulate(
+                [[f"`{name}`", *cells] for name, cells in _cells(comparison, found, "**{}**", " ± {}")],
+                ["variant", *names],
+                tablefmt="github",
+                disable_numparse=True,
+                colalign=["left", *("right" for _ in names)],
+            )
+            + "\n"
+        )
+        latex += [f"% {_plain(cell)}"] if named else []
+        latex.append(
+            tabulate(
+                [
+                    [rf"\texttt{{{_tex(name)}}}", *map(_tex, cells)]
+                    for name, cells in _cells(comparison, found, r"\textbf{{{}}}", r" $\pm$ {}")
+                ],
+                ["variant", *map(_tex, names)],
+                tablefmt="latex_raw",
+                disable_numparse=True,
+                colalign=["left", *("right" for _ in names)],
+            )
+            + ("\n" if named else "")
+        )
+    write_text(folder / "summary.md", "\n".join(markdown), CompareError)
+    write_text(folder / "summary.tex", "\n".join(latex).rstrip("\n") + "\n", CompareError)
+    _csv(comparisons, folder / "summary.csv")
+
+
+def _csv(comparisons: Sequence[Comparison], path: Path) -> None:
+    found = columns(row for comparison in comparisons for row in comparison.rows)
+    bounded = [c for c in found if any(c.half(row) for comparison in comparisons for row in comparison.rows)]
+    ends = [f"{column.label} {end}" for column in bounded for end in ("from", "to")]
+    with atomic(path, CompareError) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        names = [column.label for column in found]
+        writer.writerow(["model", "data", "seed", "variant", "edits", *names, *ends])
+        for comparison in comparisons:
+            cell = [comparison.settings.get(key) for key in ("model", "data", "seed")]
+            for row in comparison.rows:
+                estimates = [column.of(row) for column in found]
+                intervals = [column.of(row) for column in bounded]
+                writer.writerow(
+                    [*cell, row.variant, row.edits]
+                    + ["" if estimate is None else estimate.value for estimate in estimates]
+                    + [end for each in intervals for end in ((each.low, each.high) if each else ("", ""))]
+                )
+
+
+def cell_name(comparison: Comparison) -> str:
+    """Model, data and seed, short enough for a heading."""
+    settings = comparison.settings
+    parts = [short(settings[key]) for key in ("model", "data") if settings.get(key)]
+    if settings.get("seed") is not None:
+        parts.append(f"seed {settings['seed']}")
+    return " · ".join(parts) or f"{settings['edits']} edits"
+
+
+def short(path: Any) -> str:
+    """The last part of a path or of a name on the Hub, without its suffix where that is a data file's."""
+    return re.sub(r"\.(json|jsonl)$", "", re.split(r"[/\\]", str(path).rstrip("/\\"))[-1])
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    return {
+        "variant": row.variant,
+        "edits": row.edits,
+        "estimates": {name: vars(estimate) for name, estimate in row.estimates.items()},
+        "seconds": row.seconds,
+        "drift": row.drift,
+        "leakage": row.leakage,
+        "mean_drift": row.mean_drift,
+        "mean_leakage": row.mean_leakage,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither nan nor infinity: null in their place."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_finite, value)]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _plain(text: str) -> str:
+    """One line."""
+    return " ".join(text.split())
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"(?<!\\)([%_&#])", r"\\\1", text).replace("–", "--")
+
+
+def _cells(
+    comparison: Comparison, found: Sequence[Column], bold: str, interval: str
+) -> Iterator[tuple[str, list[str]]]:
+    """(variant, cells) of each last row: the best edited ones `bold`, and half their `interval` behind them."""
+    rows = comparison.final
+    best = {column.name: column.best(rows) for column in found}
+    for row in rows:
+        yield (
+            row.variant,
+            [
+                (bold.format(column.text(row)) if row.variant in best[column.name] else column.text(row))
+                + (interval.format(column.half(row)) if column.half(row) else "")
+                for column in found
+            ],
+        )
+
+
+def session_table(report: Report) -> Table:
+    """What a session has done to each layer."""
+    listed = (
+        ("drift %", "‖ΔW‖/‖W‖", report.drift),
+        ("leakage %", "‖ΔW K0‖/‖W K0‖", report.leakage),
+        ("outside %", "‖ΔW(I − P)‖/‖ΔW‖", report.outside),
+    )
+    shown = [column for column in listed if column[2]]
+    result = Table(
+        title=f"{report.method}: {report.edits} facts in {report.batches} batches",
+        caption="\n".join(f"{title.removesuffix(' %')} {meaning}" for title, meaning, _ in shown),
+        box=box.SIMPLE_HEAD,
+        min_width=40,
+    )
+    for title in ("layer", *(title for title, _, _ in shown)):
+        result.add_column(title, justify="right")
+    for layer in report.drift:
+        result.add_row(str(layer), *(f"{100 * values[layer]:.3g}" for _, _, values in shown))
+    return result

@@ -1,0 +1,71 @@
+"""What a comparison found, in a sentence computed from its numbers."""
+
+from __future__ import annotations
+
+from ..results import Comparison, Row
+from .columns import Column, columns
+from .style import pairs
+
+
+def leading(comparison: Comparison) -> Column | None:
+    """The column that decides: the score, or where there is none the first with a better direction."""
+    found = [column for column in columns(comparison.final) if column.better is not None]
+    return next((column for column in found if column.name == "score"), found[0] if found else None)
+
+
+def finding(comparison: Comparison) -> str:
+    """Which variant is best in what decides, how sure that is, and what comes next."""
+    column, before = leading(comparison), comparison.before
+    edited = [row for row in comparison.final if row is not before]
+    ranked: list[tuple[Row, float]] = [
+        (row, estimate.value) for row in edited if column is not None and (estimate := column.of(row)) is not None
+    ]
+    if column is None or not ranked:
+        return "No variant has been measured yet."
+    ranked.sort(key=lambda each: each[1], reverse=column.better is max)
+    best = ranked[0][0]
+    unit = " %" if column.label.endswith(" %") else ""
+    title = column.label.removesuffix(" %")
+    estimate = column.of(best)
+    assert estimate is not None
+    interval = ""
+    if estimate.low is not None and estimate.high is not None:
+        interval = f" (95 % interval {column.form.format(estimate.low)} to {column.form.format(estimate.high)})"
+    number = f"{column.text(best)}{unit}{interval}"
+    start = f"; before any edit it was {column.text(before)}{unit}" if before and column.of(before) else ""
+    if len(ranked) == 1:
+        return f"After {best.edits:,} edits {best.variant} has a {title} of {number}{start}."
+    second = ranked[1][0]
+    if column.text(second) == column.text(best):
+        return (
+            f"After {best.edits:,} edits {best.variant} and {second.variant} share the best {title}: {number}{start}."
+        )
+    return (
+        f"After {best.edits:,} edits {best.variant} has the best {title}, {number}, ahead of {second.variant} with "
+        f"{column.text(second)}{unit}{start}."
+    )
+
+
+def projection(comparison: Comparison) -> str:
+    """What P changed for each method that was run with and without it; empty where there is none."""
+    column = leading(comparison)
+    by_name = {row.variant: row for row in comparison.final}
+    told = []
+    for base, plain, projected in pairs(comparison.variants):
+        if column is None or plain is None or projected is None:
+            continue
+        without, with_ = by_name[plain], by_name[projected]
+        change = column.change(with_, without)
+        if change is None or without.edits != with_.edits:
+            continue
+        values = f"{column.text(without)} → {column.text(with_)}"
+        told.append(f"{base} {'unchanged' if change[0] == 0 else signed(column, change[0])} ({values})")
+    if column is None or not told:
+        return ""
+    points = " in percentage points" if column.label.endswith(" %") else ""
+    return f"What projection (+P) changes in {column.label.removesuffix(' %')}{points}: {', '.join(told)}."
+
+
+def signed(column: Column, difference: float) -> str:
+    """With its sign, and a true minus."""
+    return ("+" if difference > 0 else "−") + column.form.format(abs(difference))
