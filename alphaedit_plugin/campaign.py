@@ -12,7 +12,7 @@ from typing import Any
 
 from .compare import canonical, compare
 from .easyedit.baseline import hyperparameters, is_baseline, layers_of, parse_baseline
-from .errors import CorpusError, NullSpaceError, RequestError
+from .errors import CompareError, CorpusError, NullSpaceError, RequestError
 from .evaluation.datasets import Dataset, load_dataset
 from .evaluation.facts import Fact
 from .evaluation.measured import Measure
@@ -68,6 +68,8 @@ class Campaign:
     ) -> list[Comparison]:
         """Every comparison; `load` gives (model, tokenizer) by name, `ready` what its methods need."""
         study = study_named(self.study)
+        if study.several_models and len(set(self.models)) < 2:
+            raise CompareError("the study of models needs several: --models A B")
         plan = self.plan.over(study.plan).over(DEFAULTS)
         sources = self.data or (str(shipped("examples/facts.json")),)
         datasets = {source: load_dataset(source, skip_bad=self.skip_bad) for source in sources}

@@ -42,6 +42,7 @@ class Study:
     methods: Callable[[Sequence[str], int], Sequence[str]] = lambda methods, tokens: methods
     facts: Callable[[Sequence[Fact]], Sequence[Fact]] = lambda facts: facts
     shares_text: bool = False
+    several_models: bool = False
 
 
 def _with(key: str, values: Sequence[str]) -> Callable[[Sequence[str], int], Sequence[str]]:
@@ -92,6 +93,7 @@ STUDIES = {
         "what counts as null", Plan(methods=("alphaedit",)), methods=_with("nullspace_threshold", THRESHOLDS)
     ),
     "L2": Study("AlphaEdit's λ", Plan(methods=("alphaedit",)), methods=_with("L2", REGULARISATIONS)),
+    "models": Study("the same on every model of --models (C.6)", several_models=True),
     "cases": Study("what the model writes before and after (C.1)", Plan(edits=20, texts=20)),
 }
 

@@ -7,8 +7,10 @@ import json
 import os
 import select
 import subprocess
+import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -110,3 +112,26 @@ class Browser:
             self.problems.append(of["entry"])
         elif method == "Network.requestWillBeSent":
             self.fetched.append(of["request"]["url"])
+
+
+def shoot(page: Path, folder: Path) -> None:
+    """The page as light.png and dark.png on a desk, phone.png (390 wide) and print.pdf."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(Path(profile))
+        try:
+            browser.size(1280, 900)
+            browser.open(page)
+            for scheme in ("light", "dark"):
+                browser.media(scheme=scheme)
+                browser.screenshot(folder / f"{scheme}.png")
+            browser.media()
+            browser.size(390, 844)
+            browser.screenshot(folder / "phone.png")
+            browser.pdf(folder / "print.pdf")
+        finally:
+            browser.close()
+
+
+if __name__ == "__main__":
+    shoot(Path(sys.argv[1]), Path(sys.argv[2]))

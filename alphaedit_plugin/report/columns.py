@@ -55,7 +55,7 @@ class Column:
         if self.text(row) == self.text(before):
             return 0.0, None
         difference = now.value - then.value
-        better = None if self.better is None else self.better(now.value, then.value) != now.value
+        better = None if self.better is None else self.better(now.value, then.value) == now.value
         return difference, better
 
 
