@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,7 @@ class Campaign:
     ) -> dict[str, Any]:
         return {
             "command": list(self.command),
+            "date": date.today().isoformat(),
             "study": self.study,
             "model": name,
             "data": source,

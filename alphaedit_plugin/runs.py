@@ -85,6 +85,7 @@ class RunFolder:
             if isinstance(old, dict) and old.get("cell") == settings["cell"]:
                 for key in ("hyperparameters", "null_spaces", "measures"):
                     merged[key] = {**old[key], **settings[key]}
+                merged["date"] = old.get("date")
                 merged["variants"] = list(dict.fromkeys([*old["variants"], *settings["variants"]]))
                 merged["points"] = {
                     variant: {**old["points"].get(variant, {}), **settings["points"].get(variant, {})}
