@@ -202,8 +202,8 @@ def spectrum_panel(
         for threshold in thresholds:
             axes.axhline(threshold, color=colour("vermilion"), lw=1, ls=(0, (4, 2)))
             axes.annotate(
-                f"threshold {threshold:g}", (1, threshold), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                xytext=(0, 2), textcoords="offset points", fontsize=9, color=colour("vermilion"),
+                f"threshold {threshold:g}", (0, threshold), xycoords=("axes fraction", "data"), ha="left", va="bottom",
+                xytext=(3, 2), textcoords="offset points", fontsize=9, color=colour("vermilion"),
             )  # fmt: skip
         axes.set_xlabel("eigenvectors, from the most null, %")
         axes.set_ylabel("eigenvalue")

@@ -490,7 +490,12 @@ _ELSEWHERE = {
     "left_out",
     "statistics",
     "contexts",
+    "cell",
+    "points",
+    "measures",
+    "date",
 }
+"""Settings that another part of the page shows, and those by which a run knows its own files."""
 
 
 def _settings(comparison: Comparison, looks: Mapping[str, Style]) -> Section:
