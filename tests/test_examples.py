@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -22,14 +23,19 @@ def run(tmp_path, *command: str) -> str:
 
 
 def rows(output: str) -> dict[str, list[float]]:
-    """The table's rows by their first cell, numbers only."""
+    """The table's rows by their name, numbers only; signs of change are taken off."""
     found = {}
     for line in output.splitlines():
-        name, *cells = re.split(r"\s*│\s*|\s{2,}", line.strip("│ "))
-        numbers = [float(cell) for cell in cells if cell.replace(".", "").isdigit()]
-        if numbers:
-            found[name] = numbers
+        words = re.split(r"[│\s]+", line.strip("│ "))
+        cells = [word.strip("▲▼") for word in itertools.takewhile(_is_cell, reversed(words))][::-1]
+        name, numbers = " ".join(words[: len(words) - len(cells)]), [float(cell) for cell in cells if cell != "–"]
+        if name and len(numbers) > 1:
+            found.setdefault(name, numbers)
     return found
+
+
+def _is_cell(word: str) -> bool:
+    return re.fullmatch(r"–|[\d.]+[▲▼]?", word) is not None
 
 
 @pytest.mark.user_cache
