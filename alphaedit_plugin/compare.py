@@ -188,17 +188,21 @@ class _Cell:
     def fingerprint(self) -> Any:
         return fingerprints(self.model, [len(Decoder(self.model)) - 1])
 
+    def provenance(self, name: str, layers: Sequence[int]) -> dict[str, Any]:
+        """Of a variant's statistics: whatever other variants need besides makes no difference."""
+        whole = self.statistics_of(name).provenance
+        return {**whole, "fingerprints": {str(layer): whole["fingerprints"][str(layer)] for layer in sorted(layers)}}
+
     def trajectory(self, name: str) -> str:
         """The identity of the edits of a variant, however many batches are made."""
         common = {"model": self.fingerprint, "batch_size": self.batch_size}
         if name not in self.parsed:
             named, settings = self.baselines[name]
-            of = self.statistics_of(name).of_layers(layers_of(settings)) if layers_of(settings) else None
             made = {"baseline": baseline_identity(named, settings), "criterion": str(self._given(name).null_space)}
-            return identity_of({**common, **made, "statistics": of.provenance if of is not None else None})
+            return identity_of({**common, **made, "statistics": self.provenance(name, layers_of(settings))})
         values = self.hyperparameters[name].as_dict()
         made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
-        return identity_of({**common, **made, "statistics": self.statistics_of(name).provenance})
+        return identity_of({**common, **made, "statistics": self.provenance(name, self.hyperparameters[name].layers)})
 
     @cached_property
     def points(self) -> dict[str, dict[int, str]]:

@@ -272,6 +272,19 @@ def test_a_folder_of_results_is_added_to_and_never_confused_with_other_settings(
     assert [row for row in whole.rows if row.variant == "memit"] == changed.rows[1:]
 
 
+def test_a_variant_is_the_same_whatever_is_compared_beside_it(tokenizer, tmp_path, monkeypatch):
+    """Statistics of further layers, which another variant needs, make no edit anew."""
+    model = fresh()
+    few = statistics_of(model)
+    few = replace(
+        few.of_layers([1]), provenance={**few.provenance, "fingerprints": {"1": few.provenance["fingerprints"]["1"]}}
+    )
+    first = compared(model, tokenizer, ["rome"], folder=tmp_path / "run", statistics=few)
+    monkeypatch.setattr(Session, "edit", lambda *_: pytest.fail("edited again"))
+    again = compared(model, tokenizer, ["rome"], folder=tmp_path / "run")
+    assert again.rows == first.rows
+
+
 def test_other_measures_need_no_edits_where_the_sessions_were_kept(tokenizer, tmp_path, monkeypatch):
     model = fresh()
     first = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, measures=[Facts()])
