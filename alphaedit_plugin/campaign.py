@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -20,12 +21,12 @@ from .evaluation.measured import Measure
 from .evaluation.perplexity import Perplexity
 from .evaluation.scores import Facts
 from .modules import Decoder
-from .prepare import TOKENS_PER_DIMENSION, null_spaces_of
+from .prepare import null_spaces_of
 from .ready import Ready
 from .results import Comparison
 from .runs import identity_of
 from .shipped import shipped
-from .studies import SHARES, Plan, sampled, study_named
+from .studies import SHARES, Plan, Study, sampled, study_named
 from .variant import Variant
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,24 @@ log = logging.getLogger(__name__)
 DEFAULTS = Plan(methods=("memit", "memit+P", "alphaedit"), texts=0)
 DEMO_EDITS = 20
 MULTIHOP_CASES = 100
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Measures that are made once for a whole run, and held-out prompts for the one that needs a layer."""
+
+    texts: Measure | None
+    measures: list[Measure]
+    prompts: list[str]
+
+    def of_facts(self, facts: Sequence[Fact]) -> Iterator[Measure]:
+        """Those that facts decide about."""
+        if self.texts is not None:
+            yield self.texts
+        if any(fact.questions for fact in facts):
+            from .evaluation.multihop import MultiHop
+
+            yield MultiHop(limit=MULTIHOP_CASES)
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ class Campaign:
         *,
         wait: bool = True,
         on_row: Callable[[Comparison], None] = lambda comparison: None,
-    ) -> list[Comparison]:
+    ) -> None:
         """Every comparison; `load` gives (model, tokenizer) by name, `ready` what its methods need."""
         study = study_named(self.study)
         if study.several_models and len(set(self.models)) < 2:
@@ -80,67 +99,94 @@ class Campaign:
             raise RequestError(f"--edits must be from 1 to {fewest} (the facts there are)")
         held_out = self.held_out or shipped("examples/heldout.txt")
         text = _text(held_out)
-        results = []
-        for name in self.models:
-            model, tokenizer = load(name)
-            tokens = plan.tokens or TOKENS_PER_DIMENSION * Decoder(model).out_projection(0).d_in
-            if study.shares_text and plan.tokens is None:
-                tokens = round(tokens * 0.2 / min(SHARES))  # the least share is to be two for each dimension
-            methods = [canonical(method) for method in study.methods(plan.methods or (), tokens)]
-            baseline_hparams = self._baseline_hparams(methods)
-            prepared = ready(model, tokenizer, name, methods, _layers_of_baselines(model, methods, baseline_hparams))
-            if self.study is not None:
-                methods = _possible(prepared, methods)
-            common = self._common_measures(prepared, text, [fact for of in chosen.values() for fact in of])
-            for source, seed in ((source, seed) for source in sources for seed in self.seeds):
-                pool = chosen[source]
-                facts = sampled(pool, plan.edits or (len(pool) if self.data else DEMO_EDITS), seed)
-                results.append(
-                    compare(
-                        prepared.model,
-                        prepared.tokenizer,
-                        facts,
-                        methods,
-                        prepared.hyperparameters_of,
-                        prepared.statistics_of,
-                        batch_size=self.batch,
-                        measures=[Facts(), *self._written_measures(facts, plan), *common],
-                        every=plan.every,
-                        baseline_hparams=baseline_hparams,
-                        store=prepared.store,
-                        folder=self.folder / cell_name(name, source, seed),
-                        keep_sessions=self.keep_sessions,
-                        wait=wait,
-                        on_row=on_row,
-                        progress=self.progress,
-                        settings=self._settings(prepared, name, source, seed, datasets[source], facts, held_out),
-                    )
-                )
-        return results
+        cells = self._cells(sources)
+        given = self._given_measures([fact for of in chosen.values() for fact in of], plan)
+        for name in self.models:  # in a call of its own: one model is gone before the next one comes
+            self._of_model(name, load, ready, study, plan, cells, datasets, chosen, held_out, text, given, wait, on_row)
+
+    def _of_model(
+        self,
+        name: str,
+        load: Callable[[str], tuple[Any, Any]],
+        ready: Callable[[Any, Any, str, Sequence[str], Mapping[str, Sequence[int]]], Ready],
+        study: Study,
+        plan: Plan,
+        cells: Mapping[tuple[str, str, int | None], str],
+        datasets: Mapping[str, Dataset],
+        chosen: Mapping[str, list[Fact]],
+        held_out: Path,
+        text: str,
+        given: _Given,
+        wait: bool,
+        on_row: Callable[[Comparison], None],
+    ) -> None:
+        model, tokenizer = load(name)
+        tokens = plan.tokens or 0
+        if study.shares_text and not tokens:  # the least share is to be two for each dimension
+            tokens = round(2 / min(SHARES)) * Decoder(model).out_projection(0).d_in
+        methods = [canonical(method) for method in study.methods(plan.methods or (), tokens)]
+        baseline_hparams = self._baseline_hparams(methods)
+        prepared = ready(model, tokenizer, name, methods, _layers_of_baselines(model, methods, baseline_hparams))
+        if self.study is not None:
+            methods = _possible(prepared, methods)
+        common: list[Measure] = [Perplexity(text, tokenizer), *given.measures]
+        if given.prompts:
+            from .evaluation.shift import Shift
+
+            layer = max(layer for values in prepared.hyperparameters_of.values() for layer in values.layers)
+            common.append(Shift(given.prompts, layer))
+        for source, seed in ((source, seed) for source in chosen for seed in self.seeds):
+            pool = chosen[source]
+            facts = sampled(pool, plan.edits or (len(pool) if self.data else DEMO_EDITS), seed)
+            compare(
+                model,
+                tokenizer,
+                facts,
+                methods,
+                prepared.hyperparameters_of,
+                prepared.statistics_of,
+                batch_size=self.batch,
+                measures=[Facts(), *given.of_facts(facts), *common],
+                every=plan.every,
+                baseline_hparams=baseline_hparams,
+                store=prepared.store,
+                folder=self.folder / cells[name, source, seed],
+                keep_sessions=self.keep_sessions,
+                wait=wait,
+                on_row=on_row,
+                progress=self.progress,
+                settings=self._settings(prepared, name, source, seed, datasets[source], facts, held_out),
+            )
+
+    def _cells(self, sources: Sequence[str]) -> dict[tuple[str, str, int | None], str]:
+        """The folder of each cell, readable; cells that are called alike are told apart by a hash."""
+        cells = [(name, source, seed) for name in self.models for source in sources for seed in self.seeds]
+        names = Counter(cell_name(*cell) for cell in dict.fromkeys(cells))
+        return {
+            cell: cell_name(*cell) + (f"-{identity_of(cell)[:6]}" if names[cell_name(*cell)] > 1 else "")
+            for cell in cells
+        }
 
     def _baseline_hparams(self, methods: Sequence[str]) -> dict[str, Any]:
         """Of EasyEdit's variants, where the folder has a METHOD.yaml."""
         if self.baseline_hparams is None:
             return {}
+        if not self.baseline_hparams.is_dir():
+            raise CompareError(f"--baseline-hparams {self.baseline_hparams} is no folder")
         paths = {
             name: self.baseline_hparams / f"{parse_baseline(name).method}.yaml" for name in methods if is_baseline(name)
         }
         return {name: str(path) for name, path in paths.items() if path.exists()}
 
-    def _written_measures(self, facts: Sequence[Fact], plan: Plan) -> Iterator[Measure]:
+    def _given_measures(self, facts: Sequence[Fact], plan: Plan) -> _Given:
+        """What the options ask for, as far as no model is needed: a wrong one is known before hours have gone."""
+        found: list[Measure] = []
+        texts, prompts = None, []
         if plan.texts:
             from .evaluation.consistency import references
             from .evaluation.texts import Texts
 
-            yield Texts(limit=plan.texts, references=references(self.snippets) if self.snippets else None)
-        if any(fact.questions for fact in facts):
-            from .evaluation.multihop import MultiHop
-
-            yield MultiHop(limit=MULTIHOP_CASES)
-
-    def _common_measures(self, prepared: Ready, text: str, facts: Sequence[Fact]) -> list[Measure]:
-        """Those that do not depend on the facts."""
-        found: list[Measure] = [Perplexity(text, prepared.tokenizer)]
+            texts = Texts(limit=plan.texts, references=references(self.snippets) if self.snippets else None)
         if self.tasks is not None:
             from .evaluation.capability import Capability
 
@@ -150,11 +196,10 @@ class Campaign:
 
             found.append(Harness(self.harness, limit=self.task_limit))
         if self.shift is not None:
-            from .evaluation.shift import Shift, held_out, prompts_from
+            from .evaluation.shift import held_out, prompts_from
 
-            layer = max(layer for values in prepared.hyperparameters_of.values() for layer in values.layers)
-            found.append(Shift(held_out(prompts_from(self.shift), facts)[: self.shift_limit], layer))
-        return found
+            prompts = held_out(prompts_from(self.shift), facts)[: self.shift_limit]
+        return _Given(texts, found, prompts)
 
     def _settings(
         self,
@@ -210,7 +255,7 @@ def _possible(prepared: Ready, methods: Sequence[str]) -> list[str]:
 
 
 def cell_name(model: str, source: str, seed: int | None) -> str:
-    """The folder of a cell inside a run, readable: its end tells apart what is called alike."""
+    """What a cell is called."""
     parts = [Path(model.rstrip("/")).name, Path(source.rstrip("/")).stem, *([] if seed is None else [f"seed{seed}"])]
     return "-".join(re.sub(r"[^\w.+=-]", "_", part) for part in parts)
 

@@ -205,17 +205,32 @@ class _Lists(TyperCommand):
         lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
         spread: list[str] = []
         option, first = "", False
-        for arg in args:
+        for arg in (part for word in args for part in _split(word, lists)):
             if arg.startswith("--") or arg in ("-q",):
                 option, first = (arg, True) if arg in lists else ("", False)
                 spread.append(arg)
-            elif option and (first or option != "--methods" or _are_variants(arg)):
+            elif option and (first or _goes_on(option, arg)):
                 spread += [arg] if first else [option, arg]
                 first = False
             else:
                 option = ""
                 spread.append(arg)
         return super().parse_args(ctx, spread)
+
+
+def _split(arg: str, lists: set[str]) -> list[str]:
+    """`--methods=a` as two words."""
+    name, equals, value = arg.partition("=")
+    return [name, value] if equals and name in lists else [arg]
+
+
+def _goes_on(option: str, word: str) -> bool:
+    """Whether a further word belongs to the list: what could be the model does not, where that can be told."""
+    if option == "--methods":
+        return _are_variants(word)
+    if option in ("--data", "--facts"):
+        return not Path(word).is_dir() and word != DEMO_MODEL
+    return True
 
 
 def _are_variants(text: str) -> bool:
@@ -304,8 +319,13 @@ def compare(
 
     started = time.perf_counter()
     plan = Plan(tuple(_variants(methods)) if methods else None, edits, every, texts, tokens)
-    if jobs < 1 or batch < 1 or any(value is not None and value < 1 for value in (edits, every)):
-        raise RequestError("--jobs, --batch, --edits and --every must be at least 1")
+    counts = (jobs, batch, edits, every, task_limit, shift_limit)
+    if any(value is not None and value < 1 for value in counts) or (texts is not None and texts < 0):
+        raise RequestError("--jobs, --batch, --edits, --every, --task-limit and --shift-limit must be at least 1")
+    if methods is not None and not plan.methods:
+        raise HyperparameterError("--methods names no variant")
+    if worker:
+        processes.end_with_parent()
     folder = (out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
     campaign = Campaign(
         models=tuple(models or [model]),
@@ -576,7 +596,9 @@ class _Wanted:
         store = Store(self.cache)
         hyperparameters = {}
         for method in methods:
-            values = _ours(method).hyperparameters(model, name, self.hparams).with_layers(self.layers)
+            variant = _ours(method)
+            base = self.hparams or Hyperparameters.for_model(variant.method, model, name)
+            values = variant.hyperparameters(model, name, base.with_layers(self.layers))
             hyperparameters[method] = replace(values, null_space=self.criterion) if self.criterion else values
         templates = {values.rewrite_module_tmp for values in hyperparameters.values()}
         if len(templates) > 1:

@@ -23,7 +23,7 @@ from .easyedit.baseline import identity as baseline_identity
 from .editors.keys import context_templates
 from .editors.layered import LayeredEditor
 from .editors.targets import Targets
-from .errors import CompareError
+from .errors import CompareError, EditError
 from .evaluation.facts import Fact
 from .evaluation.measured import Measure, Measured
 from .fingerprint import fingerprints, weights_digest
@@ -199,7 +199,8 @@ class _Cell:
         if name not in self.parsed:
             named, settings = self.baselines[name]
             made = {"baseline": baseline_identity(named, settings), "criterion": str(self._given(name).null_space)}
-            return identity_of({**common, **made, "statistics": self.provenance(name, layers_of(settings))})
+            layers = layers_of(settings)
+            return identity_of({**common, **made, "statistics": self.provenance(name, layers) if layers else None})
         values = self.hyperparameters[name].as_dict()
         made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
         return identity_of({**common, **made, "statistics": self.provenance(name, self.hyperparameters[name].layers)})
@@ -236,8 +237,14 @@ class _Cell:
                 "spectra": _spectra(self.spaces),
                 "environment": environment(),
                 "cell": identity_of(
-                    [self.fingerprint, self.batch_size, self.described.get("data"), self.described.get("seed")]
+                    {
+                        "model": self.fingerprint,
+                        "batch_size": self.batch_size,
+                        "data": [self.described.get("data"), self.described.get("seed")],
+                        "first": [asdict(fact) for fact in self.facts[: self.batch_size]],
+                    }
                 ),
+                "trajectories": {name: self.trajectory(name) for name in self.variants},
                 "points": {
                     name: {str(edits): identity for edits, identity in of.items()} for name, of in self.points.items()
                 },
@@ -247,9 +254,7 @@ class _Cell:
 
     def comparison(self) -> Comparison:
         """What is measured so far of the variants and checkpoints asked for."""
-        asked = {**self._settings, "variants": self.variants, "points": self.points}
-        asked["contexts"] = [list(templates) for templates in self.contexts.values()]
-        return read_cell(self.folder, asked)
+        return read_cell(self.folder, {**self._settings, "variants": self.variants, "points": self.points})
 
     # -------------------------------------------------------------------------------------------------- the work
 
@@ -261,13 +266,16 @@ class _Cell:
         for waiting in (False, True) if wait else (False,):
             postponed = []
             for names in left:
-                with self.folder.claim(names[0], wait=waiting) as mine:
+                with self.folder.claim(self.trajectory(names[0])[:16], wait=waiting) as mine:
                     if not mine:
                         postponed.append(names)
                         continue
                     missing = [name for name in names if not all(self.is_measured(name, at) for at in self.checkpoints)]
-                    if missing:
-                        (self.edit if missing[0] in self.parsed else self.edit_baseline)(missing)
+                    try:
+                        if missing:
+                            (self.edit if missing[0] in self.parsed else self.edit_baseline)(missing)
+                    except EditError as failure:  # a method that ruins its model is a result: the others go on
+                        log.warning("%s: %s. Its row is left out", ", ".join(missing), failure)
             left = postponed
         return self.comparison()
 
@@ -336,9 +344,8 @@ class _Cell:
         if underway is not None and is_session(underway):
             session = Session.resume(underway, self.model, self.tokenizer, check_model=False, progress=self.progress)
             made = [list(batch.requests) for batch in session.batches]
-            same = next(
-                (i for i, (a, b) in enumerate(zip(made, self.batches, strict=False)) if a != b), len(self.batches)
-            )
+            differ = (i for i, (a, b) in enumerate(zip(made, self.batches, strict=False)) if a != b)
+            same = next(differ, len(made))
             if len(made) > same:
                 session.undo(len(made) - same)
             spent = RunFolder.spent(underway)[: len(session.batches)]

@@ -6,12 +6,23 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 log = logging.getLogger(__name__)
+
+
+def end_with_parent() -> None:
+    """In a helper: end as soon as the process that began it does."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -28,9 +39,11 @@ def helping(count: int, arguments: Sequence[str]) -> Iterator[None]:
     threads = max(1, before // (count + 1))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "alphaedit_plugin.cli", *arguments]
-    helpers = [subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) for _ in range(count)]
-    torch.set_num_threads(threads)
+    helpers: list[subprocess.Popen[bytes]] = []
     try:
+        for _ in range(count):  # a helper ends when its standard input does: with this process, however that ends
+            helpers.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
+        torch.set_num_threads(threads)
         yield
         for helper in helpers:
             if helper.wait():

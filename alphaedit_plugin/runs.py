@@ -53,6 +53,7 @@ class RunFolder:
         if self.path is None:
             return
         stem = self._place(variant, edits) / measure
+        stem.with_suffix(".json").unlink(missing_ok=True)  # it says what the others hold
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in measured.records)
         write_text(stem.with_suffix(".jsonl"), lines, CompareError)
         if measured.tensors:
@@ -64,7 +65,7 @@ class RunFolder:
     def weights(self, variant: str, edits: int, identity: str) -> dict[str, Any] | None:
         """Seconds, drift and leakage of a point, if it is the one of that identity."""
         key = (variant, edits)
-        if key not in self._weights and self.path is not None:
+        if self._weights.get(key, {}).get("identity") != identity and self.path is not None:
             values = _read(self._place(variant, edits) / _WEIGHTS)
             if values is not None:
                 self._weights[key] = values
@@ -83,12 +84,17 @@ class RunFolder:
         if self.path is not None:
             old = _read(self.path / SETTINGS)
             if isinstance(old, dict) and old.get("cell") == settings["cell"]:
-                for key in ("hyperparameters", "null_spaces", "measures"):
+                for key in ("hyperparameters", "null_spaces", "measures", "trajectories"):
                     merged[key] = {**old[key], **settings[key]}
                 merged["date"] = old.get("date")
                 merged["variants"] = list(dict.fromkeys([*old["variants"], *settings["variants"]]))
+                kept = {
+                    variant: of
+                    for variant, of in old["points"].items()
+                    if settings["trajectories"].get(variant) in (None, old["trajectories"].get(variant))
+                }
                 merged["points"] = {
-                    variant: {**old["points"].get(variant, {}), **settings["points"].get(variant, {})}
+                    variant: {**kept.get(variant, {}), **settings["points"].get(variant, {})}
                     for variant in (BEFORE, *merged["variants"])
                 }
             write_text(self.path / SETTINGS, json.dumps(merged, indent=1, ensure_ascii=False), CompareError)

@@ -108,5 +108,6 @@ def study_named(name: str | None) -> Study:
 
 
 def sampled(facts: Sequence[Fact], count: int, seed: int | None) -> list[Fact]:
-    """The first `count` facts, or as many in an order that the seed decides."""
-    return list(facts[:count]) if seed is None else random.Random(seed).sample(list(facts), count)
+    """The first `count` facts of the file's order, or of the one that the seed decides."""
+    order = list(facts) if seed is None else random.Random(seed).sample(list(facts), len(facts))
+    return order[:count]
