@@ -75,7 +75,8 @@ def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Ten
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copies: a file's own tensors may start at any address, and kernels round by alignment
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as failure:
         raise error(f"cannot read {path}: {failure}. Is it complete? Delete it and make it again") from failure
     if "alphaedit" not in header or "sha256" not in header:

@@ -541,3 +541,11 @@ def test_counterfacts_object_id_is_read(tmp_path):
     path.write_text(json.dumps([record]))
     (read,) = load_facts(path)
     assert (read.relation, read.target_id) == ("P36", "Q220")
+
+
+def test_a_model_that_edits_have_ruined_still_writes(tokenizer):
+    model = tiny("llama", vocab_size=512)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    texts = write(model, tokenizer, ["The river", "A"], 4, top_k=5, seed=0)
+    assert len(texts) == 2

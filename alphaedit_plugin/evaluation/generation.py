@@ -174,7 +174,7 @@ class _Chooser:
         self.banned, self.top_k = list(banned), top_k
 
     def __call__(self, logits: Tensor, texts: Sequence[_Text]) -> list[int]:
-        logits = logits.float()
+        logits = torch.nan_to_num(logits.float())  # of a model that edits have ruined: it writes, if nonsense
         logits[:, self.banned] = -torch.inf
         if self.top_k is None:
             return logits.argmax(-1).tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from ..evaluation.measured import Estimate
@@ -39,7 +40,11 @@ class Column:
 
     def best(self, rows: Sequence[Row]) -> set[str]:
         """The variants that show the best number among two or more edited ones."""
-        values = {row.variant: estimate.value for row in rows if row.variant != BEFORE and (estimate := self.of(row))}
+        values = {
+            row.variant: estimate.value
+            for row in rows
+            if row.variant != BEFORE and (estimate := self.of(row)) and isfinite(estimate.value)
+        }
         if self.better is None or len(values) < 2:
             return set()
         shown = self.form.format(self.better(value for value in values.values()))
