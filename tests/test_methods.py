@@ -332,7 +332,8 @@ def test_projection_in_a_session_is_the_plain_editor_inside_the_hook_in_float32(
     for layer in hyperparameters.layers:
         weight = weights(theirs)[layer]
         assert float((weight - start[layer]).norm()) > 1e-3 * float(weight.norm())
-        assert float((weights(ours)[layer] - weight).norm()) <= 32 * torch.finfo(torch.float32).eps * float(weight.norm())
+        rounding = 32 * torch.finfo(torch.float32).eps
+        assert float((weights(ours)[layer] - weight).norm()) <= rounding * float(weight.norm())
 
 
 def _projected_and_plain(ours, theirs, tokenizer, method: str, spaces: NullSpaces, hyperparameters=HYPERPARAMETERS):
