@@ -137,7 +137,9 @@ class NullSpace:
     def dense(self) -> Tensor:
         """P, d_in × d_in, float64. For tests and export: editing never needs it."""
         u = self.factor.to(torch.float64)
-        return u @ u.T if self.side == "null" else torch.eye(self.d_in, dtype=torch.float64) - u @ u.T
+        product = u @ u.T
+        inside = (product + product.T) / 2  # a matrix product rounds its two halves apart on some processors
+        return inside if self.side == "null" else torch.eye(self.d_in, dtype=torch.float64) - inside
 
     def leakage(self, covariance: Covariance | Tensor) -> float:
         """tr(PCP) / tr(C): the share of the keys' energy that the null space still holds. 0 is a true null space."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import RequestError
+from .records import mapping, read_records
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,8 @@ def parse_requests(records: Sequence[Mapping[str, Any] | Request]) -> list[Reque
 
 def load_requests(path: str | Path) -> list[Request]:
     """Requests of a JSON file: a list of records, or one record a line. Raises RequestError naming file and record."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        lines = [line for line in text.split("\n") if line.strip()]
-        by_line = str(path).endswith(".jsonl")
-        records = [json.loads(line) for line in lines] if by_line else json.loads(text)
-    except (OSError, ValueError) as failure:
-        raise RequestError(f"cannot read facts from {path}: {failure}") from failure
-    if not isinstance(records, list) or not records:
-        raise RequestError(f"{path} holds no list of facts")
-    return [Request.parse(record, f"{path}, record {index}") for index, record in enumerate(records)]
+    names = ((f"{path}, record {index}", record) for index, record in enumerate(read_records(Path(path), "facts")))
+    return [Request.parse(mapping(record, name), name) for name, record in names]
 
 
 def _text(record: Mapping[str, Any], key: str, name: str) -> str:

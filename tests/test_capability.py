@@ -175,6 +175,15 @@ def test_lines_of_json_are_read_as_a_list_is(tmp_path):
     assert [example.index for example in Capability.from_folder(tmp_path).examples["rte"]] == [0, 1]
 
 
+def test_a_line_that_is_not_json_is_named_and_a_byte_order_mark_is_none_of_the_text(tmp_path):
+    path = tmp_path / "rte.jsonl"
+    path.write_text(f"{json.dumps(TWO)}\n{json.dumps(TWO)}", encoding="utf-8-sig")
+    assert len(Capability.from_folder(tmp_path).examples["rte"]) == 2
+    path.write_text(f"{json.dumps(TWO)}\n{json.dumps(TWO)[:-1]}", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"rte\.jsonl, record 1 is not JSON"):
+        Capability.from_folder(tmp_path)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 20))
 def test_chosen_examples_are_the_first_of_each_label_and_even(labels, limit):

@@ -156,7 +156,7 @@ def test_a_malformed_record_is_named_with_its_file(name, tmp_path):
         ("facts.json", b"null"),
         ("facts.json", b"\xff\xfe["),
         ("facts.json", json.dumps(FLAT).encode()),
-        ("facts.json", f"{json.dumps(FLAT)}\n{json.dumps(FLAT)}".encode()),
+        ("facts.json", f"{json.dumps(FLAT)}\n{json.dumps(FLAT)[:-1]}".encode()),
         ("facts.jsonl", b""),
         ("facts.jsonl", b"\n \n"),
         ("facts.jsonl", json.dumps(FLAT).encode()[:-1]),

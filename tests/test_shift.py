@@ -415,6 +415,14 @@ def test_what_is_wrong_with_a_record_is_named(record, message, tmp_path):
     assert str(path) in str(caught.value)
 
 
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "known.jsonl"
+    path.write_text('{"prompt": "The capital of France is"}\n{"prompt": "Pa', encoding="utf-8")
+    with pytest.raises(RequestError, match="record 1 is not JSON") as caught:
+        prompts_from(path)
+    assert str(path) in str(caught.value)
+
+
 def test_a_missing_or_empty_file_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"nowhere\.json"):
         prompts_from(tmp_path / "nowhere.json")

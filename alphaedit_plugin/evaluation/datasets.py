@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
+from ..records import Json, decoded, mapping, read_records, text_of
 from ..requests import Request
 from .facts import Fact, Probe
 
 log = logging.getLogger(__name__)
-
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,7 @@ def load_dataset(source: str | Path, *, skip_bad: bool = False) -> Dataset:
     for index, record in enumerate(records):
         name = f"{source}, record {index}"
         try:
-            if isinstance(record, ValueError):
-                raise RequestError(f"{name} is not JSON: {record}")
-            if not isinstance(record, Mapping):
-                raise RequestError(f"{name} is a {type(record).__name__}, not a mapping")
-            facts.append(format_.parse(_unpacked(record), name))
+            facts.append(format_.parse(_unpacked(mapping(record, name)), name))
         except RequestError as failure:
             if not skip_bad:
                 raise
@@ -76,23 +70,7 @@ def records_of(source: str | Path) -> Sequence[Any]:
     name, _, file = str(source).partition(":")
     if not path.exists() and not Path(name).suffix and name.count("/") <= 1:
         return _from_hub(name, file)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        lines = [line for line in text.split("\n") if line.strip()]
-        by_line = path.suffix == ".jsonl" or (len(lines) > 1 and lines[0].startswith("{") and lines[0].endswith("}"))
-        records = list(map(_line, lines)) if by_line else json.loads(text)
-    except (OSError, ValueError) as failure:
-        raise RequestError(f"cannot read facts from {path}: {failure}") from failure
-    if not isinstance(records, list) or not records:
-        raise RequestError(f"{path} holds no list of facts")
-    return records
-
-
-def _line(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as failure:
-        return failure
+    return read_records(path, "facts")
 
 
 def _from_hub(name: str, file: str) -> Sequence[Any]:
@@ -151,8 +129,8 @@ def _unpacked(record: Json) -> Json:
 def _from_json(value: Any) -> Any:
     """What the text of a list or a mapping says; anything else as it is."""
     if isinstance(value, str) and value.startswith(("[", "{")):
-        decoded = _line(value)
-        return value if isinstance(decoded, ValueError) else decoded
+        found = decoded(value)
+        return value if isinstance(found, ValueError) else found
     return value
 
 
@@ -185,13 +163,13 @@ def _zsre(record: Json, name: str) -> Fact:
 
     Like the AlphaEdit authors we write the true answer, which the model may not know; `alt` is what MEND writes.
     """
-    subject = _text(record, "subject", name)
+    subject = text_of(record, "subject", name)
     answers = _answers(record.get("answers"), f"{name}: answers")
-    locality = _text(record, "loc", name).removeprefix("nq question: ").rstrip("? ") + "?"
+    locality = text_of(record, "loc", name).removeprefix("nq question: ").rstrip("? ") + "?"
     return Fact(
         (_request(record, "src", subject, answers[0], name),),
         "",
-        (_text(record, "rephrase", name),),
+        (text_of(record, "rephrase", name),),
         locality={"NaturalQuestions": [Probe(locality, _answers(record.get("loc_ans"), f"{name}: loc_ans"))]},
         portability=_one_hop(record, name),
     )
@@ -212,11 +190,11 @@ def _longform(record: Json, name: str) -> Fact:
     if not related:
         raise RequestError(f"{inside}.coupled_entities is empty")
     (about,) = _mappings([coupled.get("subject_entity")], f"{inside}.subject_entity")
-    subject, other = fact.request.subject, _text(related[0], "entity", f"{inside}.coupled_entities")
+    subject, other = fact.request.subject, text_of(related[0], "entity", f"{inside}.coupled_entities")
     return replace(
         fact,
         generation=tuple(
-            f"{_text(entity, 'coupled_prompt', inside)}\n-relationship to {to}\n\n{of}"
+            f"{text_of(entity, 'coupled_prompt', inside)}\n-relationship to {to}\n\n{of}"
             for entity, to, of in ((about, other, subject), (related[0], subject, other))
         ),
     )
@@ -224,12 +202,12 @@ def _longform(record: Json, name: str) -> Fact:
 
 def _easyedit(record: Json, name: str) -> Fact:
     """EasyEdit's flat CounterFact and ZsRE: everything about a fact in one level."""
-    subject = _text(record, "subject", name)
-    target = _text(record, "target_new", name)
+    subject = text_of(record, "subject", name)
+    target = text_of(record, "target_new", name)
     locality = {}
     if record.get("locality_prompt"):
         probe = Probe(
-            _text(record, "locality_prompt", name),
+            text_of(record, "locality_prompt", name),
             _answers(record.get("locality_ground_truth"), f"{name}: locality_ground_truth"),
         )
         locality["Neighborhood"] = [probe]
@@ -243,9 +221,9 @@ def _easyedit(record: Json, name: str) -> Fact:
 
 def _knowedit(record: Json, name: str) -> Fact:
     """KnowEdit's wiki_recent, wiki_counterfact and ZsRE (Zhang et al. 2024)."""
-    subject = _text(record, "subject", name)
+    subject = text_of(record, "subject", name)
     return Fact(
-        (_request(record, "prompt", subject, _text(record, "target_new", name), name),),
+        (_request(record, "prompt", subject, text_of(record, "target_new", name), name),),
         _optional(record, "ground_truth", name),
         tuple(filter(None, [_optional(record, "rephrase", name) or _optional(record, "rephrase_prompt", name)])),
         locality=_probes(record, "locality", name),
@@ -255,8 +233,8 @@ def _knowedit(record: Json, name: str) -> Fact:
 
 def _wikibio(record: Json, name: str) -> Fact:
     """KnowEdit's WikiBio: the passage goes on with what is true instead of what a model made up."""
-    subject = _text(record, "concept", name)
-    request = _request(record, "text", subject, _text(record, "labels", name), name)
+    subject = text_of(record, "concept", name)
+    request = _request(record, "text", subject, text_of(record, "labels", name), name)
     return Fact((request,), locality=_probes(record, "locality", name))
 
 
@@ -272,7 +250,7 @@ def _mquake(record: Json, name: str) -> Fact:
     answers = _aliased(record, "new_answer", name)
     hops = [
         Probe(
-            _text(hop, "cloze" if hop.get("cloze") else "question", f"{name}: new_single_hops"),
+            text_of(hop, "cloze" if hop.get("cloze") else "question", f"{name}: new_single_hops"),
             _aliased(hop, "answer", f"{name}: new_single_hops"),
         )
         for hop in _mappings(record.get("new_single_hops"), f"{name}: new_single_hops")
@@ -302,7 +280,7 @@ FORMATS = (
 
 def _request(record: Json, key: str, subject: str, target: str, name: str) -> Request:
     """With "{}" at the subject's first place, unless it is there already; what else of it there is stays as it is."""
-    prompt = _text(record, key, name)
+    prompt = text_of(record, key, name)
     before, found, after = prompt.partition("{}" if prompt.count("{}") == 1 else subject)
     if not found:
         raise RequestError(f"{name}: {key}: the subject {subject!r} is not in the prompt {prompt!r}")
@@ -312,13 +290,6 @@ def _request(record: Json, key: str, subject: str, target: str, name: str) -> Re
     return Request(
         f"{before}{{}}{after}".rstrip(), subject, target, case_id if isinstance(case_id, int | str) else None
     )
-
-
-def _text(record: Json, key: str, name: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise RequestError(f"{name}: {key} must be text, not {value!r}")
-    return value.strip()
 
 
 def _optional(record: Json, key: str, name: str) -> str:
@@ -347,7 +318,7 @@ def _answers(value: Any, name: str) -> tuple[str, ...]:
 
 def _aliased(record: Json, key: str, name: str) -> tuple[str, ...]:
     """MQuAKE's answers: one text, and its other names beside it."""
-    return _answers([_text(record, key, name), record.get(f"{key}_alias") or []], f"{name}: {key}_alias")
+    return _answers([text_of(record, key, name), record.get(f"{key}_alias") or []], f"{name}: {key}_alias")
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -371,7 +342,7 @@ def _one_hop(record: Json, name: str) -> dict[str, list[Probe]]:
     if portability is None:
         return {}
     (portability,) = _mappings([portability], f"{name}: portability")
-    question = _text(portability, "New Question", f"{name}: portability")
+    question = text_of(portability, "New Question", f"{name}: portability")
     return {"One_hop": [Probe(question, _answers(portability.get("New Answer"), f"{name}: portability"))]}
 
 
@@ -388,7 +359,7 @@ def _probes(record: Json, key: str, name: str) -> dict[str, list[Probe]]:
     for kind, probes in by_kind.items():
         where = f"{name}: {key}.{kind}"
         kept = [
-            Probe(_text(probe, "prompt", where), _answers(probe["ground_truth"], where))
+            Probe(text_of(probe, "prompt", where), _answers(probe["ground_truth"], where))
             for probe in _mappings(_listed(probes, where), where)
             if probe.get("prompt") and any(_leaves(probe.get("ground_truth")))
         ]

@@ -40,6 +40,7 @@ from tqdm.auto import tqdm
 from ..batches import batches
 from ..errors import AlphaEditError, RequestError
 from ..modules import Decoder, hidden_states
+from ..records import mapping, text_of
 from ..requests import encode
 from ..trace import evaluating, hooks, stop, stopping
 from .datasets import FORMATS, load_facts, records_of
@@ -157,16 +158,8 @@ def prompts_from(source: str | Path) -> list[str]:
     prompts = []
     for index, record in enumerate(records):
         name = f"{source}, record {index}"
-        if not isinstance(record, Mapping):
-            raise RequestError(f"{name} is a {type(record).__name__}, not a mapping with a prompt")
-        prompt, subject = record.get("prompt"), record.get("subject")
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise RequestError(f"{name}: prompt must be text, not {prompt!r}")
-        if "{}" in prompt:
-            if not isinstance(subject, str) or not subject.strip():
-                raise RequestError(f"{name}: subject must be text, to go where the prompt has '{{}}', not {subject!r}")
-            prompt = prompt.replace("{}", subject.strip())
-        prompts.append(prompt.rstrip())
+        prompt = text_of(mapping(record, name), "prompt", name)
+        prompts.append(prompt.replace("{}", text_of(record, "subject", name)) if "{}" in prompt else prompt)
     return prompts
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
 
 from ..errors import RequestError
-
-Json = Mapping[str, Any]
+from ..records import Json, mapping, read_records, text_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def _choice(
     """A task whose records hold `fields` and a "label": an answer's place, or what `labels` calls it there."""
 
     def parse(record: Json, index: int, where: str) -> Example:
-        texts = {field: _text(record, field, where) for field in fields}
+        texts = {field: text_of(record, field, where) for field in fields}
         return Example(index, template.format(**texts), answers, _label(record, "label", len(answers), labels, where))
 
     return Task(name, parse)
@@ -53,7 +50,7 @@ def _multiple_choice(record: Json, index: int, where: str) -> Example:
     letters = tuple(ascii_uppercase[: len(choices)])
     listed = "\n".join(f"{letter}. {choice.strip()}" for letter, choice in zip(letters, choices, strict=True))
     gold = _label(record, "answer", len(choices), letters, where)
-    return Example(index, f"{_text(record, 'question', where)}\n{listed}\nAnswer:", letters, gold)
+    return Example(index, f"{text_of(record, 'question', where)}\n{listed}\nAnswer:", letters, gold)
 
 
 # Answers stand in the order of the data's labels: GLUE's RTE has 0 for entailment. Each is one token of the usual
@@ -106,11 +103,9 @@ def load_examples(path: Path, limit: int | None) -> tuple[Task, list[Example]]:
     if task is None:
         raise RequestError(f"{path} is of no known task: its name must begin with {', '.join(t.name for t in TASKS)}")
     examples = []
-    for index, record in enumerate(_records(path)):
+    for index, record in enumerate(read_records(path, "examples")):
         where = f"{path}, record {index}"
-        if not isinstance(record, Mapping):
-            raise RequestError(f"{where} is a {type(record).__name__}, not a mapping")
-        examples.append(task.parse(record, index, where))
+        examples.append(task.parse(mapping(record, where), index, where))
     return task, balanced(examples, limit)
 
 
@@ -129,25 +124,6 @@ def balanced(examples: Sequence[Example], limit: int | None) -> list[Example]:
             room[example.gold] -= 1
             chosen.append(example)
     return chosen
-
-
-def _records(path: Path) -> Sequence[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.split("\n") if line.strip()]
-        records = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
-    except (OSError, ValueError) as failure:
-        raise RequestError(f"cannot read examples from {path}: {failure}") from failure
-    if not isinstance(records, list) or not records:
-        raise RequestError(f"{path} holds no list of examples")
-    return records
-
-
-def _text(record: Json, field: str, where: str) -> str:
-    value = record.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise RequestError(f"{where}: {field} must be text, not {value!r}")
-    return value.strip()
 
 
 def _label(record: Json, field: str, count: int, names: Sequence[str], where: str) -> int:
