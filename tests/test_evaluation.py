@@ -18,8 +18,8 @@ from tiny import NAMES, tiny
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.facts import Fact, Probe
-from alphaedit_plugin.evaluation.measured import estimate, mean_of
-from alphaedit_plugin.evaluation.perplexity import Perplexity, perplexity
+from alphaedit_plugin.evaluation.measured import Estimate, estimate, mean_of
+from alphaedit_plugin.evaluation.perplexity import Perplexity, negative_log_likelihoods
 from alphaedit_plugin.evaluation.scores import Facts, score
 from alphaedit_plugin.evaluation.scoring import score_pairs
 from alphaedit_plugin.nullspace import Criterion, NullSpace
@@ -106,6 +106,11 @@ def test_scoring_leaves_the_model_as_it_was(tokenizer):
     assert all(module.training for module in model.modules())
     assert model.config._attn_implementation == attention
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def perplexity(model, windows, **options):
+    losses, counts = negative_log_likelihoods(model, windows, **options)
+    return float((losses.sum() / counts.sum()).exp())
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 12, 1024])
@@ -292,6 +297,24 @@ def test_the_measure_of_perplexity_has_intervals_over_windows(tokenizer):
     assert len(windows) > 2
     assert found.value == pytest.approx(oracle.perplexity(model, windows), rel=1e-5)
     assert found.low < found.value < found.high
+
+
+def test_a_model_ruined_beyond_numbers_has_infinite_perplexity_without_interval(tokenizer):
+    model = model_of()
+    measure = Perplexity(" ".join(prompt for prompt, _ in PAIRS) * 40, tokenizer)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(math.nan)
+    found = measure(model, tokenizer, [], None)
+    assert found.estimates["perplexity"] == Estimate(math.inf)
+    assert len(found.records) == len(measure.windows)
+    assert all(record["loss"] is None for record in found.records)
+
+
+@given(st.lists(st.sampled_from([1.0, 2.0, math.inf]), min_size=1, max_size=9))
+def test_an_interval_is_finite_or_absent(values):
+    found = estimate(np.asarray(values), lambda sample: sample.mean(-1))
+    assert found.value == np.mean(values)
+    assert (found.low is None) == (found.high is None) == (math.inf in values)
 
 
 def test_new_and_old_object_alike_count_for_neither_side(tokenizer):

@@ -21,7 +21,7 @@ from alphaedit_plugin.evaluation.consistency import PASSAGES, Passages, Snippets
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.generation import continuations, write
-from alphaedit_plugin.evaluation.texts import FREE_TOKENS, TEXT_TOKENS, Texts, entropy, says, words
+from alphaedit_plugin.evaluation.texts import FREE_TOKENS, NEW_TOKENS, TEXT_TOKENS, Texts, entropy, says, words
 from alphaedit_plugin.requests import Request
 
 END = 2  # </s>
@@ -250,6 +250,11 @@ def test_model_and_random_states_are_left_alone(name, tokenizer):
         (" the", ["The"], True),
         (" another", ["other"], False),
         (" 19", ["1"], False),
+        (" 1.5 million", ["1"], False),
+        (" 1,500", ["1"], False),
+        (" 1. Next", ["1"], True),
+        (" 1, 2", ["1"], True),
+        (" No.5", ["No"], True),
     ],
 )
 def test_a_text_says_an_answer_that_it_begins_with_as_whole_words(text, answers, expected):
@@ -375,7 +380,7 @@ def test_romes_own_word_weights_are_used_where_they_lie_beside_the_snippets(snip
     assert found.identity() != identity
     np.save(snippets.parent / "idf.npy", np.array([1.0, 2.0]))
     with pytest.raises(CorpusError, match=r"idf\.npy"):
-        references(snippets).cosines([fact()], WRITTEN[:1])
+        references(snippets)
 
 
 @pytest.mark.parametrize(
@@ -388,12 +393,18 @@ def test_romes_own_word_weights_are_used_where_they_lie_beside_the_snippets(snip
 def test_a_malformed_snippet_is_named_with_file_and_record(snippets, bad):
     snippets.write_text(json.dumps([*json.loads(snippets.read_text()), bad]))
     with pytest.raises(CorpusError, match=r"attribute_snippets\.json, record 3"):
-        references(snippets).cosines([fact()], WRITTEN[:1])
+        references(snippets)
 
 
-@pytest.mark.parametrize("content", ["[", "[]", '[{"relation_id": "P1", "target_id": "Q1", "samples": []}]'])
-def test_a_file_without_snippets_is_named(snippets, content):
+@pytest.mark.parametrize("content", ["[", "[]"])
+def test_a_file_without_snippets_is_named_before_anything_is_measured(snippets, content):
     snippets.write_text(content)
+    with pytest.raises(CorpusError, match="attribute_snippets"):
+        references(snippets)
+
+
+def test_snippets_without_words_are_named(snippets):
+    snippets.write_text('[{"relation_id": "P1", "target_id": "Q1", "samples": []}]')
     with pytest.raises(CorpusError, match="attribute_snippets"):
         references(snippets).cosines([fact()], WRITTEN[:1])
 
@@ -438,13 +449,16 @@ def test_references_are_known_by_their_content(tmp_path, snippets):
     for path, changed in ((folder, folder / "b.txt"), (folder / "a.txt", folder / "a.txt"), (snippets, snippets)):
         before = references(path).identity()
         assert json.loads(json.dumps(before)) == before == references(path).identity()
-        changed.write_text("[two]" if changed == snippets else "two")
+        changed.write_text(json.dumps(json.loads(snippets.read_text())[:1]) if changed == snippets else "two")
         assert references(path).identity() != before
 
 
 def test_missing_references_are_named(tmp_path):
     with pytest.raises(CorpusError, match=r"nowhere\.json"):
-        references(tmp_path / "nowhere.json").cosines([fact()], ["text"])
+        references(tmp_path / "nowhere.json")
+    (tmp_path / "corpus.jsonl").write_text('{"text": ')
+    with pytest.raises(CorpusError, match=r"corpus\.jsonl"):
+        references(tmp_path / "corpus.jsonl")
 
 
 def test_without_scikit_learn_the_remedy_is_named_at_once(monkeypatch, snippets):
@@ -502,6 +516,24 @@ def test_a_model_that_always_says_the_object_says_it_freely_and_without_variety(
     new = TEXT_TOKENS - len(tokenizer("The capital of France is")["input_ids"])
     told = slow_entropy(["The", "capital", "of", "France", "is", *["Paris"] * new])
     assert found.estimates["fluency"].value == pytest.approx(100 * told)
+
+
+def test_a_long_prompt_leaves_room_to_write_all_the_same(tokenizer):
+    (paris,) = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
+    model = always(model_of(), {paris: 1.0})
+    prompt = " ".join(["Paris"] * (TEXT_TOKENS - 30))
+    found = Texts()(model, tokenizer, [fact(generation=(prompt,))], None)
+    assert found.records[0]["texts"] == [{"prompt": prompt, "text": " Paris" * NEW_TOKENS}]
+
+
+def test_two_near_equals_that_change_places_do_not_swap_their_draws():
+    """Rounding decides which of two such tokens is the likelier one: what is drawn must not hang on that."""
+    drawn = [
+        continuations(always(model_of(), scores), starts_of((3, 5)), [40, 40], top_k=2)
+        for scores in ({9: 5.0, 70: 5.0 + 1e-6}, {9: 5.0 + 1e-6, 70: 5.0})
+    ]
+    assert drawn[0] == drawn[1]
+    assert set(drawn[0][0]) == {9, 70}
 
 
 def test_a_long_object_gets_the_room_that_it_needs(tokenizer):

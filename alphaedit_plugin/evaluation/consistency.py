@@ -12,6 +12,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ DOCUMENTS, PASSAGES = 10_000, 50
 
 
 class References(ABC):
-    """Reference texts about new objects, read when they are first needed.
+    """Reference texts about new objects. The source is checked at once; words are weighed when first needed.
 
     Raises AlphaEditError where scikit-learn is not installed, CorpusError where the source is not what it should be.
     """
@@ -36,9 +37,13 @@ class References(ABC):
         self._words = _vectorizer()
         self._vectors: dict[Any, Any] = {}
 
-    @abstractmethod
     def identity(self) -> Mapping[str, Any]:
         """What decides the cosines."""
+        return self._identity
+
+    @cached_property
+    @abstractmethod
+    def _identity(self) -> Mapping[str, Any]: ...
 
     @abstractmethod
     def key(self, fact: Fact) -> Any:
@@ -71,7 +76,13 @@ class Snippets(References):
     file's texts hold them, which is how ROME made these.
     """
 
-    def identity(self) -> Mapping[str, Any]:
+    def __init__(self, source: str | Path) -> None:
+        super().__init__(source)
+        self._entries = _entries(Path(source))
+        self._given = self._given_words()
+
+    @cached_property
+    def _identity(self) -> Mapping[str, Any]:
         beside = {file.name: _digest(file) for file in self._weights if file.is_file()}
         return {"snippets": _digest(Path(self.source)), **(beside if len(beside) == 2 else {})}
 
@@ -83,43 +94,28 @@ class Snippets(References):
         folder = Path(self.source).parent
         return folder / "idf.npy", folder / "tfidf_vocab.json"
 
-    def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
-        entries = self._entries()
+    def _given_words(self) -> Any:
+        """With the weights that lie beside the file, or None."""
         idf, vocabulary = self._weights
-        if idf.is_file() and vocabulary.is_file():
-            try:
-                self._words = _vectorizer(vocabulary=json.loads(vocabulary.read_text(encoding="utf-8")))
-                self._words.idf_ = np.load(idf, allow_pickle=False)
-            except (OSError, ValueError, AttributeError) as failure:
-                raise CorpusError(
-                    f"cannot read word weights from {idf} and {vocabulary}: {failure}. Delete both to make them anew"
-                ) from failure
-        else:
-            self._words = _fitted(itertools.chain.from_iterable(texts for _, texts in entries), self.source)
+        if not (idf.is_file() and vocabulary.is_file()):
+            return None
+        try:
+            words = _vectorizer(vocabulary=json.loads(vocabulary.read_text(encoding="utf-8")))
+            words.idf_ = np.load(idf, allow_pickle=False)
+        except (OSError, ValueError, AttributeError) as failure:
+            raise CorpusError(
+                f"cannot read word weights from {idf} and {vocabulary}: {failure}. Delete both to make them anew"
+            ) from failure
+        return words
+
+    def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
+        texts = itertools.chain.from_iterable(texts for _, texts in self._entries)
+        self._words = self._given or _fitted(texts, self.source)
         found: dict[Any, list[str]] = {}
-        for key, texts in entries:
+        for key, texts in self._entries:
             if key in keys:
                 found.setdefault(key, []).extend(texts)
         return found
-
-    def _entries(self) -> list[tuple[tuple[str, str], list[str]]]:
-        try:
-            records = json.loads(Path(self.source).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as failure:
-            raise CorpusError(f"cannot read reference texts from {self.source}: {failure}") from failure
-        if not isinstance(records, list) or not records:
-            raise CorpusError(f"{self.source} holds no list of reference texts")
-        entries = []
-        for index, record in enumerate(records):
-            try:
-                texts = [sample["text"] for sample in record["samples"]]
-                entries.append(((record["relation_id"], record["target_id"]), texts))
-                " ".join(texts)  # texts or a TypeError
-            except (KeyError, TypeError) as failure:
-                raise CorpusError(
-                    f"{self.source}, record {index}: not relation_id, target_id and samples with a text ({failure!r})"
-                ) from failure
-        return entries
 
 
 class Passages(References):
@@ -129,7 +125,12 @@ class Passages(References):
     many paragraphs of these documents hold them.
     """
 
-    def identity(self) -> Mapping[str, Any]:
+    def __init__(self, source: str | Path) -> None:
+        super().__init__(source)
+        next(documents(source), None)
+
+    @cached_property
+    def _identity(self) -> Mapping[str, Any]:
         path = Path(self.source).expanduser()
         if not path.exists():
             return {"corpus": str(self.source)}
@@ -149,6 +150,27 @@ class Passages(References):
             naming = (paragraph for paragraph in paragraphs if key in paragraph and whole.search(paragraph))
             found[key] = list(itertools.islice(naming, PASSAGES))
         return found
+
+
+def _entries(path: Path) -> list[tuple[tuple[str, str], list[str]]]:
+    """((relation, object), texts) of each record of ROME's file."""
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as failure:
+        raise CorpusError(f"cannot read reference texts from {path}: {failure}") from failure
+    if not isinstance(records, list) or not records:
+        raise CorpusError(f"{path} holds no list of reference texts")
+    entries = []
+    for index, record in enumerate(records):
+        try:
+            texts = [sample["text"] for sample in record["samples"]]
+            entries.append(((record["relation_id"], record["target_id"]), texts))
+            " ".join(texts)  # texts or a TypeError
+        except (KeyError, TypeError) as failure:
+            raise CorpusError(
+                f"{path}, record {index}: not relation_id, target_id and samples with a text ({failure!r})"
+            ) from failure
+    return entries
 
 
 def references(source: str | Path) -> References:

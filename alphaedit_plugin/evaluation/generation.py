@@ -43,7 +43,7 @@ def write(
 
     A text ends before the end-of-text token, before `stop`, and where the model's positions end. Other special tokens
     are never written. Every token is the likeliest one, or with `top_k` drawn from the `top_k` likeliest at
-    temperature 1; what is drawn depends on seed and prompt alone, not on the prompts beside it.
+    temperature 1; what is drawn depends on seed and prompt, and on the prompts beside it only by rounding.
 
     Raises RequestError for a prompt without tokens, or with more than the model has positions.
     """
@@ -179,9 +179,11 @@ class _Chooser:
         if self.top_k is None:
             return logits.argmax(-1).tolist()
         best = logits.topk(min(self.top_k, logits.shape[1]))
-        reached = best.values.softmax(-1).double().cumsum(-1).cpu()
+        # By id: which of two near equals is the likelier one may hang on rounding, and must not swap their draws.
+        tokens, order = best.indices.cpu().sort(-1)
+        reached = best.values.cpu().gather(1, order).double().softmax(-1).cumsum(-1)
         drawn = torch.tensor([[text.random.random()] for text in texts], dtype=torch.float64) * reached[:, -1:]
-        return best.indices.cpu().gather(1, torch.searchsorted(reached, drawn, right=True)).flatten().tolist()
+        return tokens.gather(1, torch.searchsorted(reached, drawn, right=True)).flatten().tolist()
 
 
 def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Callable[[], Any]) -> None:

@@ -18,7 +18,7 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, with the ends of its 95 % bootstrap interval where it has one. Shares go from 0 to 1."""
+    """A number, with the ends of its 95 % bootstrap interval where it has a finite one. Shares go from 0 to 1."""
 
     value: float
     low: float | None = None
@@ -84,5 +84,8 @@ def estimate(
     resample to a number. The resamples are always the same.
     """
     chosen = np.random.default_rng(SEED).integers(0, len(items), (RESAMPLES, len(items)))
-    low, high = np.quantile(statistic(items[chosen]), [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(statistic(items[None])[0]), float(low), float(high))
+    value, resampled = float(statistic(items[None])[0]), statistic(items[chosen])
+    if not np.isfinite(resampled).all():
+        return Estimate(value)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ WINDOW = 256
 
 
 class Perplexity:
-    """exp of the mean negative log-likelihood per token of a text, in windows of 256 tokens; intervals over windows."""
+    """exp of the mean negative log-likelihood per token of a text, in windows of 256 tokens; intervals over windows.
+
+    It is infinite for a model that is ruined beyond numbers.
+    """
 
     name = "perplexity"
 
@@ -47,21 +51,16 @@ class Perplexity:
     ) -> Measured:
         losses, counts = negative_log_likelihoods(model, self.windows, progress=progress)
         items = torch.stack([losses, counts], 1).numpy()
-        records = [{"loss": loss / count, "tokens": int(count)} for loss, count in items.tolist()]
+        records = [
+            {"loss": loss / count if isfinite(loss) else None, "tokens": int(count)} for loss, count in items.tolist()
+        ]
 
         def over_windows(sample: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore"):
-                return np.exp(sample[..., 0].sum(-1) / sample[..., 1].sum(-1))
+                mean = sample[..., 0].sum(-1) / sample[..., 1].sum(-1)
+                return np.exp(np.where(np.isnan(mean), np.inf, mean))
 
         return Measured({"perplexity": estimate(items, over_windows)}, records)
-
-
-def perplexity(
-    model: nn.Module, windows: Sequence[Tokens], *, batch_tokens: int = 1024, progress: bool = False
-) -> float:
-    """exp of the mean negative log-likelihood per token, the first of each window unscored."""
-    losses, counts = negative_log_likelihoods(model, windows, batch_tokens=batch_tokens, progress=progress)
-    return float((losses.sum() / counts.sum()).exp())
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..batches import batches
 from ..modules import Decoder, eager_attention
+from ..precision import float64_device
 from ..requests import encode
 from ..trace import evaluating, logits_at
 
@@ -64,7 +65,7 @@ def score_pairs(
             at, pair_, position_, token_ = torch.tensor(asked).T
             with logits_at(decoder.head, at, position_):
                 logits = model(**batch.model_inputs(), use_cache=False).logits[0]
-            log_probabilities = logits.double().log_softmax(-1).cpu()
+            log_probabilities = logits.to(float64_device(logits.device)).double().log_softmax(-1).cpu()
             total.index_add_(0, pair_, log_probabilities[torch.arange(len(asked)), token_])
             likeliest = log_probabilities.argmax(-1)
             hits.index_add_(0, pair_, (likeliest == token_).double())

@@ -18,7 +18,7 @@ from .generation import SEED, prompt_ids, write
 from .measured import Measured, mean_of
 
 FREE_TOKENS = 20
-TEXT_TOKENS = 100
+TEXT_TOKENS, NEW_TOKENS = 100, 50
 TOP_K = 5
 
 
@@ -34,7 +34,8 @@ class Texts:
 
     Texts are written as CounterFact's authors do: from the prompt to 100 tokens in all, drawn from the 5 likeliest.
     They write from each of ten prompts, most of which are the same; here each is used once, with a seed of its own.
-    A fact without prompts to write from is written from its request's prompt.
+    Theirs go on behind an end-of-text token, ours end there. Where a prompt leaves less than 50 tokens (LEME,
+    WikiBio), 50 are written all the same. A fact without prompts to write from is written from its request's prompt.
     """
 
     name = "texts"
@@ -46,7 +47,7 @@ class Texts:
         return {
             "limit": self.limit,
             "free_tokens": FREE_TOKENS,
-            "text_tokens": TEXT_TOKENS,
+            "text_tokens": [TEXT_TOKENS, NEW_TOKENS],
             "top_k": TOP_K,
             "seed": SEED,
             "references": dict(self.references.identity()) if self.references else None,
@@ -99,7 +100,7 @@ def _texts(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], progress: bo
     """(prompt, what the model wrote) for each prompt of each fact."""
     prompts = [list(dict.fromkeys(fact.generation)) or [fact.request.text] for fact in facts]
     flat = [prompt for of_fact in prompts for prompt in of_fact]
-    tokens = [max(TEXT_TOKENS - len(prompt_ids(tokenizer, prompt)), 0) for prompt in flat]
+    tokens = [max(TEXT_TOKENS - len(prompt_ids(tokenizer, prompt)), NEW_TOKENS) for prompt in flat]
     written = iter(write(model, tokenizer, flat, tokens, top_k=TOP_K, progress=progress))
     return [[(prompt, next(written)) for prompt in of_fact] for of_fact in prompts]
 
@@ -108,6 +109,7 @@ def _texts(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], progress: bo
 
 _OPENING = " \t\n\"'“”„‘’«»`*_([{"
 _ARTICLE = re.compile(r"(the|an|a)\s+(?=\S)")
+_GOES_ON = re.compile(r"\d[.,]\d")  # a number
 # Scripts without spaces between words: Thai to Tibetan, Burmese, Khmer, kana, Chinese characters.
 _UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 
@@ -119,8 +121,9 @@ def says(text: str, answers: Sequence[str]) -> bool:
     """
     begun = _normal(text)
     for answer in map(_normal, answers):
-        after = begun[len(answer) :][:1]
-        if answer and begun.startswith(answer) and (not _of_word(after) or _UNSPACED.match(answer[-1])):
+        after = begun[len(answer) :]
+        ends = not _of_word(after[:1]) and not _GOES_ON.match(answer[-1:] + after)
+        if answer and begun.startswith(answer) and (ends or _UNSPACED.match(answer[-1])):
             return True
     return False
 
