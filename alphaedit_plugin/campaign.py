@@ -55,6 +55,19 @@ class _Given:
 
 
 @dataclass(frozen=True)
+class _Read:
+    """All that a run reads, and so checks, before any model. `facts` are those to edit, by source and seed."""
+
+    study: Study
+    plan: Plan
+    datasets: Mapping[str, Dataset]
+    facts: Mapping[tuple[str, int | None], list[Fact]]
+    held_out: Path
+    text: str
+    given: _Given
+
+
+@dataclass(frozen=True)
 class Campaign:
     """What `alphaedit compare` was asked for. Data, prompts and texts are read, and so checked, before any model."""
 
@@ -87,57 +100,57 @@ class Campaign:
         on_row: Callable[[Comparison], None] = lambda comparison: None,
     ) -> None:
         """Every comparison; `load` gives (model, tokenizer) by name, `ready` what its methods need."""
+        read = self._read()
+        cells = self._cells(list(read.datasets))
+        for name in self.models:  # in a call of its own: one model is gone before the next one comes
+            self._of_model(name, cells, read, load, ready, wait, on_row)
+
+    def _read(self) -> _Read:
         study = study_named(self.study)
         if study.several_models and len(set(self.models)) < 2:
             raise CompareError("the study of models needs several: --models A B")
         plan = self.plan.over(study.plan).over(DEFAULTS)
         sources = self.data or (str(shipped("examples/facts.json")),)
         datasets = {source: load_dataset(source, skip_bad=self.skip_bad) for source in sources}
-        chosen = {source: list(study.facts(dataset.facts)) for source, dataset in datasets.items()}
-        fewest = min(map(len, chosen.values()))
+        pools = {source: list(study.facts(dataset.facts)) for source, dataset in datasets.items()}
+        fewest = min(map(len, pools.values()))
         if plan.edits is not None and plan.edits > fewest:
             raise RequestError(f"--edits must be from 1 to {fewest} (the facts there are)")
+        facts = {
+            (source, seed): sampled(pool, plan.edits or (len(pool) if self.data else DEMO_EDITS), seed)
+            for source, pool in pools.items()
+            for seed in self.seeds
+        }
         held_out = self.held_out or shipped("examples/heldout.txt")
-        text = _text(held_out)
-        cells = self._cells(sources)
-        given = self._given_measures([fact for of in chosen.values() for fact in of], plan)
-        for name in self.models:  # in a call of its own: one model is gone before the next one comes
-            self._of_model(name, load, ready, study, plan, cells, datasets, chosen, held_out, text, given, wait, on_row)
+        given = self._given_measures([fact for of in facts.values() for fact in of], plan)
+        return _Read(study, plan, datasets, facts, held_out, _text(held_out), given)
 
     def _of_model(
         self,
         name: str,
+        cells: Mapping[tuple[str, str, int | None], str],
+        read: _Read,
         load: Callable[[str], tuple[Any, Any]],
         ready: Callable[[Any, Any, str, Sequence[str], Mapping[str, Sequence[int]]], Ready],
-        study: Study,
-        plan: Plan,
-        cells: Mapping[tuple[str, str, int | None], str],
-        datasets: Mapping[str, Dataset],
-        chosen: Mapping[str, list[Fact]],
-        held_out: Path,
-        text: str,
-        given: _Given,
         wait: bool,
         on_row: Callable[[Comparison], None],
     ) -> None:
         model, tokenizer = load(name)
-        tokens = plan.tokens or 0
-        if study.shares_text and not tokens:  # the least share is to be two for each dimension
+        tokens = read.plan.tokens or 0
+        if read.study.shares_text and not tokens:  # the least share is to be two for each dimension
             tokens = round(2 / min(SHARES)) * Decoder(model).out_projection(0).d_in
-        methods = [canonical(method) for method in study.methods(plan.methods or (), tokens)]
+        methods = [canonical(method) for method in read.study.methods(read.plan.methods or (), tokens)]
         baseline_hparams = self._baseline_hparams(methods)
         prepared = ready(model, tokenizer, name, methods, _layers_of_baselines(model, methods, baseline_hparams))
         if self.study is not None:
             methods = _possible(prepared, methods)
-        common: list[Measure] = [Perplexity(text, tokenizer), *given.measures]
-        if given.prompts:
+        common: list[Measure] = [Perplexity(read.text, tokenizer), *read.given.measures]
+        if read.given.prompts:
             from .evaluation.shift import Shift
 
-            layer = max(layer for values in prepared.hyperparameters_of.values() for layer in values.layers)
-            common.append(Shift(given.prompts, layer))
-        for source, seed in ((source, seed) for source in chosen for seed in self.seeds):
-            pool = chosen[source]
-            facts = sampled(pool, plan.edits or (len(pool) if self.data else DEMO_EDITS), seed)
+            # Of these methods or AlphaEdit, so that it is the same one for whoever comes into the folder later.
+            common.append(Shift(read.given.prompts, prepared.last_layer()))
+        for (source, seed), facts in read.facts.items():
             compare(
                 model,
                 tokenizer,
@@ -146,8 +159,8 @@ class Campaign:
                 prepared.hyperparameters_of,
                 prepared.statistics_of,
                 batch_size=self.batch,
-                measures=[Facts(), *given.of_facts(facts), *common],
-                every=plan.every,
+                measures=[Facts(), *read.given.of_facts(facts), *common],
+                every=read.plan.every,
                 baseline_hparams=baseline_hparams,
                 store=prepared.store,
                 folder=self.folder / cells[name, source, seed],
@@ -155,7 +168,7 @@ class Campaign:
                 wait=wait,
                 on_row=on_row,
                 progress=self.progress,
-                settings=self._settings(prepared, name, source, seed, datasets[source], facts, held_out),
+                settings=self._settings(prepared, name, source, seed, read.datasets[source], facts, read.held_out),
             )
 
     def _cells(self, sources: Sequence[str]) -> dict[tuple[str, str, int | None], str]:
@@ -182,6 +195,8 @@ class Campaign:
         """What the options ask for, as far as no model is needed: a wrong one is known before hours have gone."""
         found: list[Measure] = []
         texts, prompts = None, []
+        if self.snippets is not None and not plan.texts:
+            raise CompareError("--snippets needs texts to hold against them: say --texts N")
         if plan.texts:
             from .evaluation.consistency import references
             from .evaluation.texts import Texts
@@ -196,9 +211,14 @@ class Campaign:
 
             found.append(Harness(self.harness, limit=self.task_limit))
         if self.shift is not None:
-            from .evaluation.shift import held_out, prompts_from
+            from .evaluation.shift import FEWEST, held_out, prompts_from
 
             prompts = held_out(prompts_from(self.shift), facts)[: self.shift_limit]
+            if len(set(prompts)) < FEWEST:
+                raise RequestError(
+                    f"--shift {self.shift}: only {len(set(prompts))} of its prompts name no edited subject, and "
+                    f"{FEWEST} are needed: give more, or prompts about something else"
+                )
         return _Given(texts, found, prompts)
 
     def _settings(

@@ -188,11 +188,6 @@ class _Cell:
     def fingerprint(self) -> Any:
         return fingerprints(self.model, [len(Decoder(self.model)) - 1])
 
-    def provenance(self, name: str, layers: Sequence[int]) -> dict[str, Any]:
-        """Of a variant's statistics: whatever other variants need besides makes no difference."""
-        whole = self.statistics_of(name).provenance
-        return {**whole, "fingerprints": {str(layer): whole["fingerprints"][str(layer)] for layer in sorted(layers)}}
-
     def trajectory(self, name: str) -> str:
         """The identity of the edits of a variant, however many batches are made."""
         common = {"model": self.fingerprint, "batch_size": self.batch_size}
@@ -200,10 +195,13 @@ class _Cell:
             named, settings = self.baselines[name]
             made = {"baseline": baseline_identity(named, settings), "criterion": str(self._given(name).null_space)}
             layers = layers_of(settings)
-            return identity_of({**common, **made, "statistics": self.provenance(name, layers) if layers else None})
+            statistics = self.statistics_of(name).identity(layers) if layers else None
+            return identity_of({**common, **made, "statistics": statistics})
         values = self.hyperparameters[name].as_dict()
         made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
-        return identity_of({**common, **made, "statistics": self.provenance(name, self.hyperparameters[name].layers)})
+        # Of the variant's own layers: what other variants need besides makes no difference.
+        statistics = self.statistics_of(name).identity(self.hyperparameters[name].layers)
+        return identity_of({**common, **made, "statistics": statistics})
 
     @cached_property
     def points(self) -> dict[str, dict[int, str]]:
@@ -240,7 +238,7 @@ class _Cell:
                     {
                         "model": self.fingerprint,
                         "batch_size": self.batch_size,
-                        "data": [self.described.get("data"), self.described.get("seed")],
+                        "seed": self.described.get("seed"),
                         "first": [asdict(fact) for fact in self.facts[: self.batch_size]],
                     }
                 ),

@@ -35,6 +35,20 @@ class Statistics:
     def of_layers(self, layers: Sequence[int]) -> Statistics:
         return Statistics({layer: self.covariances[layer] for layer in layers}, self.provenance)
 
+    def identity(self, layers: Sequence[int]) -> dict[str, Any]:
+        """What decides the covariances of `layers`, wherever model and text lie and however they are called.
+
+        It is the text that they were made from; where that is unknown, the covariances themselves.
+        """
+        text = self.provenance.get("text", {})
+        if "digest" not in text:
+            text = {str(layer): tensor_digest(self.covariances[layer].upper.triu()) for layer in sorted(layers)}
+        return {
+            "fingerprints": {str(layer): self.provenance["fingerprints"][str(layer)] for layer in sorted(layers)},
+            "template": self.provenance.get("template"),
+            "text": text,
+        }
+
 
 def prepare_statistics(
     model: nn.Module,

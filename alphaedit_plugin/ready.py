@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,8 @@ class Ready:
     store: Store
     hyperparameters_of: Mapping[str, Hyperparameters]
     statistics_of: Mapping[str, Statistics]
+    last_layer: Callable[[], int]
+    """The last one that AlphaEdit or any of these methods edits on this model."""
 
     @property
     def hyperparameters(self) -> Hyperparameters:

@@ -81,7 +81,9 @@ class RunFolder:
     def add_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Save them, together with those of other variants and measures compared here before on the same facts."""
         merged = dict(settings)
-        if self.path is not None:
+        if self.path is None:
+            return merged
+        with self.claim("settings", wait=True):
             old = _read(self.path / SETTINGS)
             if isinstance(old, dict) and old.get("cell") == settings["cell"]:
                 for key in ("hyperparameters", "null_spaces", "measures", "trajectories"):

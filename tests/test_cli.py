@@ -240,6 +240,28 @@ def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoin
     assert "hausdorff" not in before["estimates"]
 
 
+def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model_is_loaded(run, facts, tmp_path):
+    subjects = [fact["subject"] for fact in json.loads(Path(facts).read_text())]
+    about = [{"prompt": f"The mother tongue of {subjects[0]}, number {i}, is"} for i in range(9)]
+    (tmp_path / "prompts.json").write_text(json.dumps([*about, {"prompt": "The Louvre is in"}]))
+    assert_one_line(
+        run("compare", "no-such-model", "--data", facts, "--edits", 1, "--shift", tmp_path / "prompts.json"),
+        "prompts.json", "only 1 of its prompts",
+    )  # fmt: skip
+
+
+def test_prompts_about_facts_that_are_not_edited_are_held_out(run, checkpoint, facts, text, tmp_path):
+    subjects = [fact["subject"] for fact in json.loads(Path(facts).read_text())]
+    prompts = [{"prompt": f"The mother tongue of {subjects[1]}, number {i}, is"} for i in range(5)]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    code, _, errors = run(
+        "compare", checkpoint, "--data", facts, "--edits", 1, "--held-out", text, "--methods", "rome",
+        "--shift", tmp_path / "prompts.json", *SMALL, "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert "shift" in _rows(tmp_path / "run")[-1]["estimates"]
+
+
 def test_models_data_sets_and_seeds_are_crossed(run, checkpoint, stranger, facts, text, tmp_path):
     other = tmp_path / "other.json"
     other.write_text(json.dumps(json.loads(Path(facts).read_text())[::-1]))
@@ -816,6 +838,7 @@ def test_a_wrong_option_of_prepare_is_one_line(run, checkpoint, arguments, parts
         (["--tasks", "absent"], ["absent"]),
         (["--shift", "absent.json"], ["absent.json"]),
         (["--texts", "2", "--snippets", "absent.json"], ["absent.json"]),
+        (["--snippets", "absent.json"], ["--snippets", "--texts"]),
         (["--edits", "0"], ["--edits"]),
         (["--edits", "4"], ["--edits"]),
         (["--batch", "0"], ["--batch"]),

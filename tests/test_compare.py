@@ -285,6 +285,33 @@ def test_a_variant_is_the_same_whatever_is_compared_beside_it(tokenizer, tmp_pat
     assert again.rows == first.rows
 
 
+def test_a_variant_is_the_same_however_model_and_text_are_called(tokenizer, tmp_path, monkeypatch):
+    """./corpus or /home/me/corpus: what it says is what counts."""
+    model = fresh()
+    known = statistics_of(model)
+    known = replace(known, provenance={**known.provenance, "text": {"tokens": 99, "digest": "d"}, "source": "./corpus"})
+    first = compared(model, tokenizer, ["memit+P"], folder=tmp_path, statistics=known, settings={"data": "./facts"})
+    elsewhere = {**known.provenance, "model": "/models/tiny", "source": "/home/me/corpus"}
+    options = {"folder": tmp_path, "settings": {"data": "/home/me/facts"}}
+    edits = []
+    edit = Session.edit
+    monkeypatch.setattr(Session, "edit", lambda *given: edits.append(0) or edit(*given))
+    again = compared(model, tokenizer, ["memit+P"], statistics=replace(known, provenance=elsewhere), **options)
+    assert again.rows == first.rows
+    assert not edits
+    other = {**elsewhere, "text": {"tokens": 99, "digest": "e"}}
+    compared(model, tokenizer, ["memit+P"], statistics=replace(known, provenance=other), **options)
+    assert edits
+
+
+def test_covariances_of_unknown_text_are_known_by_their_numbers():
+    model = fresh()
+    one, again = statistics_of(model), statistics_of(model)
+    other = replace(one, covariances={**one.covariances, 2: random_covariance(24, 99)})
+    assert one.identity(LAYERS) == again.identity(LAYERS) != other.identity(LAYERS)
+    assert one.identity([0, 1]) == other.identity([0, 1])
+
+
 def test_other_measures_need_no_edits_where_the_sessions_were_kept(tokenizer, tmp_path, monkeypatch):
     model = fresh()
     first = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, measures=[Facts()])
@@ -397,7 +424,6 @@ def test_hyperparameters_and_statistics_may_be_one_for_all_or_each_its_own(token
     each = compared(model, tokenizer, ["memit", "alphaedit"])
     assert list(map(timeless, one.rows)) == list(map(timeless, each.rows))
     other = replace(statistics_of(model), covariances={layer: random_covariance(24, layer + 9) for layer in LAYERS})
-    other = replace(other, provenance={**other.provenance, "source": "another"})
     mixed = compared(
         model, tokenizer, ["memit", "alphaedit"], statistics={"memit": statistics_of(model), "alphaedit": other}
     )

@@ -109,8 +109,8 @@ class Snippets(References):
         return words
 
     def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
-        texts = itertools.chain.from_iterable(texts for _, texts in self._entries)
-        self._words = self._given or _fitted(texts, self.source)
+        every = itertools.chain.from_iterable(texts for _, texts in self._entries)
+        self._words = self._given or _fitted(every, self.source)
         found: dict[Any, list[str]] = {}
         for key, texts in self._entries:
             if key in keys:
