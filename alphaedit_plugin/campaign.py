@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .compare import canonical, compare
-from .easyedit.baseline import hyperparameters, is_baseline, layers_of, parse_baseline
+from .easyedit.named import is_baseline, parse_baseline
+from .easyedit.settings import hyperparameters, layers_of
 from .errors import CompareError, CorpusError, NullSpaceError, RequestError
 from .evaluation.datasets import Dataset, load_dataset
 from .evaluation.facts import Fact

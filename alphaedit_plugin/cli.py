@@ -637,7 +637,7 @@ class _Wanted:
 
 def _ours(method: str) -> Variant:
     """The variant of ours whose layers and statistics a method has: itself, or what EasyEdit's is most like."""
-    from .easyedit.baseline import is_baseline, parse_baseline
+    from .easyedit.named import is_baseline, parse_baseline
 
     if not is_baseline(method):
         return Variant.parse(method)

@@ -17,9 +17,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .easyedit.baseline import baseline, is_baseline, layers_of, parse_baseline
-from .easyedit.baseline import hyperparameters as baseline_hyperparameters
+from .easyedit.baseline import baseline
 from .easyedit.baseline import identity as baseline_identity
+from .easyedit.named import is_baseline, parse_baseline
+from .easyedit.settings import hyperparameters as baseline_hyperparameters
+from .easyedit.settings import layers_of
 from .editors.keys import context_templates
 from .editors.layered import LayeredEditor
 from .editors.targets import Targets
@@ -160,6 +162,7 @@ class _Cell:
             name: (named, baseline_hyperparameters(named, self.model, self.baseline_hparams.get(name)))
             for name, named in ((name, parse_baseline(name)) for name in self.variants if is_baseline(name))
         }
+        self.identities = {name: baseline_identity(*of) for name, of in self.baselines.items()}
         self.hyperparameters = {
             name: variant.hyperparameters(self.model, "", self._given(name)) for name, variant in self.parsed.items()
         }
@@ -192,8 +195,8 @@ class _Cell:
         """The identity of the edits of a variant, however many batches are made."""
         common = {"model": self.fingerprint, "batch_size": self.batch_size}
         if name not in self.parsed:
-            named, settings = self.baselines[name]
-            made = {"baseline": baseline_identity(named, settings), "criterion": str(self._given(name).null_space)}
+            _, settings = self.baselines[name]
+            made = {"baseline": self.identities[name], "criterion": str(self._given(name).null_space)}
             layers = layers_of(settings)
             statistics = self.statistics_of(name).identity(layers) if layers else None
             return identity_of({**common, **made, "statistics": statistics})
@@ -229,7 +232,7 @@ class _Cell:
                 "batch_size": self.batch_size,
                 "checkpoints": [at.edits for at in self.checkpoints],
                 "hyperparameters": {name: values.as_dict() for name, values in self.hyperparameters.items()}
-                | {name: dict(baseline_identity(*of)) for name, of in self.baselines.items()},
+                | self.identities,
                 "statistics": any_statistics.provenance if any_statistics is not None else None,
                 "null_spaces": {name: _described(of, statistics[name]) for name, of in self.spaces.items()},
                 "spectra": _spectra(self.spaces),

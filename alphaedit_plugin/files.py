@@ -51,6 +51,18 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def file_digest(path: Path, error: type[AlphaEditError]) -> str:
+    """SHA-256 of a file's content. Raises `error`, naming the file, where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            running = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                running.update(chunk)
+            return running.hexdigest()
+    except OSError as failure:
+        raise error(f"cannot read {path}: {failure}") from failure
+
+
 def write_text(path: Path, text: str, error: type[AlphaEditError]) -> None:
     with atomic(path, error) as temporary:
         temporary.write_text(text, encoding="utf-8")

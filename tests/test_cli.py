@@ -241,7 +241,7 @@ def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoin
 
 
 def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model_is_loaded(run, facts, tmp_path):
-    subjects = [fact["subject"] for fact in json.loads(Path(facts).read_text())]
+    subjects = [fact["requested_rewrite"]["subject"] for fact in json.loads(Path(facts).read_text())]
     about = [{"prompt": f"The mother tongue of {subjects[0]}, number {i}, is"} for i in range(9)]
     (tmp_path / "prompts.json").write_text(json.dumps([*about, {"prompt": "The Louvre is in"}]))
     assert_one_line(
@@ -251,7 +251,7 @@ def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model
 
 
 def test_prompts_about_facts_that_are_not_edited_are_held_out(run, checkpoint, facts, text, tmp_path):
-    subjects = [fact["subject"] for fact in json.loads(Path(facts).read_text())]
+    subjects = [fact["requested_rewrite"]["subject"] for fact in json.loads(Path(facts).read_text())]
     prompts = [{"prompt": f"The mother tongue of {subjects[1]}, number {i}, is"} for i in range(5)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     code, _, errors = run(

@@ -12,6 +12,7 @@ import json  # noqa: E402
 import logging  # noqa: E402
 import random  # noqa: E402
 import sys  # noqa: E402
+from dataclasses import make_dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -23,15 +24,9 @@ from easyedit_common import hyperparameters as common_hyperparameters  # noqa: E
 
 import alphaedit_plugin.easyedit as plugin  # noqa: E402
 from alphaedit_plugin.compare import compare  # noqa: E402
-from alphaedit_plugin.easyedit.baseline import (  # noqa: E402
-    Named,
-    baseline,
-    hyperparameters,
-    identity,
-    is_baseline,
-    layers_of,
-    parse_baseline,
-)
+from alphaedit_plugin.easyedit.baseline import baseline, identity  # noqa: E402
+from alphaedit_plugin.easyedit.named import Named, is_baseline, parse_baseline  # noqa: E402
+from alphaedit_plugin.easyedit.settings import hyperparameters, layers_of  # noqa: E402
 from alphaedit_plugin.errors import CompareError, EditError, HyperparameterError, WrongModelError  # noqa: E402
 from alphaedit_plugin.evaluation.facts import Fact  # noqa: E402
 from alphaedit_plugin.evaluation.scores import Facts, score  # noqa: E402
@@ -462,6 +457,15 @@ def test_identity_is_json_and_knows_what_decides_the_result(model, tokenizer, st
         assert run.identity == found  # no temporary folder in it
     assert identity(named, hyperparameters(named, model, {**FEW, "v_lr": 0.3})) != found
     assert identity(Named("MEMIT", projected=True), settings) != found
+
+
+def test_an_archive_is_known_by_its_content(tmp_path):
+    settings = make_dataclass("Settings", [("archive", str)])
+    found = []
+    for name, content in (("a.pt", b"one"), ("b.pt", b"one"), ("a.pt", b"two")):
+        (tmp_path / name).write_bytes(content)
+        found.append(identity(Named("MEND"), settings(str(tmp_path / name))))
+    assert found[0] == found[1] != found[2]
 
 
 # ------------------------------------------------------------------------------------------------------ no EasyEdit

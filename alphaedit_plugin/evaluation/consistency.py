@@ -6,7 +6,6 @@ share no word, 1 where they use the same words equally often.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -21,6 +20,7 @@ import numpy as np
 
 from ..corpus import documents
 from ..errors import AlphaEditError, CorpusError
+from ..files import file_digest
 from .facts import Fact
 
 DOCUMENTS, PASSAGES = 10_000, 50
@@ -83,8 +83,8 @@ class Snippets(References):
 
     @cached_property
     def _identity(self) -> Mapping[str, Any]:
-        beside = {file.name: _digest(file) for file in self._weights if file.is_file()}
-        return {"snippets": _digest(Path(self.source)), **(beside if len(beside) == 2 else {})}
+        beside = {file.name: file_digest(file, CorpusError) for file in self._weights if file.is_file()}
+        return {"snippets": file_digest(Path(self.source), CorpusError), **(beside if len(beside) == 2 else {})}
 
     def key(self, fact: Fact) -> tuple[str, str]:
         return fact.relation, fact.target_id
@@ -135,7 +135,7 @@ class Passages(References):
         if not path.exists():
             return {"corpus": str(self.source)}
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        return {"corpus": {str(file.relative_to(path)): _digest(file) for file in files}}
+        return {"corpus": {str(file.relative_to(path)): file_digest(file, CorpusError) for file in files}}
 
     def key(self, fact: Fact) -> str:
         return fact.request.target_new
@@ -196,14 +196,3 @@ def _fitted(texts: Iterable[str], source: str | Path) -> Any:
         return _vectorizer().fit(texts)
     except ValueError as failure:
         raise CorpusError(f"there are no words in {source}: {failure}") from failure
-
-
-def _digest(path: Path) -> str:
-    running = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                running.update(chunk)
-    except OSError as failure:
-        raise CorpusError(f"cannot read reference texts from {path}: {failure}") from failure
-    return running.hexdigest()
