@@ -393,6 +393,14 @@ def test_a_group_without_a_number_has_those_of_its_members(monkeypatch):
     assert measured.records[0] == {"task": "lm_eval:a", "index": 4, "value": 1.0}
 
 
+def test_a_group_with_a_number_has_its_members_examples(monkeypatch):
+    samples = {"a": [{"doc_id": 4, "acc": 1.0, "filter": "none"}], "b": [{"doc_id": 4, "acc": 0.0, "filter": "none"}]}
+    _stand_in(monkeypatch, {"seas": {"acc,none": 0.5}, "a": {"acc,none": 1.0}, "b": {"acc,none": 0.0}}, samples)
+    measured = Harness(["seas"])(tiny("llama"), SimpleNamespace())
+    assert {name: each.value for name, each in measured.estimates.items()} == {"lm_eval:seas": 0.5}
+    assert [tuple(record.values()) for record in measured.records] == [("lm_eval:a", 4, 1.0), ("lm_eval:b", 4, 0.0)]
+
+
 def test_random_states_are_put_back_even_after_a_failure(monkeypatch):
     _stand_in(monkeypatch, ConnectionError("offline"))
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
@@ -417,5 +425,8 @@ def test_unknown_tasks_unknown_metrics_and_a_missing_library_are_named(monkeypat
 def test_own_task_files_are_part_of_the_identity(monkeypatch, tmp_path):
     _stand_in(monkeypatch, {})
     identity = Harness(["rivers"], include_path=_own_task(tmp_path)).identity()
-    (tmp_path / "own.yaml").write_text("task: other", encoding="utf-8")
-    assert Harness(["rivers"], include_path=tmp_path).identity() != identity
+    assert json.loads(json.dumps(identity)) == identity == Harness(["rivers"], include_path=tmp_path).identity()
+    for name in ("own.yaml", "utils.py", "data.json"):
+        before = Harness(["rivers"], include_path=tmp_path).identity()
+        (tmp_path / name).write_text("task: other", encoding="utf-8")
+        assert Harness(["rivers"], include_path=tmp_path).identity() != before

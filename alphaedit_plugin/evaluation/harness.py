@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import AlphaEditError
+from ..files import file_digest
 from ..trace import evaluating
 from .facts import Fact
 from .measured import Estimate, Measured
@@ -24,6 +24,7 @@ from .measured import Estimate, Measured
 PREFIX = "lm_eval:"
 _MAIN = ("acc_norm", "acc", "f1", "exact_match", "em", "mcc")
 """Of a task's metrics the first of these is taken: shares of which more is better."""
+_NOT_TASKS = (".pyc", ".lock")
 
 
 class HarnessError(AlphaEditError):
@@ -34,8 +35,8 @@ class Harness:
     """The main metric of each task, with the 95 % interval of its standard error, as `lm_eval:TASK`.
 
     A group of tasks (mmlu) has its aggregate, or, like a tag, each of its members. One record an example: task (with
-    prefix), index (lm_eval's doc_id), and value, its share of the main metric. lm_eval seeds all randomness itself,
-    so a model gets the same result every time; the random states are put back.
+    prefix; of a group the member), index (lm_eval's doc_id), and value, its share of the main metric. lm_eval seeds
+    all randomness itself, so a model gets the same result every time; the random states are put back.
     """
 
     name = "lm_eval"
@@ -58,14 +59,14 @@ class Harness:
                 raise HarnessError(f"lm_eval knows no task {task!r}: {hint}")
 
     def identity(self) -> dict[str, Any]:
-        """Tasks, limit, lm_eval's version, and a digest of one's own task files. The tasks' data is not part of it."""
-        folder = Path(self.include_path or "")
-        own = [path.read_bytes() for path in sorted(folder.rglob("*.yaml"))] if self.include_path else []
+        """Tasks, limit, lm_eval's version, and digests of one's own files. Other tasks' data is not part of it."""
+        files = sorted(Path(self.include_path).rglob("*")) if self.include_path else []
+        own = [file_digest(path, HarnessError) for path in files if path.is_file() and path.suffix not in _NOT_TASKS]
         return {
             "tasks": self.tasks,
             "limit": self.limit,
             "lm_eval": self._lm_eval.__version__,
-            "own_tasks": hashlib.sha256(b"\0".join(own)).hexdigest() if own else None,
+            "own_tasks": own,
         }
 
     def __call__(
@@ -95,8 +96,10 @@ class Harness:
                     metric, filtered = _main_metric(name, metrics)
                     estimates[PREFIX + name] = _estimate(metrics, metric, filtered)
                     records += [
-                        {"task": PREFIX + name, "index": sample["doc_id"], "value": float(sample[metric])}
-                        for sample in found["samples"].get(name, ())
+                        {"task": PREFIX + member, "index": sample["doc_id"], "value": float(sample[metric])}
+                        for member, samples in found["samples"].items()
+                        if member == name or name not in found["samples"]
+                        for sample in samples
                         if isinstance(sample.get(metric), int | float) and sample.get("filter", filtered) == filtered
                     ]
         return Measured(estimates, records)

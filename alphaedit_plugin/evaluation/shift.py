@@ -111,13 +111,13 @@ class Shift:
     ) -> Measured:
         found = last_states(model, tokenizer, self.prompts, self.layer, progress=progress)
         if before is None:
+            if len(found.unique(dim=0)) < FEWEST:
+                raise RequestError(
+                    f"layer {self.layer} has fewer than {FEWEST} different states for {len(self.prompts)} prompts "
+                    "before any edit: give prompts that end differently"
+                )
             return Measured({}, tensors={"hidden": found})
         old, new = before.tensors["hidden"].double().numpy(), found.double().numpy()
-        if len(np.unique(old, axis=0)) < FEWEST:
-            raise RequestError(
-                f"layer {self.layer} has fewer than {FEWEST} different states for {len(self.prompts)} prompts before "
-                "any edit: give prompts that end differently"
-            )
         moved = relative_displacement(old, new)
         if not np.isfinite(moved).all():
             log.warning("hidden states at layer %d are not all finite: no shift can be measured", self.layer)
