@@ -39,11 +39,12 @@ MULTIHOP_CASES = 100
 
 @dataclass(frozen=True)
 class _Given:
-    """Measures that are made once for a whole run, and held-out prompts for the one that needs a layer."""
+    """Measures that are made once for a whole run, and prompts for the one that needs a layer and facts."""
 
     texts: Measure | None
     measures: list[Measure]
     prompts: list[str]
+    shift_limit: int
 
     def of_facts(self, facts: Sequence[Fact]) -> Iterator[Measure]:
         """Those that facts decide about."""
@@ -53,6 +54,18 @@ class _Given:
             from .evaluation.multihop import MultiHop
 
             yield MultiHop(limit=MULTIHOP_CASES)
+
+    def held_out(self, facts: Sequence[Fact]) -> list[str]:
+        """The first of the prompts that are about none of the facts. Raises RequestError if these are too few."""
+        from .evaluation.shift import FEWEST, held_out
+
+        found = list(dict.fromkeys(held_out(self.prompts, facts)))
+        if len(found) < FEWEST:
+            raise RequestError(
+                f"only {len(found)} of the prompts of --shift name no edited subject, and {FEWEST} are needed: give "
+                "others"
+            )
+        return found[: self.shift_limit]
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,10 @@ class Campaign:
             for seed in self.seeds
         }
         held_out = self.held_out or shipped("examples/heldout.txt")
-        given = self._given_measures([fact for of in facts.values() for fact in of], plan)
+        given = self._given_measures(plan)
+        if given.prompts:
+            for of in facts.values():
+                given.held_out(of)
         return _Read(study, plan, datasets, facts, held_out, _text(held_out), given)
 
     def _of_model(
@@ -145,13 +161,13 @@ class Campaign:
         prepared = ready(model, tokenizer, name, methods, _layers_of_baselines(model, methods, baseline_hparams))
         if self.study is not None:
             methods = _possible(prepared, methods)
-        common: list[Measure] = [Perplexity(read.text, tokenizer), *read.given.measures]
-        if read.given.prompts:
-            from .evaluation.shift import Shift
-
-            # Of these methods or AlphaEdit, so that it is the same one for whoever comes into the folder later.
-            common.append(Shift(read.given.prompts, prepared.last_layer()))
+        perplexity = Perplexity(read.text, tokenizer)
         for (source, seed), facts in read.facts.items():
+            measures = [Facts(), *read.given.of_facts(facts), perplexity, *read.given.measures]
+            if read.given.prompts:
+                from .evaluation.shift import Shift
+
+                measures.append(Shift(read.given.held_out(facts), prepared.last_layer()))
             compare(
                 model,
                 tokenizer,
@@ -160,7 +176,7 @@ class Campaign:
                 prepared.hyperparameters_of,
                 prepared.statistics_of,
                 batch_size=self.batch,
-                measures=[Facts(), *read.given.of_facts(facts), *common],
+                measures=measures,
                 every=read.plan.every,
                 baseline_hparams=baseline_hparams,
                 store=prepared.store,
@@ -192,7 +208,7 @@ class Campaign:
         }
         return {name: str(path) for name, path in paths.items() if path.exists()}
 
-    def _given_measures(self, facts: Sequence[Fact], plan: Plan) -> _Given:
+    def _given_measures(self, plan: Plan) -> _Given:
         """What the options ask for, as far as no model is needed: a wrong one is known before hours have gone."""
         found: list[Measure] = []
         texts, prompts = None, []
@@ -212,15 +228,12 @@ class Campaign:
 
             found.append(Harness(self.harness, limit=self.task_limit))
         if self.shift is not None:
-            from .evaluation.shift import FEWEST, held_out, prompts_from
+            from .evaluation.shift import FEWEST, prompts_from
 
-            prompts = held_out(prompts_from(self.shift), facts)[: self.shift_limit]
-            if len(set(prompts)) < FEWEST:
-                raise RequestError(
-                    f"--shift {self.shift}: only {len(set(prompts))} of its prompts name no edited subject, and "
-                    f"{FEWEST} are needed: give more, or prompts about something else"
-                )
-        return _Given(texts, found, prompts)
+            if self.shift_limit < FEWEST:
+                raise RequestError(f"--shift-limit must be at least {FEWEST}, not {self.shift_limit}")
+            prompts = prompts_from(self.shift)
+        return _Given(texts, found, prompts, self.shift_limit)
 
     def _settings(
         self,

@@ -593,14 +593,12 @@ class _Wanted:
         """
         from .prepare import prepare_statistics, statistics_from_npz
 
-        def base(method: str) -> Hyperparameters:
-            return (self.hparams or Hyperparameters.for_model(method, model, name)).with_layers(self.layers)
-
         store = Store(self.cache)
         hyperparameters = {}
         for method in methods:
             variant = _ours(method)
-            values = variant.hyperparameters(model, name, base(variant.method))
+            base = self.hparams or Hyperparameters.for_model(variant.method, model, name)
+            values = variant.hyperparameters(model, name, base.with_layers(self.layers))
             hyperparameters[method] = replace(values, null_space=self.criterion) if self.criterion else values
         templates = {values.rewrite_module_tmp for values in hyperparameters.values()}
         if len(templates) > 1:
@@ -630,7 +628,9 @@ class _Wanted:
         of_method = {method: statistics[values.tokens or self.tokens] for method, values in hyperparameters.items()}
 
         def last_layer() -> int:
-            return max(max(values.layers) for values in (base("alphaedit"), *hyperparameters.values()))
+            usual = Hyperparameters.shipped_for("alphaedit", name) or Hyperparameters.derived("alphaedit", model)
+            usual = (self.hparams or usual).with_layers(self.layers)
+            return max(max(values.layers) for values in (usual, *hyperparameters.values()))
 
         return Ready(model, tokenizer, store, hyperparameters, of_method, last_layer)
 

@@ -98,7 +98,7 @@ def compare(
     find is measured at the end and, on the facts written until then, after each `every` facts.
 
     `hyperparameters` and `statistics` are one for all, or by the variant's name; statistics are of all layers that
-    are edited. Variants of EasyEdit ("easyedit:FT") take theirs from `baseline_hparams` (see `easyedit.baseline`).
+    are edited. Variants of EasyEdit ("easyedit:FT") take theirs from `baseline_hparams` (see `easyedit.settings`).
     What variants have in common is computed once, and its time counted for each: the targets of the first batch, and
     all edits where only PRUNE's damping at the end differs. `on_row` gets what there is after each row.
 
@@ -191,8 +191,12 @@ class _Cell:
     def fingerprint(self) -> Any:
         return fingerprints(self.model, [len(Decoder(self.model)) - 1])
 
-    def trajectory(self, name: str) -> str:
-        """The identity of the edits of a variant, however many batches are made."""
+    @cached_property
+    def trajectories(self) -> dict[str, str]:
+        """The identities of the variants' edits, however many batches are made."""
+        return {name: self._trajectory(name) for name in self.variants}
+
+    def _trajectory(self, name: str) -> str:
         common = {"model": self.fingerprint, "batch_size": self.batch_size}
         if name not in self.parsed:
             _, settings = self.baselines[name]
@@ -212,7 +216,7 @@ class _Cell:
         texts = [identity_of(asdict(fact)) for fact in self.facts]
         found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": texts})}}
         for name in self.variants:
-            trajectory = self.trajectory(name)
+            trajectory = self.trajectories[name]
             found[name] = {
                 at.edits: identity_of({"trajectory": trajectory, "variant": name, "facts": texts[: at.facts]})
                 for at in self.checkpoints
@@ -242,10 +246,10 @@ class _Cell:
                         "model": self.fingerprint,
                         "batch_size": self.batch_size,
                         "seed": self.described.get("seed"),
-                        "first": [asdict(fact) for fact in self.facts[: self.batch_size]],
                     }
                 ),
-                "trajectories": {name: self.trajectory(name) for name in self.variants},
+                "order": [identity_of(asdict(fact)) for fact in self.facts],
+                "trajectories": self.trajectories,
                 "points": {
                     name: {str(edits): identity for edits, identity in of.items()} for name, of in self.points.items()
                 },
@@ -267,7 +271,7 @@ class _Cell:
         for waiting in (False, True) if wait else (False,):
             postponed = []
             for names in left:
-                with self.folder.claim(self.trajectory(names[0])[:16], wait=waiting) as mine:
+                with self.folder.claim(self.trajectories[names[0]][:16], wait=waiting) as mine:
                     if not mine:
                         postponed.append(names)
                         continue
@@ -284,7 +288,7 @@ class _Cell:
         """Variants whose edits are the same, together; the damped ones last."""
         seen: dict[str, list[str]] = {}
         for name in self.variants:
-            seen.setdefault(self.trajectory(name), []).append(name)
+            seen.setdefault(self.trajectories[name], []).append(name)
         for names in seen.values():
             yield sorted(names, key=lambda name: name in self.parsed and self.parsed[name].prune)
 
@@ -302,7 +306,7 @@ class _Cell:
         statistics = self.statistics_of(name)
         projections = Decoder(self.model, values.rewrite_module_tmp).out_projections(values.layers)
         last = self.checkpoints[-1]
-        underway = self.folder.session(str(variant), self.trajectory(name))
+        underway = self.folder.session(str(variant), self.trajectories[name])
         with (
             put_back(projections),
             tqdm(total=last.edits, desc=" ".join(names), unit="fact", disable=not self.progress) as bar,

@@ -154,28 +154,10 @@ class Hyperparameters:
 
     @classmethod
     def for_model(cls, method: str, model: nn.Module, name: str) -> Hyperparameters:
-        """The shipped file for a model of this name, else defaults derived from the model, which are logged.
-
-        A file is this model's if it is called as the last part of `name`, or its model_name ends so. Derived: five
-        consecutive layers from one seventh of the way up, where the paper's models are edited; for ROME the second
-        of them, and ROME's settings.
-        """
-        short = _short(name)
-        folder = shipped(f"hparams/{METHODS[method]}")
-        for path in sorted(folder.glob("*.yaml")):
-            if path.stem == short or _short(str(yaml.safe_load(path.read_text("utf-8")).get("model_name"))) == short:
-                return cls.from_yaml(path)
-        depth = len(Decoder(model))
-        first = max(0, min(depth // 7, depth - 5))
-        if method == "rome":
-            derived = cls(
-                layers=(min(first + 1, depth - 1),),
-                v_num_grad_steps=20,
-                clamp_norm_factor=4.0,
-                context_template_length_params=((5, 10), (10, 10)),
-            )
-        else:
-            derived = cls(layers=tuple(range(first, min(first + 5, depth))))
+        """The shipped file for a model of this name (`shipped_for`), else `derived` ones, which are logged."""
+        if found := cls.shipped_for(method, name):
+            return found
+        derived = cls.derived(method, model)
         log.warning(
             "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor %g (derived, not "
             "tuned)",
@@ -186,6 +168,31 @@ class Hyperparameters:
             derived.clamp_norm_factor,
         )
         return derived
+
+    @classmethod
+    def shipped_for(cls, method: str, name: str) -> Hyperparameters | None:
+        """Those of the file that is called as the last part of `name`, or whose model_name ends so; None without."""
+        short = _short(name)
+        for path in sorted(shipped(f"hparams/{METHODS[method]}").glob("*.yaml")):
+            if path.stem == short or _short(str(yaml.safe_load(path.read_text("utf-8")).get("model_name"))) == short:
+                return cls.from_yaml(path)
+        return None
+
+    @classmethod
+    def derived(cls, method: str, model: nn.Module) -> Hyperparameters:
+        """Five consecutive layers from one seventh of the way up, where the paper's models are edited; for ROME the
+        second of them, and ROME's settings.
+        """
+        depth = len(Decoder(model))
+        first = max(0, min(depth // 7, depth - 5))
+        if method != "rome":
+            return cls(layers=tuple(range(first, min(first + 5, depth))))
+        return cls(
+            layers=(min(first + 1, depth - 1),),
+            v_num_grad_steps=20,
+            clamp_norm_factor=4.0,
+            context_template_length_params=((5, 10), (10, 10)),
+        )
 
     def with_layers(self, layers: tuple[int, ...] | None) -> Hyperparameters:
         return self if layers is None else replace(self, layers=layers)

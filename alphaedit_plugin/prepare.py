@@ -42,7 +42,10 @@ class Statistics:
         """
         text = self.provenance.get("text", {})
         if "digest" not in text:
-            text = {str(layer): tensor_digest(self.covariances[layer].upper.triu()) for layer in sorted(layers)}
+            text = {
+                str(layer): [self.covariances[layer].count, tensor_digest(self.covariances[layer].upper.triu())]
+                for layer in sorted(layers)
+            }
         return {
             "fingerprints": {str(layer): self.provenance["fingerprints"][str(layer)] for layer in sorted(layers)},
             "template": self.provenance.get("template"),

@@ -85,7 +85,7 @@ class RunFolder:
             return merged
         with self.claim("settings", wait=True):
             old = _read(self.path / SETTINGS)
-            if isinstance(old, dict) and old.get("cell") == settings["cell"]:
+            if isinstance(old, dict) and old.get("cell") == settings["cell"] and _agree(old, settings):
                 for key in ("hyperparameters", "null_spaces", "measures", "trajectories"):
                     merged[key] = {**old[key], **settings[key]}
                 merged["date"] = old.get("date")
@@ -181,6 +181,11 @@ def read_cell(run: RunFolder, settings: dict[str, Any]) -> Comparison:
             drift, leakage = ({int(k): v for k, v in weights[of].items()} for of in ("drift", "leakage"))
             rows.append(Row(variant, edits, measured, weights["seconds"], drift, leakage))
     return Comparison(rows, settings)
+
+
+def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether one of two orders of facts begins with the other."""
+    return all(a == b for a, b in zip(old.get("order", ()), new["order"], strict=False))
 
 
 def measurement_identity(point: str, measure: Mapping[str, Any]) -> str:

@@ -246,8 +246,12 @@ def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model
     (tmp_path / "prompts.json").write_text(json.dumps([*about, {"prompt": "The Louvre is in"}]))
     assert_one_line(
         run("compare", "no-such-model", "--data", facts, "--edits", 1, "--shift", tmp_path / "prompts.json"),
-        "prompts.json", "only 1 of its prompts",
+        "--shift", "only 1 of the prompts",
     )  # fmt: skip
+    assert_one_line(
+        run("compare", "no-such-model", "--data", facts, "--shift", tmp_path / "prompts.json", "--shift-limit", 2),
+        "--shift-limit must be at least 5",
+    )
 
 
 def test_prompts_about_facts_that_are_not_edited_are_held_out(run, checkpoint, facts, text, tmp_path):
@@ -260,6 +264,25 @@ def test_prompts_about_facts_that_are_not_edited_are_held_out(run, checkpoint, f
     )  # fmt: skip
     assert (code, errors) == (0, "")
     assert "shift" in _rows(tmp_path / "run")[-1]["estimates"]
+
+
+def test_shift_is_measured_once_whichever_methods_come_later(run, checkpoint, facts, text, tmp_path):
+    """ROME's layer comes before AlphaEdit's last one; its rows are measured at that all the same."""
+    prompts = [{"prompt": f"The mother tongue of {name} is"} for name in ("Curie", "Jordan", "Gates", "Jobs", "Messi")]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    arguments = [
+        "compare", checkpoint, "--data", facts, "--edits", 1, "--held-out", text, "--shift", tmp_path / "prompts.json",
+        "--tokens", 400, "--nullity", 10, "--quiet", "--out", tmp_path / "run", "--seeds", 0,
+    ]  # fmt: skip
+    for further in (["--methods", "rome"], ["--methods", "alphaedit"], ["--methods", "rome", "--seeds", 1]):
+        assert run(*arguments, *further)[0] == 0
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())["comparisons"]
+    rows = [row for each in written for row in each["rows"] if row["variant"] != "before"]
+    assert [row["variant"] for row in rows] == ["rome", "alphaedit", "rome"]
+    assert all("shift" in row["estimates"] for row in rows)
+    settings = [each["settings"] for each in written]
+    assert len({each["measures"]["shift"]["layer"] for each in settings}) == 1
+    assert settings[0]["hyperparameters"]["rome"]["layers"][0] < settings[0]["measures"]["shift"]["layer"]
 
 
 def test_models_data_sets_and_seeds_are_crossed(run, checkpoint, stranger, facts, text, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,7 @@ def statistics_of(model) -> Statistics:
     return Statistics({layer: random_covariance(24, layer) for layer in LAYERS}, provenance)
 
 
-def compared(model, tokenizer, names: list[str], *, facts: int = 3, **options) -> Comparison:
+def compared(model, tokenizer, names: list[str], *, facts: int | list[Fact] = 3, **options) -> Comparison:
     canonical = [str(Variant.parse(name)) for name in names]
     options = {
         "hyperparameters": {name: OTHERS.get(name, LONG) for name in canonical},
@@ -66,7 +67,8 @@ def compared(model, tokenizer, names: list[str], *, facts: int = 3, **options) -
         "measures": [Facts(), Perplexity(HELD_OUT, tokenizer)],
         **options,
     }
-    return compare(model, tokenizer, facts_of(facts), names, **options)
+    given = facts_of(facts) if isinstance(facts, int) else facts
+    return compare(model, tokenizer, given, names, **options)
 
 
 def timeless(row: Row) -> Row:
@@ -302,6 +304,36 @@ def test_a_variant_is_the_same_however_model_and_text_are_called(tokenizer, tmp_
     other = {**elsewhere, "text": {"tokens": 99, "digest": "e"}}
     compared(model, tokenizer, ["memit+P"], statistics=replace(known, provenance=other), **options)
     assert edits
+
+
+def test_one_folder_holds_one_order_of_facts_wherever_the_file_lies(tokenizer, tmp_path):
+    model = fresh()
+    compared(model, tokenizer, ["memit"], folder=tmp_path / "run", settings={"data": "./facts"})
+    compared(model, tokenizer, ["rect"], folder=tmp_path / "run", settings={"data": "/home/me/facts"}, facts=4)
+    (both,) = read_run(tmp_path)
+    assert [(row.variant, row.edits) for row in both.rows] == [(BEFORE, 0), ("memit", 3), ("rect", 4)]
+    # the same file, edited behind its first batch
+    facts = facts_of(4)
+    facts[3] = replace(facts[3], paraphrases=("They say that it is in",))
+    compared(model, tokenizer, ["alphaedit"], folder=tmp_path / "run", facts=facts)
+    (other,) = read_run(tmp_path)
+    assert [(row.variant, row.edits) for row in other.rows] == [(BEFORE, 0), ("alphaedit", 4)]
+
+
+def test_settings_that_several_processes_add_at_once_are_all_there(tmp_path):
+    def add(number: int) -> None:
+        name = f"memit@v_lr=0.{number + 1}"
+        RunFolder(tmp_path).add_settings(
+            {
+                "cell": "c", "order": ["a"], "date": "today", "variants": [name], "trajectories": {name: "t"},
+                "points": {BEFORE: {"0": "b"}, name: {"1": "p"}}, "measures": {}, "hyperparameters": {},
+                "null_spaces": {},
+            }
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(24)))
+    assert len(json.loads((tmp_path / "settings.json").read_text())["variants"]) == 24
 
 
 def test_covariances_of_unknown_text_are_known_by_their_numbers():

@@ -315,6 +315,25 @@ def test_for_the_prompts_last_token_graces_adapter_and_ours_agree(model, tokeniz
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@ONLY_HEAD
+def test_a_key_at_the_very_edge_of_its_radius_is_within_it_in_a_batch_of_any_size(model, tokenizer):
+    """GRACE widens ε to the distance of a key that it is to cover: rounding must not put that key outside."""
+    with baseline("easyedit:GRACE", model, tokenizer) as run, torch.no_grad():
+        edited = run.edit(REQUESTS[:1])
+        (adapter,) = (module for module in edited.modules() if type(module).__name__ == "GRACEAdapter")
+        d = adapter.keys.shape[1]
+        keys = 11 * torch.nn.functional.normalize(torch.randn(60, d, generator=torch.Generator().manual_seed(0)), dim=1)
+        adapter.keys, adapter.values = keys[:20], torch.arange(20.0)[:, None].expand(20, adapter.values.shape[1])
+        near = keys[:20] + 1e-2 * keys[20:40]
+        adapter.epsilons = torch.stack([torch.cdist(a[None], b[None])[0, 0] for a, b in zip(near, keys, strict=False)])
+        queries = torch.stack([near, keys[:20], keys[40:]])
+        answers = adapter(queries)
+        alone = torch.stack([adapter(query[None, None])[0, 0] for query in queries.flatten(0, 1)])
+        assert torch.equal(answers.flatten(0, 1), alone)
+        for answer in answers[:2]:
+            assert torch.equal(answer[:, 0], torch.arange(20.0))
+
+
 @pytest.mark.skipif(not HEAD, reason="LoRA of the edition of PyPI needs an older peft: set EASYEDIT_HOME to a checkout")
 @pytest.mark.parametrize("name", ["LoRA"])
 def test_adapters_are_trained_in_a_copy(name, model, tokenizer):
@@ -472,10 +491,11 @@ def test_an_archive_is_known_by_its_content(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["easyedit:MEMIT", "easyedit:Anything"])
-def test_without_easyedit_the_error_says_how_to_get_it(variant, model, tokenizer, monkeypatch):
+@pytest.mark.parametrize("hparams", [None, "MEMIT.yaml"])
+def test_without_easyedit_the_error_says_how_to_get_it(variant, hparams, model, tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "easyeditor", None)  # as Python has it: this import fails
     named = parse_baseline(variant)
-    with pytest.raises(CompareError) as caught, baseline(named, model, tokenizer):
+    with pytest.raises(CompareError) as caught, baseline(named, model, tokenizer, hparams=hparams):
         pass
     for remedy in ("git clone https://github.com/zjunlp/EasyEdit", "pip install easyeditor", "EASYEDIT_HOME"):
         assert remedy in str(caught.value)

@@ -388,7 +388,8 @@ def test_romes_own_word_weights_are_used_where_they_lie_beside_the_snippets(snip
     [3, {}, {"relation_id": "P1", "target_id": "Q1"}, {"relation_id": "P1", "samples": []},
      {"relation_id": "P1", "target_id": "Q1", "samples": [{"name": "x"}]},
      {"relation_id": "P1", "target_id": "Q1", "samples": [{"text": 3}]},
-     {"relation_id": "P1", "target_id": "Q1", "samples": 5}],
+     {"relation_id": "P1", "target_id": "Q1", "samples": 5},
+     {"relation_id": ["P1"], "target_id": "Q1", "samples": [{"text": "a"}]}],
 )  # fmt: skip
 def test_a_malformed_snippet_is_named_with_file_and_record(snippets, bad):
     snippets.write_text(json.dumps([*json.loads(snippets.read_text()), bad]))
@@ -449,14 +450,16 @@ def test_references_are_known_by_their_content(tmp_path, snippets):
     for path, changed in ((folder, folder / "b.txt"), (folder / "a.txt", folder / "a.txt"), (snippets, snippets)):
         before = references(path).identity()
         assert json.loads(json.dumps(before)) == before == references(path).identity()
+        held = references(path)
         changed.write_text(json.dumps(json.loads(snippets.read_text())[:1]) if changed == snippets else "two")
         assert references(path).identity() != before
+        assert held.identity() == before  # of what it read
 
 
 def test_missing_references_are_named(tmp_path):
     with pytest.raises(CorpusError, match=r"nowhere\.json"):
         references(tmp_path / "nowhere.json")
-    (tmp_path / "corpus.jsonl").write_text('{"text": ')
+    (tmp_path / "corpus.jsonl").write_text('{"text": "fine"}\n' * 9 + '{"text": ')
     with pytest.raises(CorpusError, match=r"corpus\.jsonl"):
         references(tmp_path / "corpus.jsonl")
 

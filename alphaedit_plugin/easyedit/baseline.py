@@ -165,7 +165,9 @@ def _look_up(adapter: Any, keys: Tensor, *_: Any) -> Tensor:
     if "keys" not in vars(adapter):
         return output
     codebook, values, radii = adapter.keys.float(), adapter.values, adapter.epsilons.view(-1)
-    distance, nearest = torch.cdist(keys.float().flatten(0, -2), codebook).min(-1)
+    # Not by a matrix product: of equal keys the distance is 0, and ε may be the very distance of a key.
+    apart = torch.cdist(keys.float().flatten(0, -2), codebook, compute_mode="donot_use_mm_for_euclid_dist")
+    distance, nearest = apart.min(-1)
     within = (distance <= radii[nearest]).view(keys.shape[:-1])
     return torch.where(within[..., None], values[nearest.view(within.shape)].to(output.dtype), output)
 

@@ -31,10 +31,11 @@ def hyperparameters(named: Named, model: Any, given: Mapping[str, Any] | str | P
 
     Raises HyperparameterError for keys that the method does not know, and for those that it needs and nobody gave.
     """
+    function = functions()[named.method]
     values, source = _read(given)
     if values.get("alg_name", named.method) != named.method:
         raise HyperparameterError(f"{source} is for {values['alg_name']}, not for {named.method}")
-    cls = inspect.signature(functions()[named.method]).parameters["hparams"].annotation
+    cls = inspect.signature(function).parameters["hparams"].annotation
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init and field.name not in _OUR_KEYS}
     values = {key: value for key, value in values.items() if key not in _OUR_KEYS}
     if unknown := sorted(values.keys() - fields.keys()):

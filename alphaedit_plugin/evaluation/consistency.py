@@ -11,7 +11,6 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ DOCUMENTS, PASSAGES = 10_000, 50
 
 
 class References(ABC):
-    """Reference texts about new objects. The source is checked at once; words are weighed when first needed.
+    """Reference texts about new objects. The source is read at once; words are weighed when first needed.
 
     Raises AlphaEditError where scikit-learn is not installed, CorpusError where the source is not what it should be.
     """
@@ -36,14 +35,15 @@ class References(ABC):
         self.source = source
         self._words = _vectorizer()
         self._vectors: dict[Any, Any] = {}
+        self._identity = self._digests()
 
     def identity(self) -> Mapping[str, Any]:
         """What decides the cosines."""
         return self._identity
 
-    @cached_property
     @abstractmethod
-    def _identity(self) -> Mapping[str, Any]: ...
+    def _digests(self) -> Mapping[str, Any]:
+        """Of the files that are read."""
 
     @abstractmethod
     def key(self, fact: Fact) -> Any:
@@ -81,8 +81,7 @@ class Snippets(References):
         self._entries = _entries(Path(source))
         self._given = self._given_words()
 
-    @cached_property
-    def _identity(self) -> Mapping[str, Any]:
+    def _digests(self) -> Mapping[str, Any]:
         beside = {file.name: file_digest(file, CorpusError) for file in self._weights if file.is_file()}
         return {"snippets": file_digest(Path(self.source), CorpusError), **(beside if len(beside) == 2 else {})}
 
@@ -127,10 +126,10 @@ class Passages(References):
 
     def __init__(self, source: str | Path) -> None:
         super().__init__(source)
-        next(documents(source), None)
+        texts = itertools.islice(documents(source), DOCUMENTS)
+        self._paragraphs = [part.strip() for text in texts for part in text.split("\n") if part.strip()]
 
-    @cached_property
-    def _identity(self) -> Mapping[str, Any]:
+    def _digests(self) -> Mapping[str, Any]:
         path = Path(self.source).expanduser()
         if not path.exists():
             return {"corpus": str(self.source)}
@@ -141,13 +140,11 @@ class Passages(References):
         return fact.request.target_new
 
     def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
-        texts = itertools.islice(documents(self.source), DOCUMENTS)
-        paragraphs = [part.strip() for text in texts for part in text.split("\n") if part.strip()]
-        self._words = _fitted(paragraphs, self.source)
+        self._words = _fitted(self._paragraphs, self.source)
         found: dict[Any, list[str]] = {}
         for key in keys:
             whole = re.compile(rf"(?<!\w){re.escape(key)}(?!\w)")
-            naming = (paragraph for paragraph in paragraphs if key in paragraph and whole.search(paragraph))
+            naming = (paragraph for paragraph in self._paragraphs if key in paragraph and whole.search(paragraph))
             found[key] = list(itertools.islice(naming, PASSAGES))
         return found
 
@@ -165,7 +162,8 @@ def _entries(path: Path) -> list[tuple[tuple[str, str], list[str]]]:
         try:
             texts = [sample["text"] for sample in record["samples"]]
             entries.append(((record["relation_id"], record["target_id"]), texts))
-            " ".join(texts)  # texts or a TypeError
+            " ".join(texts)  # texts or a TypeError, as of a key that is none
+            hash(entries[-1][0])
         except (KeyError, TypeError) as failure:
             raise CorpusError(
                 f"{path}, record {index}: not relation_id, target_id and samples with a text ({failure!r})"

@@ -51,6 +51,10 @@ class Harness:
         self._lm_eval = _lm_eval()
         self.tasks, self.limit = list(tasks), limit
         self.include_path = None if include_path is None else str(include_path)
+        files = sorted(Path(self.include_path).rglob("*")) if self.include_path else []
+        self._own_tasks = [
+            file_digest(path, HarnessError) for path in files if path.is_file() and path.suffix not in _NOT_TASKS
+        ]
         self._manager = self._lm_eval.tasks.TaskManager(include_path=self.include_path)
         for task in self.tasks:
             if task not in self._manager.all_tasks:
@@ -60,13 +64,11 @@ class Harness:
 
     def identity(self) -> dict[str, Any]:
         """Tasks, limit, lm_eval's version, and digests of one's own files. Other tasks' data is not part of it."""
-        files = sorted(Path(self.include_path).rglob("*")) if self.include_path else []
-        own = [file_digest(path, HarnessError) for path in files if path.is_file() and path.suffix not in _NOT_TASKS]
         return {
             "tasks": self.tasks,
             "limit": self.limit,
             "lm_eval": self._lm_eval.__version__,
-            "own_tasks": own,
+            "own_tasks": self._own_tasks,
         }
 
     def __call__(

@@ -11,7 +11,7 @@ from torch import nn
 from .facts import Fact
 from .generation import write
 from .measured import Measured, mean_of
-from .texts import says
+from .texts import SAYS, says
 
 ANSWER_TOKENS, THOUGHT_TOKENS = 20, 100
 
@@ -66,7 +66,8 @@ class MultiHop:
         self.limit = limit
 
     def identity(self) -> Mapping[str, Any]:
-        return {"limit": self.limit, "examples": EXAMPLES, "tokens": [ANSWER_TOKENS, THOUGHT_TOKENS]}
+        tokens = [ANSWER_TOKENS, THOUGHT_TOKENS]
+        return {"limit": self.limit, "examples": EXAMPLES, "tokens": tokens, "says": SAYS}
 
     def __call__(
         self,

@@ -4,7 +4,7 @@ The paper takes 1,000 factual prompts, their hidden representations before and a
 together; it then gives four numbers. It fixes neither layer nor token, neither density nor confidence level; what it
 leaves open is chosen here:
 
-- States are what the last edited block puts out at the prompt's last token.
+- States are what one block puts out at the prompt's last token: the last one that AlphaEdit or a compared method edits.
 - The picture is one t-SNE of all states, before and after. Its axes are shifted and stretched so that the points
   before have mean 0 and variance 1 along each. Equal states are one point; a state more than 100 times the spread (see
   H) away from the mean before is drawn as if it were that far away.

@@ -49,6 +49,7 @@ class Texts:
             "free_tokens": FREE_TOKENS,
             "text_tokens": [TEXT_TOKENS, NEW_TOKENS],
             "top_k": TOP_K,
+            "says": SAYS,
             "seed": SEED,
             "references": dict(self.references.identity()) if self.references else None,
         }
@@ -112,6 +113,10 @@ _ARTICLE = re.compile(r"(the|an|a)\s+(?=\S)")
 _GOES_ON = re.compile(r"\d[.,]\d")  # a number
 # Scripts without spaces between words: Thai to Tibetan, Burmese, Khmer, kana, Chinese characters.
 _UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+
+
+SAYS = 2
+"""Another number whenever `says` comes to answer otherwise: what was measured before is then measured again."""
 
 
 def says(text: str, answers: Sequence[str]) -> bool:
