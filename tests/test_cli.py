@@ -238,6 +238,12 @@ def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoin
     for row in (two, three):
         assert {"efficacy", "locality", "perplexity", "free", "fluency", "sst", "hausdorff"} <= row["estimates"].keys()
     assert "hausdorff" not in before["estimates"]
+    (settings,) = (
+        each["settings"] for each in json.loads((tmp_path / "run" / "summary.json").read_text())["comparisons"]
+    )
+    page = (tmp_path / "run" / "report.html").read_text()
+    for internal in (*settings["trajectories"].values(), *settings["order"], settings["cell"]):
+        assert internal not in page
 
 
 def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model_is_loaded(run, facts, tmp_path):

@@ -491,6 +491,8 @@ _ELSEWHERE = {
     "statistics",
     "contexts",
     "cell",
+    "order",
+    "trajectories",
     "points",
     "measures",
     "date",
