@@ -148,16 +148,32 @@ def test_overlap_is_the_area_under_both_curves(drawn):
     before, after = _standard(random_.normal(size=n)), apart + width * random_.normal(size=n)
     grid = np.linspace(-20, 20, 4001)[:, None]
     smaller = np.minimum(_gaussians(before[:, None], grid), _gaussians(after[:, None], grid))
-    assert overlap(before, after) == pytest.approx(smaller.sum() * 40 / 4000, abs=1e-3)
+    assert overlap(before, after).value == pytest.approx(smaller.sum() * 40 / 4000, abs=1e-3)
 
 
 def test_overlap_goes_from_all_to_nothing_as_one_set_moves_away():
     before = _standard(np.random.default_rng(0).normal(size=50))
-    found = [overlap(before, before + far) for far in (0, 0.1, 0.5, 1, 3, 10, 1000)]
+    found = [overlap(before, before + far).value for far in (0, 0.1, 0.5, 1, 3, 5, 1000)]
     assert found[0] == 1
     assert found[-1] == pytest.approx(0, abs=1e-6)
     assert all(nearer > farther for nearer, farther in itertools.pairwise(found))
-    assert overlap(before, np.full(50, before.mean())) < 0.9, "a set that collapsed is another one"
+    assert overlap(before, np.full(50, before.mean())).value < 0.9, "a set that collapsed is another one"
+
+
+def test_the_overlaps_interval_is_that_of_prompts_drawn_again():
+    random_ = np.random.default_rng(3)
+    before = _standard(random_.normal(size=30))
+    after = before + 0.8 + 0.3 * random_.normal(size=30)
+    grid = np.linspace(-20, 20, 2001)[:, None]
+    slow = []
+    for _ in range(300):
+        rows = random_.integers(0, 30, 30)
+        slow.append(np.minimum(*(_gaussians(each[rows][:, None], grid) for each in (before, after))).sum() * 40 / 2000)
+    found = overlap(before, after)
+    assert found.low < found.value < found.high
+    assert (found.low, found.high) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.05)
+    still = overlap(before, before)
+    assert (still.low, still.value, still.high) == (1, 1, 1)
 
 
 @given(SETS)
@@ -234,7 +250,7 @@ def test_a_model_in_ruins_still_has_a_picture(after):
     old, new = picture(before, ruins[after])
     assert np.isfinite(old).all()
     assert np.isfinite(new).all()
-    assert 0 <= overlap(old[:, 0], new[:, 0]) < 1
+    assert 0 <= overlap(old[:, 0], new[:, 0]).value < 1
 
 
 # ------------------------------------------------------------------------------------------------------ the measure
@@ -275,8 +291,8 @@ def test_more_noise_moves_the_states_farther(tokenizer):
         assert found.estimates["shift"].value == pytest.approx(sum(own) / len(own))
         assert found.estimates["shift"].low < found.estimates["shift"].value < found.estimates["shift"].high
         at_before, at_after = (np.array([record[key] for record in found.records]) for key in ("before", "after"))
-        assert found.estimates["shift_d1"].value == overlap(at_before[:, 0], at_after[:, 0])
-        assert found.estimates["shift_d2"].value == overlap(at_before[:, 1], at_after[:, 1])
+        assert found.estimates["shift_d1"] == overlap(at_before[:, 0], at_after[:, 0])
+        assert found.estimates["shift_d2"] == overlap(at_before[:, 1], at_after[:, 1])
         moved.append(found.estimates["shift"].value)
         far.append(found.estimates["hausdorff"].value)
         json.dumps(found.records, allow_nan=False)
