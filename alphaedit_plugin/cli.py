@@ -327,6 +327,9 @@ def compare(
     if worker:
         processes.end_with_parent()
     folder = (out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
+    arguments, of_worker = sys.argv[1:], ["--out", str(folder), "--worker", "--quiet"]
+    if worker:  # what was asked for is the command without what made this process
+        arguments = arguments[: -len(of_worker)]
     campaign = Campaign(
         models=tuple(models or [model]),
         data=tuple(data or ()),
@@ -346,7 +349,7 @@ def compare(
         keep_sessions=keep_sessions,
         folder=folder,
         progress=not quiet,
-        command=("alphaedit", *sys.argv[1:]),
+        command=("alphaedit", *arguments),
     )
 
     wanted = _Wanted.of(layers, corpus, stats_dir, tokens, threshold, energy, nullity, hparams, cache, quiet)
@@ -354,7 +357,7 @@ def compare(
     def loaded(name: str) -> tuple[Any, Any]:
         return _loaded(name, dtype, device, trust_remote_code, cache)
 
-    with processes.helping(0 if worker else jobs - 1, [*sys.argv[1:], "--out", str(folder), "--worker", "--quiet"]):
+    with processes.helping(0 if worker else jobs - 1, [*arguments, *of_worker]):
         campaign.run(
             loaded, wanted.ready, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder), folder)
         )

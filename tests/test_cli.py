@@ -316,6 +316,9 @@ def test_jobs_give_the_same_rows_as_one_process(run, checkpoint, facts, text, tm
             "--methods", "memit+P", "memit", "alphaedit", *SMALL, "--out", tmp_path / str(jobs),
         )  # fmt: skip
         assert (code, errors) == (0, "")
+        (written,) = json.loads((tmp_path / str(jobs) / "summary.json").read_text())["comparisons"]
+        assert "--worker" not in written["settings"]["command"], "people repeat what they asked for"
+        assert written["settings"]["command"].count("--out") == 1
     assert _rows(tmp_path / "1") == _rows(tmp_path / "2")
 
 

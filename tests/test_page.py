@@ -14,6 +14,7 @@ from comparisons import comparison
 
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.report import write_report
+from alphaedit_plugin.report.sections import sections
 from alphaedit_plugin.report.style import THEME, styles
 from alphaedit_plugin.report.words import finding, projection
 from alphaedit_plugin.results import Comparison
@@ -171,6 +172,29 @@ def test_no_section_without_data(tmp_path):
     page = Page(write_report([Comparison(rows, bare.settings)], tmp_path).read_text(encoding="utf-8"))
     assert sections_of(page) == {"all", "settings"}
     assert page.all("figure") == []
+
+
+def test_variants_share_a_line_of_null_spaces_where_they_share_these(tmp_path):
+    """ROME's one layer is one of AlphaEdit's; another threshold, or other text, is another line."""
+
+    def space(criterion: str, **nullity: int) -> dict:
+        return {"criterion": criterion, "nullity": {k[1:]: n for k, n in nullity.items()}, "leakage": {}}
+
+    spaces = {
+        "rome+P": space("threshold 0.02", l5=7),
+        "alphaedit": space("threshold 0.02", l4=8, l5=7),
+        "memit+P": space("threshold 0.01", l4=5, l5=4),
+        "rect+P": space("threshold 0.01", l4=5, l5=4),
+        "prune+P": space("threshold 0.01", l4=6, l5=4),
+    }
+    of = comparison(tuple(spaces), (10,), ("facts",), null_spaces=spaces, spectra={})
+    (section,) = (each for each in sections(of, styles([of])) if each.id == "null-spaces")
+    (picture,) = section.pictures
+    told = [label for label, _ in picture.legend]
+    assert told == ["threshold 0.02: rome+P, alphaedit", "threshold 0.01: memit+P, rect+P", "threshold 0.01: prune+P"]
+    assert len({(look.hue, look.marker, look.solid) for _, look in picture.legend}) == 3
+    assert [grid.caption for grid in section.grids] == told
+    assert [[key.text for key, _ in grid.rows] for grid in section.grids] == [["4", "5"]] * 3
 
 
 HOSTILE = '</svg></script><script>alert(1)</script><img src=x onerror="alert(2)">\'{{ 7*7 }}$\\frac{$&amp;'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -23,7 +23,7 @@ from .figures import (
     spectrum_panel,
 )
 from .grid import Cell, Grid
-from .style import Style, pairs
+from .style import MARKERS, Style, pairs
 from .words import signed
 
 HEADLINE = ("efficacy", "generalization", "specificity", "score")
@@ -207,39 +207,39 @@ def _null_spaces(comparison: Comparison, looks: Mapping[str, Style]) -> Section 
                 ),
             )
         )
-    same = _same_spaces(spaces)
+    same = _shared(spaces)
     if same:
-        series = {name: look for (name, *_), look in zip(same.values(), _shared_looks(same, looks), strict=True)}
-        named = {names[0]: key for key, names in same.items()}
-        nullity = {name: dict(named[name][1]) for name in series}
-        leakage = {name: {layer: 100 * value for layer, value in named[name][2]} for name in series}
-        panels = [
-            layers_panel("nullity", "nullity, directions", nullity, series, "{:.0f}"),
-            layers_panel("null-leakage", "leakage tr(PCP)/tr(C) %", leakage, series),
-        ]
+        series = _shared_looks(same, looks)
+        nullity = {each.names[0]: each.nullity for each in same}
+        leakage = {each.names[0]: each.leakage for each in same}
+        drawn = (
+            ("nullity", "nullity, directions", nullity, "{:.0f}"),
+            ("null-leakage", "leakage tr(PCP)/tr(C) %", leakage, "{:.1f}"),
+        )
         pictures.append(
             Picture(
                 "How many directions of the input are null, and the share of C that P lets through.",
-                [panel for panel, values in zip(panels, (nullity, leakage), strict=True) if any(values.values())],
-                [(", ".join(names), series[names[0]]) for names in same.values()],
+                [
+                    layers_panel(name, title, values, series, form)
+                    for name, title, values, form in drawn
+                    if any(values.values())
+                ],
+                [(f"{each.criterion}: {', '.join(each.names)}", series[each.names[0]]) for each in same],
             )
         )
         grids = [
             Grid(
-                f"{key[0]}: {', '.join(names)}",
+                f"{each.criterion}: {', '.join(each.names)}",
                 ["layer", "nullity", "leakage %"],
                 [
                     (
                         Cell(str(layer), layer),
-                        [
-                            grid.number(nullity[names[0]].get(layer), "{:.0f}"),
-                            grid.number(leakage[names[0]].get(layer)),
-                        ],
+                        [grid.number(each.nullity.get(layer), "{:.0f}"), grid.number(each.leakage.get(layer))],
                     )
-                    for layer in sorted(nullity[names[0]] | leakage[names[0]])
+                    for layer in sorted(each.nullity | each.leakage)
                 ],
             )
-            for key, names in same.items()
+            for each in same
         ]
     return Section("null-spaces", "Null spaces", "", pictures, grids)
 
@@ -270,28 +270,50 @@ def _is_number(text: str) -> bool:
         return False
 
 
-Space = tuple[str, tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]]
+@dataclass
+class _Shared:
+    """Null spaces by layer, with the variants that have them: as a rule they share them."""
+
+    criterion: str
+    nullity: dict[int, float]
+    leakage: dict[int, float]
+    names: list[str]
 
 
-def _same_spaces(spaces: Mapping[str, Any]) -> dict[Space, list[str]]:
-    """Variants by their null spaces: as a rule they share them."""
-    found: dict[Space, list[str]] = {}
+def _shared(spaces: Mapping[str, Any]) -> list[_Shared]:
+    """By criterion; those of other text, which differ on some layer, apart."""
+    found: list[_Shared] = []
     for variant, space in spaces.items():
-        by_layer = [
-            tuple(sorted((int(layer), float(value)) for layer, value in (space.get(key) or {}).items()))
-            for key in ("nullity", "leakage")
-        ]
         criterion = space.get("criterion")
         if isinstance(criterion, Mapping):
             criterion = ", ".join(f"{key} {value}" for key, value in criterion.items() if value is not None)
-        found.setdefault((str(criterion or "–"), by_layer[0], by_layer[1]), []).append(variant)
+        nullity, leakage = (
+            {int(layer): scale * float(value) for layer, value in (space.get(key) or {}).items()}
+            for key, scale in (("nullity", 1), ("leakage", 100))
+        )
+        one = _Shared(str(criterion or "–"), nullity, leakage, [variant])
+        for other in found:
+            if other.criterion == one.criterion and _agree(other.nullity, nullity) and _agree(other.leakage, leakage):
+                other.nullity |= nullity
+                other.leakage |= leakage
+                other.names.append(variant)
+                break
+        else:
+            found.append(one)
     return found
 
 
-def _shared_looks(same: Mapping[Space, Sequence[str]], looks: Mapping[str, Style]) -> Iterator[Style]:
-    """A variant's own look where it has a null space for itself; ink where several share one."""
-    for names in same.values():
-        yield looks[names[0]] if len(names) == 1 and names[0] in looks else Style("ink")
+def _agree(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    return all(one[layer] == other[layer] for layer in one.keys() & other.keys())
+
+
+def _shared_looks(same: Sequence[_Shared], looks: Mapping[str, Style]) -> dict[str, Style]:
+    """By the first variant: its own look where it has null spaces for itself; ink where several share them."""
+    found: dict[str, Style] = {}
+    for index, (name, *others) in enumerate(each.names for each in same):
+        ink = Style("ink", MARKERS[index % len(MARKERS)], solid=index % 2 == 0)
+        found[name] = ink if others or name not in looks else looks[name]
+    return found
 
 
 def _weights(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
