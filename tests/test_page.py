@@ -14,8 +14,9 @@ from comparisons import comparison
 
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.report import write_report
+from alphaedit_plugin.report.figures import layers_panel
 from alphaedit_plugin.report.sections import sections
-from alphaedit_plugin.report.style import THEME, styles
+from alphaedit_plugin.report.style import THEME, Style, styles
 from alphaedit_plugin.report.words import finding, projection
 from alphaedit_plugin.results import Comparison
 
@@ -195,6 +196,17 @@ def test_variants_share_a_line_of_null_spaces_where_they_share_these(tmp_path):
     assert len({(look.hue, look.marker, look.solid) for _, look in picture.legend}) == 3
     assert [grid.caption for grid in section.grids] == told
     assert [[key.text for key, _ in grid.rows] for grid in section.grids] == [["4", "5"]] * 3
+
+
+def test_layers_of_different_orders_are_drawn_on_a_logarithmic_scale():
+    looks = {"memit": Style("blue"), "rome": Style("purple")}
+    for rome, scale in ((100.0, "linear"), (2600.0, "log")):
+        panel = layers_panel("drift", "drift", {"memit": {4: 40.0, 5: 50.0}, "rome": {5: rome}}, looks)
+        (axes,) = panel.figure.axes
+        assert axes.get_yscale() == scale
+        low, high = axes.get_ylim()
+        assert low < 40
+        assert rome < high
 
 
 HOSTILE = '</svg></script><script>alert(1)</script><img src=x onerror="alert(2)">\'{{ 7*7 }}$\\frac{$&amp;'

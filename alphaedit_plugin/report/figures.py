@@ -218,7 +218,7 @@ def spectrum_panel(
 def layers_panel(
     name: str, title: str, series: Mapping[str, Mapping[int, float]], looks: Mapping[str, Style], form: str = "{:.1f}"
 ) -> Panel:
-    """A number by layer, one line a variant."""
+    """A number by layer, one line a variant; on a logarithmic scale where they are of different orders."""
     with _axes() as (figure, axes):
         axes.set_title(title)
         axes.set_xlabel("layer")
@@ -230,8 +230,11 @@ def layers_panel(
             _mark(axes, x, y, look, size=5, zorder=4)
             told.append(f"{variant} " + ", ".join(f"{form.format(values[layer])} at layer {layer}" for layer in x))
         axes.set_xticks(sorted({layer for values in series.values() for layer in values}))
-        top = max(value for values in series.values() for value in values.values())
-        axes.set_ylim(0, 1.08 * top or 1)
+        least, top = min(numbers := [v for values in series.values() for v in values.values()]), max(numbers)
+        if 0 < least < top / 30:  # beside a ruined model the others would be one line
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0, 1.08 * top or 1)
         axes.margins(x=0.05)
         return Panel(_slug(name), figure, f"Line chart of {title} by layer: {'; '.join(told)}.")
 
