@@ -204,6 +204,7 @@ def test_layers_of_different_orders_are_drawn_on_a_logarithmic_scale():
         panel = layers_panel("drift", "drift", {"memit": {4: 40.0, 5: 50.0}, "rome": {5: rome}}, looks)
         (axes,) = panel.figure.axes
         assert axes.get_yscale() == scale
+        assert not any("$" in label.get_text() for label in axes.get_yticklabels())
         low, high = axes.get_ylim()
         assert low < 40
         assert rome < high

@@ -232,7 +232,7 @@ def layers_panel(
         axes.set_xticks(sorted({layer for values in series.values() for layer in values}))
         least, top = min(numbers := [v for values in series.values() for v in values.values()]), max(numbers)
         if 0 < least < top / 30:  # beside a ruined model the others would be one line
-            axes.set_yscale("log")
+            _log(axes)
         else:
             axes.set_ylim(0, 1.08 * top or 1)
         axes.margins(x=0.05)
