@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from .evaluation.facts import Fact
 from .evaluation.measured import Measure
 from .evaluation.perplexity import Perplexity
 from .evaluation.scores import Facts
+from .files import file_digest
 from .modules import Decoder
 from .prepare import null_spaces_of
 from .ready import Ready
@@ -44,7 +44,6 @@ class _Given:
     texts: Measure | None
     measures: list[Measure]
     prompts: list[str]
-    shift_limit: int
 
     def of_facts(self, facts: Sequence[Fact]) -> Iterator[Measure]:
         """Those that facts decide about."""
@@ -55,27 +54,19 @@ class _Given:
 
             yield MultiHop(limit=MULTIHOP_CASES)
 
-    def held_out(self, facts: Sequence[Fact]) -> list[str]:
-        """The first of the prompts that are about none of the facts. Raises RequestError if these are too few."""
-        from .evaluation.shift import FEWEST, held_out
-
-        found = list(dict.fromkeys(held_out(self.prompts, facts)))
-        if len(found) < FEWEST:
-            raise RequestError(
-                f"only {len(found)} of the prompts of --shift name no edited subject, and {FEWEST} are needed: give "
-                "others"
-            )
-        return found[: self.shift_limit]
-
 
 @dataclass(frozen=True)
 class _Read:
-    """All that a run reads, and so checks, before any model. `facts` are those to edit, by source and seed."""
+    """All that a run reads, and so checks, before any model.
+
+    By source and seed: `facts` are those to edit, `prompts` those of which the shift is measured, if it is.
+    """
 
     study: Study
     plan: Plan
     datasets: Mapping[str, Dataset]
     facts: Mapping[tuple[str, int | None], list[Fact]]
+    prompts: Mapping[tuple[str, int | None], list[str]]
     held_out: Path
     text: str
     given: _Given
@@ -137,10 +128,8 @@ class Campaign:
         }
         held_out = self.held_out or shipped("examples/heldout.txt")
         given = self._given_measures(plan)
-        if given.prompts:
-            for of in facts.values():
-                given.held_out(of)
-        return _Read(study, plan, datasets, facts, held_out, _text(held_out), given)
+        prompts = {key: self._held_out(given.prompts, of) for key, of in facts.items()} if given.prompts else {}
+        return _Read(study, plan, datasets, facts, prompts, held_out, _text(held_out), given)
 
     def _of_model(
         self,
@@ -164,10 +153,10 @@ class Campaign:
         perplexity = Perplexity(read.text, tokenizer)
         for (source, seed), facts in read.facts.items():
             measures = [Facts(), *read.given.of_facts(facts), perplexity, *read.given.measures]
-            if read.given.prompts:
+            if read.prompts:
                 from .evaluation.shift import Shift
 
-                measures.append(Shift(read.given.held_out(facts), prepared.last_layer()))
+                measures.append(Shift(read.prompts[source, seed], prepared.last_layer()))
             compare(
                 model,
                 tokenizer,
@@ -233,7 +222,19 @@ class Campaign:
             if self.shift_limit < FEWEST:
                 raise RequestError(f"--shift-limit must be at least {FEWEST}, not {self.shift_limit}")
             prompts = prompts_from(self.shift)
-        return _Given(texts, found, prompts, self.shift_limit)
+        return _Given(texts, found, prompts)
+
+    def _held_out(self, prompts: Sequence[str], facts: Sequence[Fact]) -> list[str]:
+        """The first that are about none of the facts. Raises RequestError if these are too few."""
+        from .evaluation.shift import FEWEST, held_out
+
+        found = list(dict.fromkeys(held_out(prompts, facts)))
+        if len(found) < FEWEST:
+            raise RequestError(
+                f"only {len(found)} of the prompts of --shift name no edited subject, and {FEWEST} are needed: give "
+                "others"
+            )
+        return found[: self.shift_limit]
 
     def _settings(
         self,
@@ -256,7 +257,7 @@ class Campaign:
             "data_sha256": identity_of([asdict(fact) for fact in facts]),
             "left_out": dataset.bad,
             "held_out": str(held_out),
-            "held_out_sha256": hashlib.sha256(held_out.read_bytes()).hexdigest(),
+            "held_out_sha256": file_digest(held_out, CorpusError),
             "dtype": str(prepared.model.dtype),
             "device": str(Decoder(prepared.model).device),
         }

@@ -192,33 +192,35 @@ class _Cell:
         return fingerprints(self.model, [len(Decoder(self.model)) - 1])
 
     @cached_property
+    def order(self) -> list[str]:
+        """The identities of the facts."""
+        return [identity_of(asdict(fact)) for fact in self.facts]
+
+    @cached_property
     def trajectories(self) -> dict[str, str]:
         """The identities of the variants' edits, however many batches are made."""
         return {name: self._trajectory(name) for name in self.variants}
 
     def _trajectory(self, name: str) -> str:
-        common = {"model": self.fingerprint, "batch_size": self.batch_size}
-        if name not in self.parsed:
-            _, settings = self.baselines[name]
+        if name in self.parsed:
+            layers: Sequence[int] = self.hyperparameters[name].layers
+            values = self.hyperparameters[name].as_dict()
+            made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
+        else:
+            layers = layers_of(self.baselines[name][1])
             made = {"baseline": self.identities[name], "criterion": str(self._given(name).null_space)}
-            layers = layers_of(settings)
-            statistics = self.statistics_of(name).identity(layers) if layers else None
-            return identity_of({**common, **made, "statistics": statistics})
-        values = self.hyperparameters[name].as_dict()
-        made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
         # Of the variant's own layers: what other variants need besides makes no difference.
-        statistics = self.statistics_of(name).identity(self.hyperparameters[name].layers)
-        return identity_of({**common, **made, "statistics": statistics})
+        statistics = self.statistics_of(name).identity(layers) if layers else None
+        return identity_of({"model": self.fingerprint, "batch_size": self.batch_size, **made, "statistics": statistics})
 
     @cached_property
     def points(self) -> dict[str, dict[int, str]]:
         """The identities of all points, by variant and edits."""
-        texts = [identity_of(asdict(fact)) for fact in self.facts]
-        found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": texts})}}
+        found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": self.order})}}
         for name in self.variants:
             trajectory = self.trajectories[name]
             found[name] = {
-                at.edits: identity_of({"trajectory": trajectory, "variant": name, "facts": texts[: at.facts]})
+                at.edits: identity_of({"trajectory": trajectory, "variant": name, "facts": self.order[: at.facts]})
                 for at in self.checkpoints
             }
         return found
@@ -248,7 +250,7 @@ class _Cell:
                         "seed": self.described.get("seed"),
                     }
                 ),
-                "order": [identity_of(asdict(fact)) for fact in self.facts],
+                "order": self.order,
                 "trajectories": self.trajectories,
                 "points": {
                     name: {str(edits): identity for edits, identity in of.items()} for name, of in self.points.items()

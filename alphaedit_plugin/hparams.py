@@ -144,13 +144,7 @@ class Hyperparameters:
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hyperparameters:
         """Read an EasyEdit file, or one of ours. Raises HyperparameterError naming the file and what is wrong."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
-            raise HyperparameterError(f"cannot read {path}: {failure}") from failure
-        if not isinstance(values, Mapping):
-            raise HyperparameterError(f"{path} holds no keys: it must be a YAML mapping such as 'layers: [4, 5, 6]'")
-        return cls.from_mapping(values, str(path))
+        return cls.from_mapping(yaml_mapping(path), str(path))
 
     @classmethod
     def for_model(cls, method: str, model: nn.Module, name: str) -> Hyperparameters:
@@ -196,6 +190,17 @@ class Hyperparameters:
 
     def with_layers(self, layers: tuple[int, ...] | None) -> Hyperparameters:
         return self if layers is None else replace(self, layers=layers)
+
+
+def yaml_mapping(path: str | Path) -> Mapping[str, Any]:
+    """The keys of a YAML file. Raises HyperparameterError, naming the file, where it holds none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
+        raise HyperparameterError(f"cannot read {path}: {failure}") from failure
+    if not isinstance(values, Mapping):
+        raise HyperparameterError(f"{path} holds no keys: it must be a YAML mapping such as 'layers: [4, 5, 6]'")
+    return values
 
 
 def _short(name: str) -> str:

@@ -86,7 +86,6 @@ class Baseline:
         self, named: Named, settings: Any, function: Callable[..., Any], model: Any, tokenizer: Any, folder: Path
     ) -> None:
         self.named, self.settings = named, settings
-        self.identity: Mapping[str, Any] = identity(named, settings)
         executor = getattr(function, "__self__", None)  # MEND's keeps the first model that it meets
         self._apply = function if executor is None else type(executor)().apply_to_model
         self._model, self._kind, self._tokenizer, self._folder = model, type(model), tokenizer, folder
@@ -99,6 +98,10 @@ class Baseline:
         tokenizer.padding_side = "right" if named.method in COVERED else "left"  # as EasyEdit's editors set it
         batchable = importlib.import_module(f"{PACKAGE}.editors.batch_editor").BatchEditor.is_batchable_method
         self._in_batches = bool(batchable(named.method))
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return identity(self.named, self.settings)
 
     def edit(self, requests: Sequence[Request]) -> nn.Module:
         """Write a batch on top of what was written, and return the model to measure.

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from ..errors import HyperparameterError
-from ..hparams import Hyperparameters
+from ..hparams import Hyperparameters, yaml_mapping
 from ..modules import Decoder
 from . import PACKAGE
 from .methods import COVERED
@@ -63,12 +62,7 @@ def layers_of(settings: Any) -> list[int]:
 def _read(given: Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], str]:
     if given is None or isinstance(given, Mapping):
         return dict(given or {}), "the hyperparameters"
-    try:
-        values = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
-        raise HyperparameterError(f"cannot read {given}: {failure}") from failure
-    if not isinstance(values, Mapping):
-        raise HyperparameterError(f"{given} holds no keys: it must be a YAML mapping such as 'layers: [4, 5, 6]'")
+    values = yaml_mapping(given)
     numbers = importlib.import_module(f"{PACKAGE}.util.hparams").HyperParams.construct_float_from_scientific_notation
     return dict(numbers(dict(values))), str(given)
 
