@@ -262,14 +262,17 @@ def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model
 
 def test_prompts_about_facts_that_are_not_edited_are_held_out(run, checkpoint, facts, text, tmp_path):
     subjects = [fact["requested_rewrite"]["subject"] for fact in json.loads(Path(facts).read_text())]
-    prompts = [{"prompt": f"The mother tongue of {subjects[1]}, number {i}, is"} for i in range(5)]
+    prompts = [{"prompt": f"The mother tongue of {subjects[1]}, number {i}, is"} for i in range(9)]
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     code, _, errors = run(
         "compare", checkpoint, "--data", facts, "--edits", 1, "--held-out", text, "--methods", "rome",
-        "--shift", tmp_path / "prompts.json", *SMALL, "--out", tmp_path / "run",
+        "--shift", tmp_path / "prompts.json", "--shift-limit", 6, *SMALL, "--out", tmp_path / "run",
     )  # fmt: skip
     assert (code, errors) == (0, "")
     assert "shift" in _rows(tmp_path / "run")[-1]["estimates"]
+    (records,) = (tmp_path / "run").glob("*/rome/1/shift.jsonl")
+    told = [json.loads(line)["prompt"] for line in records.read_text().splitlines()]
+    assert told == [prompt["prompt"] for prompt in prompts[:6]]
 
 
 def test_shift_is_measured_once_whichever_methods_come_later(run, checkpoint, facts, text, tmp_path):
