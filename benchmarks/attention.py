@@ -3,8 +3,8 @@
 import torch
 from interleaved import seconds
 
-from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.modules import eager_attention
+from alphaedit_plugin.model.decoder import eager_attention
+from alphaedit_plugin.model.loading import DEMO_MODEL, load
 
 model, _ = load(DEMO_MODEL)
 ids = torch.randint(100, 40000, (64, 16))

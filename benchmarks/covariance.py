@@ -3,9 +3,9 @@
 import torch
 from interleaved import seconds
 
-from alphaedit_plugin.batches import batches
-from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.statistics import collect
+from alphaedit_plugin.model.batches import batches
+from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.nullspace.covariance import collect
 
 model, _ = load(DEMO_MODEL)
 layers = [4, 5, 6, 7, 8]

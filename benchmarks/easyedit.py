@@ -10,16 +10,18 @@ import time
 import easyedit_home
 import torch
 
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.fact_scores import score
 from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.scores import score
-from alphaedit_plugin.evaluation.scoring import score_pairs
-from alphaedit_plugin.hparams import Hyperparameters
-from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
-from alphaedit_plugin.session import Session, put_back
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.evaluation.likelihood import score_pairs
+from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model.snapshot import put_back
+from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
+from alphaedit_plugin.session.session import Session
+from alphaedit_plugin.storage.shipped import shipped
 
 BATCH = 20
 threads, count = int(sys.argv[1]), int(sys.argv[2])

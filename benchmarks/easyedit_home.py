@@ -29,7 +29,7 @@ from torch import Tensor, nn
 # EasyEdit imports these two. Resolved here, so that transformers looks for optional packages before `_stand_ins` exist.
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-from alphaedit_plugin.requests import Request, parse_requests
+from alphaedit_plugin.editors.requests import Request, parse_requests
 
 # The paper's settings for a Llama model, on SmolLM2-135M's thirty layers, by EasyEdit's names.
 SMOLLM2: dict[str, Any] = {

@@ -11,12 +11,13 @@ from interleaved import seconds
 
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.hook import guard
-from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.modules import Decoder
-from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
-from alphaedit_plugin.session import put_back
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model.snapshot import put_back
+from alphaedit_plugin.nullspace.guard import guard
+from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
+from alphaedit_plugin.storage.shipped import shipped
 
 LAYERS = [4, 5, 6, 7, 8]
 model, tokenizer = load(DEMO_MODEL)

@@ -10,14 +10,15 @@ from dataclasses import replace
 import torch
 from interleaved import seconds
 
-from alphaedit_plugin.editors import Written
+from alphaedit_plugin.editors.editor import Written
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.hparams import Hyperparameters
-from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
-from alphaedit_plugin.session import Session
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
+from alphaedit_plugin.session.session import Session
+from alphaedit_plugin.storage.shipped import shipped
 
 EARLIER, BATCH = 1000, int(sys.argv[1]) if len(sys.argv) > 1 else 20
 model, tokenizer = load(DEMO_MODEL)

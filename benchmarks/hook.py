@@ -7,9 +7,9 @@ import torch
 from interleaved import seconds
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alphaedit_plugin.hook import guard
-from alphaedit_plugin.modules import Decoder
-from alphaedit_plugin.nullspace import Criterion, NullSpace
+from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.nullspace.guard import guard
+from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 
 CALLS = 5000
 torch.set_num_threads(1)

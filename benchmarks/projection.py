@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from interleaved import seconds
 
-from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.nullspace import Criterion, NullSpace
-from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
+from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
+from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
 
 model, tokenizer = load(DEMO_MODEL)
 statistics = prepare_statistics(model, tokenizer, [4, 5, 6, 7, 8], progress=True)

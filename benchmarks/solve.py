@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alphaedit_plugin.editors.ridge import Ridge
-from alphaedit_plugin.nullspace import NullSpace
+from alphaedit_plugin.nullspace.projection import NullSpace
 
 D_OUT, BATCH, EARLIER, LAMBDA = 4096, 100, 2000, 10.0
 ROWS = 512

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from interleaved import seconds
 
+from alphaedit_plugin.editors.hyperparameters import TargetSettings
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.editors.targets import optimise_targets
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.hparams import TargetSettings
-from alphaedit_plugin.loading import DEMO_MODEL, load
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.storage.shipped import shipped
 
 model, tokenizer = load(DEMO_MODEL)
 requests = [fact.request for fact in load_facts(shipped("examples/facts.json"))[:8]]

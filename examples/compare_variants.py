@@ -9,15 +9,15 @@ import argparse
 
 from rich.console import Console
 
-from alphaedit_plugin.compare import compare
+from alphaedit_plugin.comparison.cell import compare
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.fact_scores import Facts
 from alphaedit_plugin.evaluation.perplexity import Perplexity
-from alphaedit_plugin.evaluation.scores import Facts
-from alphaedit_plugin.hparams import Hyperparameters
-from alphaedit_plugin.loading import load
-from alphaedit_plugin.prepare import prepare_statistics
+from alphaedit_plugin.model.loading import load
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
 from alphaedit_plugin.report import table
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.storage.shipped import shipped
 
 
 def main() -> None:

@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.evaluation.scores import score
-from alphaedit_plugin.hook import null_space_constrained
-from alphaedit_plugin.loading import load
-from alphaedit_plugin.modules import Decoder
-from alphaedit_plugin.nullspace import Criterion
-from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
-from alphaedit_plugin.session import put_back
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.evaluation.fact_scores import score
+from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.model.loading import load
+from alphaedit_plugin.model.snapshot import put_back
+from alphaedit_plugin.nullspace.guard import null_space_constrained
+from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
+from alphaedit_plugin.nullspace.projection import Criterion
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
+from alphaedit_plugin.storage.shipped import shipped
 
 LAYERS = [7, 8]
 

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.evaluation.scores import score
-from alphaedit_plugin.loading import load
-from alphaedit_plugin.modules import Decoder
-from alphaedit_plugin.prepare import prepare_statistics
-from alphaedit_plugin.session import put_back
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.evaluation.fact_scores import score
+from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.model.loading import load
+from alphaedit_plugin.model.snapshot import put_back
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
+from alphaedit_plugin.storage.shipped import shipped
 
 
 def edit_with_easyedit(model, tokenizer, facts, hparams) -> None:

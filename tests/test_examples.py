@@ -8,15 +8,13 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from support.paths import ROOT, TESTS
 
 
 def run(tmp_path, *command: str) -> str:
-    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -58,7 +56,7 @@ def test_the_flag_in_easyedit(tmp_path):
     missing = [name for name in ("datasets", "higher") if find_spec(name) is None]
     if missing or (find_spec("easyeditor") is None and "EASYEDIT_HOME" not in os.environ):
         pytest.skip(f"needs EasyEdit and {', '.join(missing) or 'nothing else'}: see `make install`")
-    script = (str(ROOT / "tests/run_example.py"), str(ROOT / "examples/easyedit_flag.py"))
+    script = (str(ROOT / "tests/support/run_example.py"), str(ROOT / "examples/easyedit_flag.py"))
     corpus = ("--corpus", str(ROOT / "examples/heldout.txt"))
     found = rows(run(tmp_path, *script, "--facts", "1", "--layers", "7", "8", *corpus))
     before, without, flagged = found.values()

@@ -9,18 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alphaedit_plugin.compare import compare
+from alphaedit_plugin.comparison.cell import compare
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.evaluation.fact_scores import Facts
+from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.perplexity import Perplexity
-from alphaedit_plugin.evaluation.scores import Facts
-from alphaedit_plugin.evaluation.scoring import score_pairs
-from alphaedit_plugin.hparams import Hyperparameters
-from alphaedit_plugin.loading import DEMO_MODEL
-from alphaedit_plugin.modules import Decoder
-from alphaedit_plugin.nullspace import Criterion
-from alphaedit_plugin.prepare import null_spaces_of, prepare_statistics
-from alphaedit_plugin.session import Session, put_back
-from alphaedit_plugin.shipped import shipped
+from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.model.loading import DEMO_MODEL
+from alphaedit_plugin.model.snapshot import put_back
+from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
+from alphaedit_plugin.nullspace.projection import Criterion
+from alphaedit_plugin.nullspace.statistics import prepare_statistics
+from alphaedit_plugin.session.session import Session
+from alphaedit_plugin.storage.shipped import shipped
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def facts():
 @pytest.fixture(scope="module")
 def prepared(demo, tmp_path_factory):
     """(hyperparameters, statistics, store) of two layers, from the held-out text: quick to collect."""
-    from alphaedit_plugin.store import Store
+    from alphaedit_plugin.storage.store import Store
 
     model, tokenizer = demo
     store = Store(tmp_path_factory.mktemp("smollm2"))

@@ -23,15 +23,10 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..baselines.edition import MISSING, PACKAGE
+
 if TYPE_CHECKING:
     from .adapter import Adapter
-
-PACKAGE = "easyeditor"
-MISSING = (
-    "EasyEdit is neither installed nor on the path. Either edition will do: the current one, by `git clone "
-    "https://github.com/zjunlp/EasyEdit` and the checkout on PYTHONPATH; or that of 2023, which has ROME and MEMIT, by "
-    "`pip install easyeditor==0.0.1.dev0` (on a newer Python with --no-deps)"
-)
 
 
 def install() -> None:

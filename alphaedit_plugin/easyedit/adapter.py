@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..baselines.methods import ADDED, COVERED, check_covered
 from .added import added_methods
 from .flag import Options
-from .methods import ADDED, COVERED, check_covered
-from .run import constrained
+from .flagged import constrained
 
 _ABSENT = object()
 

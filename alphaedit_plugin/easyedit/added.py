@@ -13,16 +13,16 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from ..baselines.methods import ADDED, restores_by_itself, templates
+from ..editors.hyperparameters import Hyperparameters
+from ..editors.variant import Variant
 from ..errors import HyperparameterError
-from ..fingerprint import weights_digest
-from ..hparams import Hyperparameters
-from ..nullspace import NullSpaces
-from ..session import Session
-from ..statistics import Covariance
-from ..variant import Variant
+from ..model.fingerprint import weights_digest
+from ..nullspace.covariance import Covariance
+from ..nullspace.null_spaces import NullSpaces
+from ..session.session import Session
 from .flag import Options
-from .methods import ADDED, restores_by_itself, templates
-from .runs import put_run, run_of
+from .registry import put_run, run_of
 from .statistics import Preserved
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..editors.hyperparameters import as_number, parse_criterion
 from ..errors import HyperparameterError
-from ..hparams import as_number, parse_criterion
-from ..nullspace import Criterion
+from ..nullspace.projection import Criterion
 
 _CRITERION = ("threshold", "energy", "nullity")
 _TEXTS = ("corpus", "path", "cache_dir")

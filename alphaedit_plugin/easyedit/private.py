@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..statistics import Covariance
+from ..nullspace.covariance import Covariance
 
 _CACHES = ("CONTEXT_TEMPLATES_CACHE", "COV_CACHE")
 

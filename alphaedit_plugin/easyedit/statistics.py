@@ -10,13 +10,15 @@ from typing import Any
 
 from torch import nn
 
+from ..editors.hyperparameters import as_number
 from ..errors import NullSpaceError, StatisticsError
-from ..hparams import as_number
-from ..modules import Decoder
-from ..nullspace import PAPER, Criterion, NullSpaces
-from ..prepare import Statistics, model_name, null_spaces_of, prepare_statistics, statistics_from_npz
-from ..store import Store
-from ..trace import evaluating
+from ..model.decoder import Decoder
+from ..model.fingerprint import model_name
+from ..model.trace import evaluating
+from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..nullspace.projection import PAPER, Criterion
+from ..nullspace.statistics import Statistics, prepare_statistics, statistics_from_npz
+from ..storage.store import Store
 from .flag import Options
 
 log = logging.getLogger(__name__)

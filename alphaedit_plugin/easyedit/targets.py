@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..baselines.methods import COVERED
+from ..editors.hyperparameters import TargetSettings
+from ..editors.requests import Request
 from ..editors.targets import optimise_targets
 from ..errors import HyperparameterError, RequestError
-from ..hparams import TargetSettings
-from ..modules import Decoder
-from ..requests import Request
-from ..trace import evaluating
-from .methods import COVERED
+from ..model.decoder import Decoder
+from ..model.trace import evaluating
 
 Key = tuple[str, str, str]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NullSpaceError
-from ..hparams import Hyperparameters
-from ..nullspace import NullSpace
-from ..precision import float64_device
+from ..model.precision import float64_device
+from ..nullspace.projection import NullSpace
+from .hyperparameters import Hyperparameters
 from .layered import LayeredEditor
 from .update import Write
 

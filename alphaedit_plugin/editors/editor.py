@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..hparams import Hyperparameters
-from ..modules import Decoder
-from ..requests import Request
-from ..trace import evaluating
+from ..model.decoder import Decoder
+from ..model.trace import evaluating
+from .hyperparameters import Hyperparameters
 from .keys import context_templates
+from .requests import Request
 from .ridge import Ridge
 from .targets import Targets
 from .update import Update, Write

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import Batch, batches
-from ..corpus import SEED, sample, unsayable
-from ..modules import Decoder, OutProjection, hidden_states
-from ..requests import Encoded, Request, encode
-from ..trace import hooks, inputs_of, stop, stopping
-from .standin import standing_in
+from ..model.batches import Batch, batches
+from ..model.decoder import Decoder, OutProjection, hidden_states
+from ..model.sampling import SEED, sample, unsayable
+from ..model.standin import standing_in
+from ..model.trace import hooks, inputs_of, stop, stopping
+from .requests import Encoded, Request, encode
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TOP_K = 5

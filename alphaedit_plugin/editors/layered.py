@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import EditError
-from ..requests import Request
-from ..trace import evaluating
+from ..model.trace import evaluating
 from .editor import Editor, Written
 from .keys import Sweep, half_bare
+from .requests import Request
 from .ridge import Ridge
 from .targets import Targets, optimise_targets
 from .update import Update

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..hparams import Hyperparameters
-from ..statistics import Covariance
+from ..nullspace.covariance import Covariance
+from .hyperparameters import Hyperparameters
 from .layered import LayeredEditor
 from .update import Write
 from .whitening import Whitening

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import EditError
-from ..precision import compact
+from ..model.precision import compact
 
 _ROWS = 512  # of keys kept in float32 that are turned into float64 at a time
 _NEGLIGIBLE = 1e-10  # relative size of a direction that is rounding and no key, where nothing is regularised

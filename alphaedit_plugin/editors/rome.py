@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..hparams import Hyperparameters
-from ..modules import OutProjection
-from ..requests import Request
-from ..statistics import Covariance
-from ..trace import evaluating
+from ..model.decoder import OutProjection
+from ..model.trace import evaluating
+from ..nullspace.covariance import Covariance
 from .editor import Editor, Written
+from .hyperparameters import Hyperparameters
 from .keys import Sweep
+from .requests import Request
 from .targets import Targets, optimise_targets
 from .update import Update, Write
 from .whitening import Whitening

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..batches import pad
 from ..errors import EditError
-from ..hparams import TargetSettings
-from ..modules import Decoder, Projection, eager_attention, hidden_states
-from ..precision import in_bfloat16
-from ..requests import Encoded, Request, encode
-from ..trace import hooks, logits_at
+from ..model.batches import pad
+from ..model.decoder import Decoder, Projection, eager_attention, hidden_states
+from ..model.precision import in_bfloat16
+from ..model.standin import standing_in
+from ..model.trace import hooks, logits_at
+from .hyperparameters import TargetSettings
 from .keys import in_context
-from .standin import standing_in
+from .requests import Encoded, Request, encode
 
 log = logging.getLogger(__name__)
 

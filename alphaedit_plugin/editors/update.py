@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..modules import OutProjection
-from ..nullspace import NullSpace
-from ..precision import compact
+from ..model.decoder import OutProjection
+from ..model.precision import compact
+from ..nullspace.projection import NullSpace
 from .rect import sparsified
 
 _ROWS = 512

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import StatisticsError
-from ..modules import OutProjection
-from ..precision import float64_device
-from ..statistics import Covariance
+from ..model.decoder import OutProjection
+from ..model.precision import float64_device
+from ..nullspace.covariance import Covariance
 
 
 class Whitening:

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..errors import RequestError
 from .facts import Fact
-from .measured import Estimate, Measured, estimate
-from .scoring import score_pairs
+from .likelihood import score_pairs
+from .measure import Estimate, Measured, estimate
 from .tasks import TASKS, Example, load_examples, task_of
 
 

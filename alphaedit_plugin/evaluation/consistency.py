@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..corpus import documents
 from ..errors import AlphaEditError, CorpusError
-from ..files import file_digest
+from ..nullspace.corpus import documents
+from ..storage.files import file_digest
 from .facts import Fact
 
 DOCUMENTS, PASSAGES = 10_000, 50

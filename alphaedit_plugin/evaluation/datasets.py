@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..editors.requests import Request
 from ..errors import RequestError
-from ..records import Json, decoded, mapping, read_records, text_of
-from ..requests import Request
+from ..storage.records import Json, decoded, mapping, read_records, text_of
 from .facts import Fact, Probe
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..requests import Request
+from ..editors.requests import Request
 
 
 @dataclass(frozen=True)

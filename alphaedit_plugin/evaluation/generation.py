@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..batches import Tokens
-from ..corpus import unsayable
+from ..editors.requests import encode
 from ..errors import RequestError
-from ..modules import Decoder, eager_attention
-from ..requests import encode
-from ..trace import evaluating, logits_at
+from ..model.batches import Tokens
+from ..model.decoder import Decoder, eager_attention
+from ..model.sampling import unsayable
+from ..model.trace import evaluating, logits_at
 
 SEED = 0
 _WORTH_SHARING = 16

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from ..errors import AlphaEditError
-from ..files import file_digest
-from ..trace import evaluating
+from ..model.trace import evaluating
+from ..storage.files import file_digest
 from .facts import Fact
-from .measured import Estimate, Measured
+from .measure import Estimate, Measured
 
 PREFIX = "lm_eval:"
 _MAIN = ("acc_norm", "acc", "f1", "exact_match", "em", "mcc")

@@ -10,7 +10,7 @@ from torch import nn
 
 from .facts import Fact
 from .generation import write
-from .measured import Measured, mean_of
+from .measure import Measured, mean_of
 from .texts import SAYS, says
 
 ANSWER_TOKENS, THOUGHT_TOKENS = 20, 100

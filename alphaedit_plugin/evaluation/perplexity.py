@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..batches import Tokens, batches, digest
 from ..errors import CorpusError
-from ..modules import Decoder
-from ..trace import evaluating, logits_at
+from ..model.batches import Tokens, batches, digest
+from ..model.decoder import Decoder
+from ..model.trace import evaluating, logits_at
 from .facts import Fact
-from .measured import Measured, estimate
+from .measure import Measured, estimate
 
 WINDOW = 256
 

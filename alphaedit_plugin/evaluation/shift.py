@@ -38,15 +38,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..batches import batches
+from ..editors.requests import encode
 from ..errors import AlphaEditError, RequestError
-from ..modules import Decoder, hidden_states
-from ..records import mapping, text_of
-from ..requests import encode
-from ..trace import evaluating, hooks, stop, stopping
+from ..model.batches import batches
+from ..model.decoder import Decoder, hidden_states
+from ..model.trace import evaluating, hooks, stop, stopping
+from ..storage.records import mapping, text_of
 from .datasets import FORMATS, load_facts, records_of
 from .facts import Fact
-from .measured import SEED, Estimate, Measured, estimate, mean_of
+from .measure import SEED, Estimate, Measured, estimate, mean_of
 
 log = logging.getLogger(__name__)
 

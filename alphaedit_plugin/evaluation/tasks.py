@@ -9,7 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from ..errors import RequestError
-from ..records import Json, mapping, read_records, text_of
+from ..storage.records import Json, mapping, read_records, text_of
 
 
 @dataclass(frozen=True)

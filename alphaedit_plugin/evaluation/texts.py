@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from ..requests import encode
+from ..editors.requests import encode
 from .consistency import References
 from .facts import Fact
 from .generation import SEED, prompt_ids, write
-from .measured import Measured, mean_of
+from .measure import Measured, mean_of
 
 FREE_TOKENS = 20
 TEXT_TOKENS, NEW_TOKENS = 100, 50

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from ..evaluation.measured import Estimate
+from ..comparison.results import BEFORE, Row
+from ..evaluation.measure import Estimate
 from ..evaluation.metrics import METRICS, Metric, metric
-from ..results import BEFORE, Row
 
 WEIGHTS = "weights"
 """The group of what is not a metric: drift, leakage, seconds."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from ..comparison.results import Row
 from ..errors import CompareError
-from ..files import atomic, write_text
-from ..results import Row
+from ..storage.files import atomic, write_text
 from .columns import Column
 from .grid import Grid
 from .style import THEME, Style, colour, pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..results import Row
+from ..comparison.results import Row
 from .columns import Column
 
 

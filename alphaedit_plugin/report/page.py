@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..comparison.results import Comparison
 from ..errors import CompareError
-from ..files import write_text
-from ..results import Comparison
+from ..storage.files import write_text
 from . import figures
 from .figures import Picture
 from .sections import Section, over_seeds, sections

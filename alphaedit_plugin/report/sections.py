@@ -8,20 +8,11 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+from ..comparison.results import BEFORE, Comparison, Row
 from ..evaluation.metrics import METRICS, metric
-from ..results import BEFORE, Comparison, Row
 from . import grid
 from .columns import WEIGHTS, Column, columns
-from .figures import (
-    Panel,
-    Picture,
-    bars_panel,
-    curves_panel,
-    layers_panel,
-    pairs_panel,
-    scatter_panel,
-    spectrum_panel,
-)
+from .figures import Panel, Picture, bars_panel, curves_panel, layers_panel, pairs_panel, scatter_panel, spectrum_panel
 from .grid import Cell, Grid
 from .style import MARKERS, Style, pairs
 from .words import signed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..results import Comparison
+from ..comparison.results import Comparison
 
 HUES = ("blue", "vermilion", "green", "purple", "ochre", "cyan", "slate")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 from tabulate import tabulate
 
+from ..comparison.results import Comparison, Row
 from ..errors import CompareError
-from ..files import atomic, write_text
-from ..results import Comparison, Row
-from ..session import Report
+from ..session.session import Report
+from ..storage.files import atomic, write_text
 from .columns import WEIGHTS, Column, columns
 
 _TERMINAL = (("facts", "perplexity", WEIGHTS), ("texts", "multihop"), ("capability",), ("shift",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..results import Comparison, Row
+from ..comparison.results import Comparison, Row
 from .columns import Column, columns
 from .style import pairs
 

@@ -1,0 +1,1 @@
+"""EasyEdit's own methods as contenders. Nothing here installs the flag."""

@@ -1,0 +1,146 @@
+"""What runs as if it were alone: EasyEdit's memories, the random states, the working directory, what is printed."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .edition import PACKAGE
+from .methods import templates
+
+log = logging.getLogger(__name__)
+
+# What EasyEdit's modules remember between calls, whoever calls, and what that is before the first one.
+_FRESH: dict[str, Any] = {
+    "CONTEXT_TEMPLATES_CACHE": None,
+    "COV_CACHE": {},
+    "inv_mom2_cache": {},
+    "P_loaded": False,
+    "cache_c_new": False,
+}
+_MADE = ("P", "cache_c")  # not there before the first call
+
+
+@contextmanager
+def put_back(model: Any, settings: Any) -> Iterator[None]:
+    """Weights that the method writes, gradients and flags as they were, when the block ends."""
+    written = [template.format(layer) for template in templates(settings) for layer in settings.layers]
+    parameters = dict(model.named_parameters())
+    before = {
+        name: parameter.detach().clone()
+        for name, parameter in parameters.items()
+        if any(name.startswith(f"{module}.") for module in written)
+    }
+    gradients = {name: (parameter.requires_grad, parameter.grad) for name, parameter in parameters.items()}
+    training = [(module, module.training) for module in model.modules()]
+    attributes = set(vars(model))
+    try:
+        yield
+    finally:
+        for name, (requires, gradient) in gradients.items():
+            parameters[name].requires_grad_(requires)
+            parameters[name].grad = gradient
+        with torch.no_grad():
+            for name, weight in before.items():
+                parameters[name].copy_(weight)
+        for module, flag in training:
+            module.training = flag
+        for ours in set(vars(model)) - attributes:  # the flag keeps its state with the model
+            delattr(model, ours)
+
+
+class Memory:
+    """What EasyEdit's modules remember, exchanged for ours while ours is in place."""
+
+    def __init__(self) -> None:
+        self._ours: dict[tuple[str, str], Any] = {}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        theirs = self._current()
+        for (module, name), _ in theirs.items():
+            if name in _MADE:
+                delattr(sys.modules[module], name)
+            else:
+                setattr(sys.modules[module], name, copy.copy(_FRESH[name]))
+        self._install(self._ours)
+        try:
+            yield
+        finally:
+            self._ours = self._current()
+            for module, name in self._ours:
+                if name in _MADE:
+                    delattr(sys.modules[module], name)
+            self._install(theirs)
+
+    @staticmethod
+    def _current() -> dict[tuple[str, str], Any]:
+        return {
+            (module, name): vars(sys.modules[module])[name]
+            for module in list(sys.modules)
+            if module.startswith(f"{PACKAGE}.models.")
+            for name in (*_FRESH, *_MADE)
+            if name in vars(sys.modules[module])
+        }
+
+    @staticmethod
+    def _install(values: Mapping[tuple[str, str], Any]) -> None:
+        for (module, name), value in values.items():
+            setattr(sys.modules[module], name, value)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The three random states at a known place, and back where they were afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (EasyEdit draws from it)
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """AlphaEdit saves its P in the working directory, whatever its P_loc says."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """What EasyEdit prints goes to the log, at debug level; its `logging.basicConfig` is the caller's to decide."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with redirect_stdout(_Lines()), redirect_stderr(_Lines()):
+        try:
+            yield
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+
+class _Lines(io.TextIOBase):
+    def write(self, text: str) -> int:
+        if text.strip():
+            log.debug("%s", text.rstrip())
+        return len(text)

@@ -1,0 +1,56 @@
+"""Processes that run the same command beside this one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def end_with_parent() -> None:
+    """In a helper: end as soon as the process that began it does."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def helping(count: int, arguments: Sequence[str]) -> Iterator[None]:
+    """Run `alphaedit` with `arguments` in `count` processes while the block runs; all share the processor's cores.
+
+    When the block ends they are waited for; when it fails they are ended. One that fails is only warned of: what it
+    leaves undone the block does itself.
+    """
+    if not count:
+        yield
+        return
+    before = torch.get_num_threads()
+    threads = max(1, before // (count + 1))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "alphaedit_plugin", *arguments]
+    helpers: list[subprocess.Popen[bytes]] = []
+    try:
+        for _ in range(count):  # a helper ends when its standard input does: with this process, however that ends
+            helpers.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
+        torch.set_num_threads(threads)
+        yield
+        for helper in helpers:
+            if helper.wait():
+                log.warning("a process of --jobs ended with code %d", helper.returncode)
+    finally:
+        torch.set_num_threads(before)
+        for helper in helpers:
+            if helper.poll() is None:
+                helper.terminate()
+                helper.wait()

@@ -1,0 +1,77 @@
+"""What a comparison found, as data: rows of measurements, and the settings they were made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..evaluation.measure import Estimate, Measured
+
+BEFORE = "before"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant after its first `edits` facts, or the model before any edit (variant "before", edits 0).
+
+    `measured` goes by the measure's name. `seconds` is what editing took so far; drift ‖ΔW‖/‖W‖ and leakage
+    ‖ΔW K0‖/‖W K0‖ go by layer, and are empty where no weights were edited or none are known.
+    """
+
+    variant: str
+    edits: int
+    measured: Mapping[str, Measured]
+    seconds: float = 0.0
+    drift: Mapping[int, float] = field(default_factory=dict)
+    leakage: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """Of all measures together, by metric."""
+        return {name: value for measured in self.measured.values() for name, value in measured.estimates.items()}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {name: estimate.value for name, estimate in self.estimates.items()}
+
+    @property
+    def mean_drift(self) -> float:
+        return sum(self.drift.values()) / len(self.drift) if self.drift else 0.0
+
+    @property
+    def mean_leakage(self) -> float:
+        return sum(self.leakage.values()) / len(self.leakage) if self.leakage else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One cell of a run: variants on one model, one data set and one order of its facts.
+
+    `rows` has "before" first, then each variant at its checkpoints, ascending. `settings` is JSON: command (a list of
+    words), model, data, format, seed (None: the file's order), edits, batch_size, checkpoints, variants,
+    hyperparameters (by variant), statistics, null_spaces (by variant: criterion, and by layer nullity, leakage),
+    spectra (layer → eigenvalues of C, thinned), held_out, environment, left_out.
+    """
+
+    rows: list[Row]
+    settings: dict[str, Any]
+
+    @property
+    def before(self) -> Row | None:
+        return next((row for row in self.rows if row.variant == BEFORE), None)
+
+    @property
+    def variants(self) -> list[str]:
+        """Those that were measured, in order."""
+        return list(dict.fromkeys(row.variant for row in self.rows if row.variant != BEFORE))
+
+    @property
+    def final(self) -> list[Row]:
+        """ "before", and of each variant the row with the most edits."""
+        last = {row.variant: row for row in self.rows}
+        return list(last.values())
+
+    def of(self, variant: str) -> list[Row]:
+        """A variant's checkpoints, ascending."""
+        return [row for row in self.rows if row.variant == variant]

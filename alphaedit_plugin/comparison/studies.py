@@ -1,0 +1,113 @@
+"""The paper's studies, as presets of `alphaedit compare`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+from ..errors import CompareError
+from ..evaluation.facts import Fact
+
+ALL_METHODS = ("rome", "rome+P", "memit", "memit+P", "prune", "prune+P", "rect", "rect+P", "alphaedit")
+THRESHOLDS = ("1e-3", "5e-3", "1e-2", "2e-2", "5e-2", "1e-1")
+REGULARISATIONS = ("0.1", "1", "10", "100", "1000")
+SHARES = tuple(tenths / 10 for tenths in range(1, 11))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study may set; None is what nobody has set yet."""
+
+    methods: tuple[str, ...] | None = None
+    edits: int | None = None
+    every: int | None = None
+    texts: int | None = None
+    tokens: int | None = None
+
+    def over(self, other: Plan) -> Plan:
+        """What this one leaves open is taken from the other."""
+        return replace(other, **{f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None})
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan for all that the user leaves open, and what becomes of the methods and the facts.
+
+    `methods` gets the tokens of text too; with `shares_text` a tenth of them must still fill a covariance.
+    """
+
+    meaning: str
+    plan: Plan = Plan()
+    methods: Callable[[Sequence[str], int], Sequence[str]] = lambda methods, tokens: methods
+    facts: Callable[[Sequence[Fact]], Sequence[Fact]] = lambda facts: facts
+    shares_text: bool = False
+    several_models: bool = False
+
+
+def _with(key: str, values: Sequence[str]) -> Callable[[Sequence[str], int], Sequence[str]]:
+    """Each method with each value of a hyperparameter."""
+
+    def expand(methods: Sequence[str], tokens: int) -> list[str]:
+        return [_changed(method, key, value) for method in methods for value in values]
+
+    return expand
+
+
+def _with_less_text(methods: Sequence[str], tokens: int) -> list[str]:
+    return [_changed(method, "tokens", str(round(share * tokens))) for method in methods for share in SHARES]
+
+
+def _changed(method: str, key: str, value: str) -> str:
+    """A change of a hyperparameter stands behind the solver's name, before its suffixes."""
+    head, plus, suffixes = method.partition("+")
+    return f"{head}@{key}={value}{plus}{suffixes}"
+
+
+def of_frequent_relations(facts: Sequence[Fact], least: int = 5) -> list[Fact]:
+    """Those facts whose relation at least so many have, each relation spread evenly over the sequence.
+
+    Raises CompareError where there is no such relation.
+    """
+    of_relation: dict[str, list[Fact]] = {}
+    for fact in facts:
+        of_relation.setdefault(fact.relation, []).append(fact)
+    frequent = [group for relation, group in of_relation.items() if relation and len(group) >= least]
+    if not frequent:
+        raise CompareError(f"no relation has {least} facts: the study of relations needs a data set that names them")
+    placed = [(place / len(group), fact) for group in frequent for place, fact in enumerate(group)]
+    return [fact for _, fact in sorted(placed, key=lambda pair: pair[0])]
+
+
+STUDIES = {
+    "sequential": Study("metrics and capability as edits accumulate", Plan(every=100)),
+    "relations": Study("facts of frequent relations, one by one (C.4)", facts=of_frequent_relations),
+    "corpus-size": Study(
+        "covariances from 10 % to all of the text (C.8)",
+        Plan(methods=("alphaedit",)),
+        methods=_with_less_text,
+        shares_text=True,
+    ),
+    "runtime": Study("seconds of every method (C.9)", Plan(methods=ALL_METHODS, edits=50)),
+    "threshold": Study(
+        "what counts as null", Plan(methods=("alphaedit",)), methods=_with("nullspace_threshold", THRESHOLDS)
+    ),
+    "L2": Study("AlphaEdit's λ", Plan(methods=("alphaedit",)), methods=_with("L2", REGULARISATIONS)),
+    "models": Study("the same on every model of --models (C.6)", several_models=True),
+    "cases": Study("what the model writes before and after (C.1)", Plan(edits=20, texts=20)),
+}
+
+
+def study_named(name: str | None) -> Study:
+    """Raises CompareError for one that is not known."""
+    if name is None:
+        return Study("")
+    if name not in STUDIES:
+        raise CompareError(f"there is no study {name!r}; known are {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def sampled(facts: Sequence[Fact], count: int, seed: int | None) -> list[Fact]:
+    """The first `count` facts of the file's order, or of the one that the seed decides."""
+    order = list(facts) if seed is None else random.Random(seed).sample(list(facts), len(facts))
+    return order[:count]

@@ -1,0 +1,170 @@
+"""Whether a model holds facts, and what it has kept: the metrics of AlphaEdit §4.1 and appendix A.2, fact by fact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from .facts import Fact, Probe
+from .likelihood import score_pairs
+from .measure import Measured, estimate, mean_of
+
+METRICS = ("efficacy", "generalization", "specificity", "portability", "exact")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares from 0 to 1, for each fact in order; nan where there is nothing to ask.
+
+    `efficacy` is about the prompt itself, `generalization` about its paraphrases, `specificity` about prompts whose
+    answers should not change, `portability` about what follows from the fact. Two definitions, by what a fact knows:
+
+    - CounterFact (Meng et al. 2022), where the old object and neighbours of it are known: an answer holds if the new
+      object is more probable than the old one, for neighbours the old one than the new one; by mean log-probability
+      per token.
+    - ZsRE and all others (De Cao et al. 2021): the share of the answer's tokens that are the likeliest, of the
+      accepted answers the best.
+
+    `exact` is stricter: 1 where each token of the new object is the likeliest one. Teacher forcing flatters all of
+    these ("The Mirage of Model Editing", 2502.11177): see `texts.py` for what the model writes by itself.
+
+    `answers` are the likeliest tokens in the places of the answers to all prompts about other facts.
+    """
+
+    efficacy: tuple[float, ...]
+    generalization: tuple[float, ...]
+    specificity: tuple[float, ...]
+    portability: tuple[float, ...]
+    exact: tuple[float, ...]
+    answers: tuple[list[list[int]], ...]
+
+    def means(self) -> dict[str, float]:
+        """Over those facts that have something to ask; metrics for which there are none are left out."""
+        columns = {name: getattr(self, name) for name in METRICS}
+        return {name: float(np.nanmean(values)) for name, values in columns.items() if not all(map(isnan, values))}
+
+
+class Facts:
+    """The metrics of every fact that was written (`Scores`), their harmonic mean, and locality.
+
+    `score` is the harmonic mean of efficacy, generalization and specificity (Meng et al. 2022), resampled over facts
+    jointly. `locality` (KnowEdit, Zhang et al. 2024): the share of tokens answered to prompts about other facts, under
+    teacher forcing, that are those from before the edits, right or wrong.
+    """
+
+    name = "facts"
+
+    def identity(self) -> Mapping[str, Any]:
+        return {}
+
+    def __call__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        facts: Sequence[Fact],
+        before: Measured | None,
+        *,
+        progress: bool = False,
+    ) -> Measured:
+        scores = score(model, tokenizer, facts, progress=progress)
+        columns: dict[str, Sequence[float]] = {name: getattr(scores, name) for name in METRICS}
+        if before is not None:
+            columns["locality"] = [
+                _unchanged(record["answers"], now)
+                for record, now in zip(before.records, scores.answers, strict=False)  # those edited so far are first
+            ]
+        estimates = {name: value for name, values in columns.items() if (value := mean_of(values)) is not None}
+        parts = ("efficacy", "generalization", "specificity")
+        if estimates.keys() >= set(parts):
+            estimates["score"] = estimate(np.asarray([columns[part] for part in parts]).T, _harmonic)
+        records = [
+            {
+                "case_id": fact.request.case_id,
+                "subject": fact.request.subject,
+                "relation": fact.relation,
+                "prompt": fact.request.text,
+                "target_new": fact.request.target_new,
+                **{name: None if isnan(values[i]) else values[i] for name, values in columns.items()},
+                "answers": scores.answers[i],
+            }
+            for i, fact in enumerate(facts)
+        ]
+        return Measured(estimates, records)
+
+
+def _unchanged(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> float:
+    same = [old == new for olds, news in zip(before, now, strict=True) for old, new in zip(olds, news, strict=True)]
+    return _mean(same)
+
+
+def _harmonic(sample: np.ndarray) -> np.ndarray:
+    """… × n × k → …: the harmonic mean of the k means over items, nan being no item; 0 where one of them is."""
+    known = ~np.isnan(sample)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.nan_to_num(np.where(known, sample, 0).sum(-2) / known.sum(-2))
+        return means.shape[-1] / (1 / means).sum(-1)
+
+
+def score(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, progress: bool = False) -> Scores:
+    """All metrics of every fact, from one pass over all prompts."""
+    asked: dict[tuple[str, str], int] = {}
+
+    def ask(prompt: str, target: str) -> int:
+        return asked.setdefault((prompt, target), len(asked))
+
+    plans = [_Plan(fact, ask) for fact in facts]
+    scored = score_pairs(model, tokenizer, list(asked), progress=progress)
+    likelihood, accuracy = scored.mean_log_probability.tolist(), scored.accuracy.tolist()
+    rows = [plan.scores(likelihood, accuracy) for plan in plans]
+    answers = tuple([scored.predicted[pair] for pair in plan.others] for plan in plans)
+    return Scores(**dict(zip(METRICS, map(tuple, zip(*rows, strict=True)), strict=True)), answers=answers)
+
+
+class _Plan:
+    """Which (prompt, target) pairs a fact's metrics need, and what they make of them."""
+
+    def __init__(self, fact: Fact, ask: Any) -> None:
+        self.compares = bool(fact.target_true and fact.neighbours)
+        self.written = [ask(request.text, request.target_new) for request in fact.requests]
+        new, old = fact.request.target_new, fact.target_true
+        self.paraphrases = [ask(prompt, new) for prompt in fact.paraphrases]
+        if self.compares:
+            self.old = [ask(prompt, old) for prompt in (fact.request.text, *fact.paraphrases)]
+            self.neighbours = [(ask(prompt, old), ask(prompt, new)) for prompt in fact.neighbours]
+
+        def probes(of: Sequence[Probe]) -> list[list[int]]:
+            return [[ask(probe.prompt, answer) for answer in probe.answers] for probe in of]
+
+        self.locality = probes([probe for kind in fact.locality.values() for probe in kind])
+        self.portability = probes([probe for kind in fact.portability.values() for probe in kind])
+        self.others = [answers[0] for answers in self.locality]
+        if self.compares:
+            self.others += [old for old, _ in self.neighbours]
+
+    def scores(self, likelihood: Sequence[float], accuracy: Sequence[float]) -> tuple[float, ...]:
+        """In the order of METRICS."""
+
+        def best(probes: Sequence[Sequence[int]]) -> list[float]:
+            return [max(accuracy[pair] for pair in probe) for probe in probes]
+
+        if self.compares:
+            wins = [
+                float(likelihood[new] > likelihood[old])
+                for new, old in zip([self.written[0], *self.paraphrases], self.old, strict=True)
+            ]
+            efficacy, paraphrased = wins[:1], wins[1:]
+            kept = [float(likelihood[old] > likelihood[new]) for old, new in self.neighbours]
+        else:
+            efficacy, paraphrased = [accuracy[pair] for pair in self.written], [accuracy[p] for p in self.paraphrases]
+            kept = best(self.locality)
+        exact = [float(accuracy[pair] == 1) for pair in self.written]
+        return tuple(map(_mean, (efficacy, paraphrased, kept, best(self.portability), exact)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else nan

@@ -1,0 +1,1 @@
+"""A Hugging Face decoder: its parts, what runs through it, and which one it is."""

@@ -1,0 +1,284 @@
+"""Find the parts of any Hugging Face decoder that editing needs, by structure and not by model name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import ModelStructureError
+
+Projection = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class OutProjection:
+    """The second matrix of one block's feed-forward part.
+
+    In formulas W is d_out × d_in whatever the storage; `transposed` says that the module stores Wᵀ
+    (Conv1D). Orientation comes from the module's type, never from shapes: a square matrix has two that fit.
+    """
+
+    layer: int
+    name: str
+    module: Any
+
+    @property
+    def transposed(self) -> bool:
+        return isinstance(self.module, Conv1D)
+
+    @property
+    def d_in(self) -> int:
+        return int(self.module.weight.shape[0 if self.transposed else 1])
+
+    @property
+    def d_out(self) -> int:
+        return int(self.module.weight.shape[1 if self.transposed else 0])
+
+    @property
+    def stored(self) -> Tensor:
+        """The tensor that holds the weight between forward passes, in the module's own orientation.
+
+        That is the Parameter, unless accelerate keeps it offloaded: then it is the entry of its weights map.
+
+        Raises ModelStructureError for weights that cannot be written in place (on disk, or quantised).
+        """
+        weight = self.module.weight
+        if weight.device.type == "meta":
+            weights_map = getattr(getattr(self.module, "_hf_hook", None), "weights_map", None)
+            if weights_map is None:
+                raise ModelStructureError(f"{self.name}.weight is on the meta device: load the model's weights")
+            first, again = weights_map["weight"], weights_map["weight"]
+            if first.data_ptr() != again.data_ptr():
+                raise ModelStructureError(
+                    f"{self.name}.weight is offloaded to disk and cannot be edited in place: "
+                    "offload to the CPU instead (device_map without 'disk')"
+                )
+            weight = first
+        if not weight.is_floating_point():
+            raise ModelStructureError(
+                f"{self.name}.weight is quantised ({weight.dtype}) and cannot be edited: load the model "
+                "in float32, bfloat16 or float16"
+            )
+        return weight
+
+    @property
+    def matrix(self) -> Tensor:
+        """W as d_out × d_in: a view of `stored`, detached, so that writing to it writes the weight."""
+        weight = self.stored.detach()
+        return weight.T if self.transposed else weight
+
+
+class Decoder:
+    """A Hugging Face decoder seen as blocks, out-projections, final norm and head.
+
+    Everything is found from the module tree, so new architectures need no code here. `template`, such as
+    `model.layers.{}.mlp.down_proj`, overrides the search for the out-projection.
+    """
+
+    def __init__(self, model: nn.Module, template: str | None = None) -> None:
+        self.model: Any = model
+        self.template = template
+        if template is not None and template.count("{}") != 1:
+            raise ModelStructureError(
+                f"the out-projection template {template!r} must hold '{{}}' exactly once, in the place of the "
+                "layer number (for example model.layers.{}.mlp.down_proj)"
+            )
+        self.blocks_name, self.blocks = _find_blocks(model)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @cached_property
+    def parent(self) -> nn.Module:
+        """The module that holds the list of blocks."""
+        return self.model.get_submodule(self.blocks_name.rpartition(".")[0])
+
+    @cached_property
+    def head(self) -> Any:
+        """The module that turns final hidden states into logits."""
+        head = getattr(self.model, "get_output_embeddings", lambda: None)()
+        if head is None:
+            raise ModelStructureError(
+                f"{type(self.model).__name__} has no language-model head: load it with AutoModelForCausalLM"
+            )
+        return head
+
+    @cached_property
+    def final_norm(self) -> nn.Module | None:
+        """The norm between the last block and the head; None where the model has none."""
+        norms = [
+            child
+            for child in self.parent.children()
+            if child is not self.blocks and "norm" in type(child).__name__.lower()
+        ]
+        return norms[-1] if norms else None
+
+    @cached_property
+    def hidden_size(self) -> int:
+        config = self.model.config
+        return int(getattr(config, "get_text_config", lambda: config)().hidden_size)
+
+    def block_name(self, layer: int) -> str:
+        return f"{self.blocks_name}.{layer}"
+
+    def block(self, layer: int) -> nn.Module:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < len(self.blocks):
+            raise ModelStructureError(
+                f"layer {layer!r} does not exist: {type(self.model).__name__} has layers 0 to {len(self.blocks) - 1}"
+            )
+        return self.blocks[layer]
+
+    def out_projection(self, layer: int) -> OutProjection:
+        """The out-projection of one block.
+
+        Raises ModelStructureError where the block has none or several (mixture of experts).
+        """
+        block = self.block(layer)
+        if self.template is not None:
+            name = self.template.replace("{}", str(layer))
+            try:
+                module = self.model.get_submodule(name)
+            except AttributeError as error:
+                raise ModelStructureError(f"the template {self.template!r} names no module {name!r}") from error
+            if not isinstance(module, Projection):
+                raise ModelStructureError(
+                    f"{name} is a {type(module).__name__}, not a Linear or Conv1D: it is no out-projection"
+                )
+        else:
+            local_name, module = _find_out_projection(block, self.hidden_size, self.block_name(layer))
+            name = f"{self.block_name(layer)}.{local_name}"
+        return OutProjection(layer, name, module)
+
+    def out_projections(self, layers: Sequence[int]) -> dict[int, OutProjection]:
+        """The out-projections of `layers`, in ascending order of layer.
+
+        Raises ModelStructureError for no layers, a layer named twice, or one that does not exist.
+        """
+        if not layers:
+            raise ModelStructureError("no layers were given: name at least one")
+        if len(set(layers)) != len(layers):
+            raise ModelStructureError(f"a layer is named twice in {list(layers)}")
+        return {layer: self.out_projection(layer) for layer in sorted(layers)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device on which the model runs its embeddings."""
+        embeddings = self.model.get_input_embeddings()
+        hook = getattr(embeddings, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return torch.device(device) if device is not None else embeddings.weight.device
+
+
+def hidden_states(output: Any) -> Tensor:
+    """The hidden states in what a block returned: a tensor, or a tuple that begins with one."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def with_hidden_states(output: Any, hidden: Tensor) -> Any:
+    """The same kind of block output, with other hidden states."""
+    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
+@contextmanager
+def eager_attention(model: Any) -> Iterator[None]:
+    """Plain matrix attention inside the block, the model's own choice again afterwards.
+
+    What a fused kernel makes of a row that may attend to nothing (a padded prefix) differs between kernels and
+    versions, NaN included; plain matrices always stay finite. For a few tokens against a cache they cost about the
+    same (`benchmarks/attention.py`).
+    """
+    before = getattr(model.config, "_attn_implementation", None)
+    settable = getattr(model, "_can_set_attn_implementation", lambda: hasattr(model, "set_attn_implementation"))
+    if before in (None, "eager") or not settable():
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The outermost ModuleList that holds the most parameters: a decoder is mostly its blocks."""
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList) and len(module) and not nested:
+            lists[name] = module
+    if not lists:
+        raise ModelStructureError(f"{type(model).__name__} has no list of blocks: it is not a Hugging Face decoder")
+    return max(lists.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _mixes_tokens(module: nn.Module) -> bool:
+    """Attention and state-space mixers: their out-projections are not the feed-forward part's."""
+    kind = type(module).__name__.lower()
+    convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in module.children())
+    return "attention" in kind or "attn" in kind or convolves
+
+
+def _walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """(name, module, parent) of everything in a block that works on each token alone."""
+    for name, child in module.named_children():
+        if _mixes_tokens(child):
+            continue
+        path = f"{prefix}{name}"
+        yield path, child, module
+        yield from _walk(child, f"{path}.")
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(d_out, d_in) of a Linear or Conv1D."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+
+
+def _find_out_projection(block: nn.Module, hidden: int, name: str) -> tuple[str, nn.Module]:
+    """The one matrix d → hidden that has, beside it, a matrix hidden → d (or → 2d: gate and up fused).
+
+    Raises ModelStructureError for none, for several, and for weights stacked over experts.
+    """
+    remedy = "name it with a template such as model.layers.{}.mlp.down_proj, if it has one"
+    stacked = [
+        parameter_name
+        for path, module, _ in _walk(block)
+        for parameter_name, parameter in module.named_parameters(path, recurse=False)
+        if parameter.dim() == 3
+    ]
+    if stacked:
+        raise ModelStructureError(
+            f"{name} has no single out-projection: {stacked[0]} is stacked over experts (mixture of experts), "
+            "which is not supported yet"
+        )
+    siblings: dict[nn.Module, list[tuple[str, nn.Module]]] = {}
+    for path, module, parent in _walk(block):
+        if isinstance(module, Projection):
+            siblings.setdefault(parent, []).append((path, module))
+    found = []
+    for group in siblings.values():
+        shapes = [_shape(module) for _, module in group]
+        candidates = [
+            member
+            for i, (member, (d_out, d_in)) in enumerate(zip(group, shapes, strict=True))
+            if d_out == hidden and {(d_in, hidden), (2 * d_in, hidden)} & set(shapes[:i] + shapes[i + 1 :])
+        ]
+        # Where d equals the hidden size the in-projections fit too; the out-projection is registered last.
+        found += candidates[-1:]
+    if not found:
+        raise ModelStructureError(
+            f"{name} ({type(block).__name__}) has no feed-forward out-projection that can be recognised: {remedy}"
+        )
+    if len(found) > 1:
+        raise ModelStructureError(
+            f"{name} has no single out-projection but {len(found)} candidates ({found[0][0]}, {found[1][0]}, …), "
+            f"as in a mixture of experts, which is not supported yet; {remedy}"
+        )
+    return found[0]

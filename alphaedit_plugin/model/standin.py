@@ -1,0 +1,42 @@
+"""Blocks that compute nothing: what they return is known already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .decoder import Decoder, with_hidden_states
+
+
+class _StandIn(nn.Module):
+    """Takes a block's place and returns what the block is known to return."""
+
+    def __init__(self, block: nn.Module, output: Any, hidden: Tensor | None) -> None:
+        super().__init__()
+        self.__dict__["_stands_for"] = block
+        self.__dict__["_output"], self.__dict__["_hidden"] = output, hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_stands_for"], name)
+
+    def forward(self, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return with_hidden_states(self._output, hidden if self._hidden is None else self._hidden)
+
+
+@contextmanager
+def standing_in(decoder: Decoder, layer: int, hidden: Tensor | None, output: Any) -> Iterator[None]:
+    """Blocks 0 … layer compute nothing; block `layer` returns `hidden`, shaped like its own `output`.
+
+    With layer −1 nothing is stood in for.
+    """
+    originals = [decoder.blocks[i] for i in range(layer + 1)]
+    try:
+        for i, block in enumerate(originals):
+            decoder.blocks[i] = _StandIn(block, output, hidden if i == layer else None)
+        yield
+    finally:
+        for i, block in enumerate(originals):
+            decoder.blocks[i] = block

@@ -1,0 +1,1 @@
+"""From text to P: covariances, null spaces, and the guard that keeps writes inside them."""

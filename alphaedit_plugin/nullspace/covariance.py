@@ -1,0 +1,265 @@
+"""Stream the keys of many layers into their covariances, in one pass over the text."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from tqdm.auto import tqdm
+
+from ..errors import StatisticsError
+from ..model.batches import Tokens, batches, digest
+from ..model.decoder import Decoder
+from ..model.precision import float64_device
+from ..model.trace import evaluating, inputs_of
+from ..storage.files import atomic
+from ..storage.tensors import read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
+
+_STRIPES = 8
+
+
+@dataclass
+class Covariance:
+    """The uncentred second moment C = Σ k kᵀ / N of one layer's keys (the field's "mom2").
+
+    Invariant: `upper` holds Σ k kᵀ in float64 on and above its diagonal (what is below is unspecified), and
+    `count` is N. Sums are exact enough that neither batch size nor order shows (1e-10 relative), and they can be
+    merged: the sum over two halves of a text is the sum over the whole.
+
+    Every token counts, the first of each text included. On many models that token is an attention sink with a
+    giant key (SmolLM2 layer 11: one eigenvalue of 4e4 beside a median of 1e-2); every prompt has one, so an edit
+    that disturbed it would disturb everything. Counting it costs the null space one dimension and protects it.
+    It is also what ROME and EasyEdit do, so that their files and ours mean the same.
+    """
+
+    upper: Tensor
+    count: int = 0
+
+    @classmethod
+    def empty(cls, d_in: int, device: torch.device | str = "cpu") -> Covariance:
+        return cls(torch.zeros(d_in, d_in, dtype=torch.float64, device=float64_device(device)))
+
+    @property
+    def d_in(self) -> int:
+        return self.upper.shape[0]
+
+    def add(self, keys: Tensor) -> None:
+        """Add keys, tokens × d_in. Only the upper triangle is computed, in stripes: nearly half the work."""
+        keys = keys.to(self.upper.device).to(torch.float64)
+        step = -(-self.d_in // _STRIPES)
+        for row in range(0, self.d_in, step):
+            self.upper[row : row + step, row:].addmm_(keys[:, row : row + step].T, keys[:, row:])
+        self.count += keys.shape[0]
+
+    def merge(self, other: Covariance) -> Covariance:
+        """The covariance over both texts."""
+        if other.d_in != self.d_in:
+            raise StatisticsError(f"covariances of {self.d_in} and {other.d_in} dimensions cannot be merged")
+        return Covariance(self.upper + other.upper.to(self.upper.device), self.count + other.count)
+
+    @property
+    def total(self) -> Tensor:
+        """Σ k kᵀ, d_in × d_in, float64, exactly symmetric."""
+        upper = self.upper.triu()
+        return upper + upper.triu(1).T
+
+    @property
+    def matrix(self) -> Tensor:
+        """C, d_in × d_in, float64, exactly symmetric."""
+        return self.total / self.count
+
+    def check(self, name: str) -> None:
+        """Raises StatisticsError when there is nothing in it, or something that is not a number."""
+        if self.count <= 0:
+            raise StatisticsError(f"the covariance of {name} was made from no tokens at all")
+        if not torch.isfinite(self.upper.triu()).all():
+            raise StatisticsError(
+                f"the covariance of {name} is not finite: the model's activations overflow; load it in float32 or "
+                "bfloat16"
+            )
+
+    def packed(self) -> dict[str, Tensor]:
+        """The triangle row by row: half the size of the square and just as exact."""
+        d = self.d_in
+        triangle = torch.empty(d * (d + 1) // 2, dtype=torch.float64)
+        upper, start = self.upper.cpu(), 0
+        for row in range(d):
+            triangle[start : start + d - row] = upper[row, row:]
+            start += d - row
+        return {"triangle": triangle, "count": torch.tensor(self.count)}
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor]) -> Covariance:
+        triangle = tensors["triangle"]
+        d = round((np.sqrt(8 * triangle.numel() + 1) - 1) / 2)
+        upper, start = torch.zeros(d, d, dtype=torch.float64), 0
+        for row in range(d):
+            upper[row, row:] = triangle[start : start + d - row]
+            start += d - row
+        return cls(upper, int(tensors["count"]))
+
+    def save_npz(self, path: str | Path, sample_size: int | None = None) -> None:
+        """Write the file that ROME, MEMIT and EasyEdit look for (float32, Σ k kᵀ and N).
+
+        `sample_size` must be what their run asks for (`mom2_n_samples`), or they compute again.
+        """
+        arrays = {
+            "mom2.constructor": np.array("util.runningstats.SecondMoment()"),
+            "mom2.count": np.array(self.count),
+            "mom2.mom2": self.total.cpu().numpy().astype(np.float32),
+        }
+        if sample_size is not None:
+            arrays["sample_size"] = np.array(sample_size)
+        with atomic(Path(path), StatisticsError) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load_npz(cls, path: str | Path) -> Covariance:
+        """Read a statistics file of ROME, MEMIT or EasyEdit.
+
+        Raises StatisticsError, naming the file, when it is absent, cut short or holds something else.
+        """
+        path = Path(path)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                total, count = file["mom2.mom2"].astype(np.float64), int(file["mom2.count"])
+        except Exception as failure:  # numpy raises a different type for each kind of damage
+            raise StatisticsError(
+                f"cannot read second-moment statistics from {path} ({failure!r}). Is it a complete .npz of "
+                "ROME/MEMIT/EasyEdit? Delete it to have it computed again"
+            ) from failure
+        if total.ndim != 2 or total.shape[0] != total.shape[1] or not total.size:
+            raise StatisticsError(f"{path}: mom2 has shape {total.shape}, not d × d")
+        sums = torch.from_numpy(total)
+        cls(sums, count).check(str(path))
+        if not torch.allclose(sums, sums.T, rtol=1e-3, atol=1e-5 * float(sums.abs().max())):
+            raise StatisticsError(f"{path}: mom2 is not symmetric, so it is no second moment")
+        return cls((sums + sums.T) / 2, count)
+
+
+def packed_by_layer(covariances: Mapping[int, Covariance]) -> dict[str, Tensor]:
+    """Tensors by name, as a file holds them."""
+    return {
+        f"{layer}.{name}": tensor
+        for layer, covariance in covariances.items()
+        for name, tensor in covariance.packed().items()
+    }
+
+
+def unpacked_by_layer(tensors: Mapping[str, Tensor]) -> dict[int, Covariance]:
+    """What `packed_by_layer` packed. Raises ValueError or KeyError for anything else."""
+    layers = sorted({int(name.partition(".")[0]) for name in tensors})
+    return {
+        layer: Covariance.unpacked({name: tensors[f"{layer}.{name}"] for name in ("triangle", "count")})
+        for layer in layers
+    }
+
+
+def is_distributed() -> bool:
+    """Whether several processes of torch.distributed may be working together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module,
+    windows: Sequence[Tokens],
+    layers: Sequence[int],
+    *,
+    template: str | None = None,
+    batch_tokens: int = 4096,
+    progress: bool = False,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 300.0,
+) -> dict[int, Covariance]:
+    """Covariances of all `layers` from one pass over `windows`, each a list of token ids.
+
+    The pass stops at the last of the layers. Padding is never counted. With `checkpoint`, partial sums go to that
+    file every `checkpoint_seconds` and a later call with the same windows goes on from there, to the same result
+    bit for bit. Under torch.distributed each process takes its share of the windows and all get the sum.
+    """
+    decoder = Decoder(model, template)
+    projections = decoder.out_projections(layers)
+    modules = {layer: projection.module for layer, projection in projections.items()}
+    shared = is_distributed()
+    if shared:
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+        windows = windows[rank::world]
+        checkpoint = checkpoint and checkpoint.with_suffix(f".{rank}-{world}{checkpoint.suffix}")
+
+    sums: dict[int, Covariance] = {}
+    done = 0
+    if checkpoint is not None and checkpoint.exists():
+        try:
+            sums, done = _resume(checkpoint, windows, list(projections))
+            log.info("resuming statistics after %d of %d windows", done, len(windows))
+        except StatisticsError as failure:
+            log.warning("starting the statistics anew: %s", failure)
+    saved_at = time.monotonic()
+    remaining = windows[done:]
+    with (
+        evaluating(model),
+        tqdm(
+            total=sum(map(len, windows)),
+            initial=sum(map(len, windows[:done])),
+            desc="statistics",
+            unit="token",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar,
+    ):
+        for batch in batches(remaining, batch_tokens, decoder.device, sort=False):
+            keys = inputs_of(
+                modules,
+                lambda batch=batch: model(**batch.model_inputs(), use_cache=False),  # type: ignore[misc]
+                last=max(layers),
+            )
+            for layer in projections:
+                real = keys[layer].reshape(-1, keys[layer].shape[-1])[
+                    batch.mask.reshape(-1).to(keys[layer].device).bool()
+                ]
+                if layer not in sums:
+                    sums[layer] = Covariance.empty(real.shape[1], real.device)
+                sums[layer].add(real)
+            done += len(batch.rows)
+            bar.update(int(batch.mask.sum()))
+            if checkpoint is not None and time.monotonic() - saved_at > checkpoint_seconds:
+                _save(checkpoint, sums, windows[:done])
+                saved_at = time.monotonic()
+    for layer, projection in projections.items():
+        sums.setdefault(layer, Covariance.empty(projection.d_in, decoder.device))
+        if shared:
+            sums[layer] = _all_reduced(sums[layer])
+        sums[layer].check(projection.name)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return {layer: sums[layer] for layer in projections}
+
+
+def _save(checkpoint: Path, sums: Mapping[int, Covariance], done: Sequence[Tokens]) -> None:
+    write_tensors(checkpoint, packed_by_layer(sums), {"windows": len(done), "text": digest(done)}, StatisticsError)
+
+
+def _resume(checkpoint: Path, windows: Sequence[Tokens], layers: Sequence[int]) -> tuple[dict[int, Covariance], int]:
+    """(sums, number of windows in them). Raises StatisticsError unless they are sums of these windows and layers."""
+    tensors, metadata = read_tensors(checkpoint, StatisticsError)
+    done = metadata.get("windows", 0)
+    sums = unpacked_by_layer(tensors)
+    if set(sums) != set(layers) or metadata.get("text") != digest(windows[:done]):
+        raise StatisticsError(f"{checkpoint} holds the sums of other text or other layers")
+    return {layer: sums[layer] for layer in layers}, done
+
+
+def _all_reduced(mine: Covariance) -> Covariance:
+    count = torch.tensor(mine.count, device=mine.upper.device)
+    distributed.all_reduce(mine.upper)
+    distributed.all_reduce(count)
+    return Covariance(mine.upper, int(count))

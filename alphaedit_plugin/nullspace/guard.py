@@ -1,0 +1,340 @@
+"""The projection hook: while it is active, whatever an editor writes to a guarded weight stays in the null space."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GuardError, ModelStructureError
+from ..model.decoder import Decoder, OutProjection
+from .null_spaces import NullSpaces
+from .projection import NullSpace
+
+log = logging.getLogger(__name__)
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+_plain = torch._C.DisableTorchFunctionSubclass
+_data_of = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+class _Guard:
+    """Keeps one tensor W at W_start + ΔP.
+
+    Invariant, whenever the tensor is next used: W − W_start lies in the null space. A write is noticed by the
+    tensor's version counter, which every in-place operation moves, through whichever view it was made; the
+    counter is read around every operation that takes the tensor. `.data` hands out an alias that shares the
+    counter, so that writes through it are noticed too. Only a write that leaves no trace (a raw pointer, a
+    Parameter put in the place of the guarded one) waits until the guard ends.
+    """
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        null_space: NullSpace,
+        transposed: bool,
+        start: Tensor | None = None,
+        *,
+        swap: bool = True,
+    ) -> None:
+        self.tensor = tensor
+        self.null_space = null_space
+        self.transposed = transposed
+        self.start = tensor.detach().clone() if start is None else start
+        self.plain_type = type(tensor)
+        self.copies: list[_Guard] = []
+        self._remember()
+        if swap:
+            tensor.__class__ = _guarded_type(self)
+
+    def _remember(self) -> None:
+        self.version, self.pointer = self.tensor._version, self.tensor.data_ptr()
+
+    def projected(self, value: Tensor) -> Tensor:
+        """W_start + (value − W_start)P, in the tensor's type; Δ is projected in float32 and rounded once."""
+        start = self.start.to(value.device)
+        work = torch.promote_types(value.dtype, torch.float32)
+        delta = value.to(work) - start.to(work)
+        delta = self.null_space.project(delta.T).T if self.transposed else self.null_space.project(delta)
+        return (start.to(work) + delta).to(value.dtype)
+
+    def enforce(self) -> None:
+        """Project what was written since the last look. Call with torch functions disabled."""
+        tensor = self.tensor
+        if tensor._version == self.version and tensor.data_ptr() == self.pointer:
+            return
+        self.project_now()
+
+    def project_now(self) -> None:
+        with torch.no_grad():
+            value = self.tensor.detach()
+            if self.tensor.data_ptr() != self.pointer:
+                # `w.data = x`: x is the caller's, and must not change under his hands.
+                _set_data(self.tensor, self.projected(value))
+            else:
+                value.copy_(self.projected(value))
+        self._remember()
+
+    def restore(self) -> None:
+        """Put W_start back, exactly."""
+        with torch.no_grad():
+            if self.tensor.shape == self.start.shape and self.tensor.dtype == self.start.dtype:
+                self.tensor.detach().copy_(self.start)
+            else:  # `w.data = x` with another shape or type
+                _set_data(self.tensor, self.start.clone())
+
+    def release(self) -> None:
+        """Make the tensor an ordinary one again."""
+        self.tensor.__class__ = self.plain_type
+        for copy in reversed(self.copies):
+            copy.release()
+
+    def everyone(self) -> Iterator[_Guard]:
+        yield self
+        for copy in self.copies:
+            yield from copy.everyone()
+
+
+def _guarded_type(guard: _Guard) -> type:
+    """A subclass of the tensor's own type that is this one tensor's for as long as the guard lasts.
+
+    Changing the type of the object, rather than the object, keeps its identity for optimisers, tied modules and
+    accelerate's hooks.
+    """
+
+    class Guarded(guard.plain_type):  # type: ignore[name-defined,misc]
+        _guard = guard
+
+        @classmethod
+        def __torch_function__(
+            cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            with _plain():
+                guards = (guard,) if len(types) == 1 else [t._guard for t in types if hasattr(t, "_guard")]
+                for each in guards:
+                    each.enforce()
+                # .data would hand out an alias with a version counter of its own.
+                result = args[0].detach() if func == _data_of else func(*args, **(kwargs or {}))
+                for each in guards:
+                    each.enforce()
+                return result
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+            """A copy is guarded too: some editors copy the model first and edit the copy."""
+            if id(self) in memo:
+                return memo[id(self)]
+            with _plain():
+                guard.enforce()
+                copied = self.detach().clone()
+                if issubclass(guard.plain_type, nn.Parameter):
+                    copied = guard.plain_type(copied, requires_grad=self.requires_grad)
+                memo[id(self)] = copied
+                guard.copies.append(_Guard(copied, guard.null_space, guard.transposed, guard.start))
+                return copied
+
+    Guarded.__name__ = Guarded.__qualname__ = guard.plain_type.__name__
+    return Guarded
+
+
+@contextmanager
+def guard(
+    model: nn.Module, null_spaces: NullSpaces | Mapping[int, NullSpace], *, check_model: bool = True
+) -> Iterator[None]:
+    """Keep every write to the guarded out-projections inside their null spaces.
+
+    Inside the block, each in-place write to a weight in `null_spaces` becomes W ← W_start + (W_new − W_start)P,
+    with W_start the weight at the start of the block. Being relative to W_start this is idempotent, writing
+    W_start back restores it exactly, and an editor's own loop sees projected weights as it goes. Works with any
+    editor, on Linear and Conv1D, in float32, bfloat16 and float16 (there Δ is rounded once, to the weight's
+    precision), with tied weights, with accelerate's dispatch hooks, and in copies made of the model.
+
+    Inside, make a new Parameter of `w.detach()` rather than of a guarded `w` itself, which torch refuses.
+
+    When the block ends, writes that went past the hook are projected as well. When it raises, or leaves a weight
+    that is not finite, every guarded weight is W_start again.
+
+    `check_model=False` attaches null spaces to a model other than the one they were made from: for the second and
+    later batches, when the model has been edited already.
+
+    Two things differ from unguarded torch: what is written through an alias (`v = w.data`) shows in `v` only after
+    `w` itself is next used, and writing through `.data` between a forward and its backward pass is an error, as it
+    is for any other in-place write.
+
+    Raises WrongModelError, ModelStructureError or GuardError (nested guards) before anything is touched.
+    """
+    template = null_spaces.provenance.get("template") if isinstance(null_spaces, NullSpaces) else None
+    projections = Decoder(model, template).out_projections(list(null_spaces))
+    for layer, projection in projections.items():
+        if is_guarded(projection):
+            raise GuardError(f"{projection.name} is guarded already: leave the outer guard before entering another")
+        if projection.d_in != null_spaces[layer].d_in:
+            raise ModelStructureError(
+                f"{projection.name} has d_in {projection.d_in}, its null space {null_spaces[layer].d_in}: it belongs "
+                "to another model"
+            )
+    if check_model and isinstance(null_spaces, NullSpaces):
+        null_spaces.check(model)
+
+    guards: dict[int, _Guard] = {}
+    handles = []
+    try:
+        for layer, projection in projections.items():
+            tensor, space = projection.stored, null_spaces[layer]
+            offloaded = projection.module.weight is not tensor
+            guards[layer] = _Guard(tensor, space.to(tensor.device), projection.transposed, swap=not offloaded)
+            if offloaded:
+                # accelerate makes Parameters of this tensor, so its type must stay; look before each forward instead.
+                handles.append(projection.module.register_forward_pre_hook(_Look(guards[layer])))
+        yield
+        with _plain():
+            _finish(projections, guards)
+    except BaseException:
+        with _plain():
+            for layer, guard_ in guards.items():
+                _roll_back(projections[layer], guard_)
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+        for guard_ in reversed(guards.values()):
+            guard_.release()
+
+
+class _Look:
+    """A forward pre-hook that enforces a guard."""
+
+    def __init__(self, guard_: _Guard) -> None:
+        self._guard = guard_
+
+    def __call__(self, _module: nn.Module, _args: Any) -> None:
+        self._guard.enforce()
+
+
+def is_guarded(projection: OutProjection) -> bool:
+    """Whether a guard is active on this weight."""
+    holders = (type(projection.stored), *projection.module._forward_pre_hooks.values())
+    return any(hasattr(holder, "_guard") for holder in holders)
+
+
+def _finish(projections: Mapping[int, OutProjection], guards: Mapping[int, _Guard]) -> None:
+    """Project what the hook could not see, and accept the result only if it is finite."""
+    for layer, projection in projections.items():
+        for guard_ in guards[layer].everyone():
+            guard_.project_now()
+        current = projection.stored
+        if current is not guards[layer].tensor:
+            if current.shape != guards[layer].start.shape:
+                raise GuardError(f"{projection.name}.weight was replaced by one of shape {tuple(current.shape)}")
+            with torch.no_grad():
+                current.detach().copy_(guards[layer].projected(current.detach()))
+        if not torch.isfinite(current.detach()).all():
+            raise GuardError(f"the edit left {projection.name}.weight with values that are not finite; it is undone")
+
+
+def _roll_back(projection: OutProjection, guard_: _Guard) -> None:
+    for each in guard_.everyone():
+        each.restore()
+    current = projection.module.weight
+    replaced = current is not guard_.tensor and current.device.type != "meta"
+    if replaced and isinstance(guard_.tensor, nn.Parameter):
+        projection.module.weight = guard_.tensor
+
+
+def null_space_constrained(
+    null_spaces: NullSpaces | str | Path | Callable[[nn.Module], NullSpaces], *, check_model: bool = True
+) -> Callable[[Callable[Params, Result]], Callable[Params, Result]]:
+    """Decorate an editing function, whose first argument is the model, so that all it writes is projected.
+
+        @null_space_constrained("llama3.safetensors")      # or NullSpaces, or model -> NullSpaces
+        def edit(model, tokenizer, requests): ...
+
+    The function keeps its signature, docstring and return value; it runs inside `guard`, which says what is
+    promised. A path is read at the first call and kept; a callable is asked at every call.
+
+    Raises GuardError while decorating: for a class, a coroutine or a generator (their body would run after the
+    guard has ended), a function without arguments, a file that does not exist, or a forgotten argument.
+    """
+    if isinstance(null_spaces, str | Path):
+        path = Path(null_spaces)
+        if not path.is_file():
+            raise GuardError(f"@null_space_constrained: there is no file {path}; make it with `alphaedit prepare`")
+        read = functools.cache(lambda: NullSpaces.load(path))
+
+        def find(model: nn.Module) -> NullSpaces:
+            return read()
+
+    elif isinstance(null_spaces, NullSpaces):
+
+        def find(model: nn.Module) -> NullSpaces:
+            return null_spaces
+
+    elif callable(null_spaces) and _looks_like_an_editor(null_spaces):
+        raise GuardError(
+            "@null_space_constrained needs to know the null spaces: write @null_space_constrained(null_spaces) with "
+            "NullSpaces, the path of a file of them, or a function model -> NullSpaces"
+        )
+    elif callable(null_spaces):
+        given = null_spaces
+
+        def find(model: nn.Module) -> NullSpaces:
+            return given(model)
+
+    else:
+        raise GuardError(
+            f"@null_space_constrained takes NullSpaces, a path or a function model -> NullSpaces, not a "
+            f"{type(null_spaces).__name__}"
+        )
+
+    def decorate(function: Callable[Params, Result]) -> Callable[Params, Result]:
+        name = getattr(function, "__qualname__", type(function).__name__)
+        if isinstance(function, nn.Module):
+            raise GuardError(
+                "@null_space_constrained was called with a model where a function was expected: were its arguments "
+                "forgotten? Write @null_space_constrained(null_spaces)"
+            )
+        if inspect.isclass(function) or not callable(function):
+            raise GuardError(f"@null_space_constrained decorates a function, not {name}")
+        if (
+            inspect.iscoroutinefunction(function)
+            or inspect.isgeneratorfunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            raise GuardError(f"@null_space_constrained: {name} would run after the guard has ended; make it plain")
+        signature = inspect.signature(function)
+        first = next(iter(signature.parameters.values()), None)
+        if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+            raise GuardError(f"@null_space_constrained: {name} must take the model as its first argument")
+
+        @functools.wraps(function)
+        def constrained(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+            model = args[0] if args else kwargs.get(first.name)
+            if not isinstance(model, nn.Module):
+                raise GuardError(f"{name}: the first argument must be the model, not a {type(model).__name__}")
+            with guard(model, find(model), check_model=check_model):
+                return function(*args, **kwargs)
+
+        return constrained
+
+    return decorate
+
+
+def _looks_like_an_editor(function: Callable) -> bool:
+    """Whether a callable needs more than one argument, so that it cannot be model -> NullSpaces."""
+    if inspect.isclass(function):
+        return True
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(needed) != 1

@@ -1,0 +1,216 @@
+"""From a model to its covariances and null spaces, by way of the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from ..errors import StatisticsError
+from ..model import sampling
+from ..model.batches import digest
+from ..model.decoder import Decoder
+from ..model.fingerprint import fingerprints, model_name, whole_weights
+from ..storage.store import Recipe, Store
+from ..storage.tensors import tensor_digest
+from . import corpus
+from .covariance import Covariance, collect, is_distributed
+
+log = logging.getLogger(__name__)
+
+TOKENS_PER_DIMENSION = 10
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The covariances of some layers of one model, with what they were made from (JSON's types)."""
+
+    covariances: dict[int, Covariance]
+    provenance: dict[str, Any]
+
+    def of_layers(self, layers: Sequence[int]) -> Statistics:
+        return Statistics({layer: self.covariances[layer] for layer in layers}, self.provenance)
+
+    def identity(self, layers: Sequence[int]) -> dict[str, Any]:
+        """What decides the covariances of `layers`, wherever model and text lie and however they are called.
+
+        It is the text that they were made from; where that is unknown, the covariances themselves.
+        """
+        text = self.provenance.get("text", {})
+        if "digest" not in text:
+            text = {
+                str(layer): [self.covariances[layer].count, tensor_digest(self.covariances[layer].upper.triu())]
+                for layer in sorted(layers)
+            }
+        return {
+            "fingerprints": {str(layer): self.provenance["fingerprints"][str(layer)] for layer in sorted(layers)},
+            "template": self.provenance.get("template"),
+            "text": text,
+        }
+
+
+def prepare_statistics(
+    model: nn.Module,
+    tokenizer: Any,
+    layers: Sequence[int],
+    *,
+    source: str | Path | None = None,
+    tokens: int | None = None,
+    template: str | None = None,
+    store: Store | None = None,
+    batch_tokens: int = 4096,
+    progress: bool = False,
+) -> Statistics:
+    """Covariances of `layers`, from the store or computed and stored.
+
+    `source` is a corpus as in `corpus.documents`; None lets the model write its own text. `tokens` defaults to
+    10 × the largest d_in, below which a covariance is badly conditioned.
+    """
+    store = store or Store()
+    projections = Decoder(model, template).out_projections(layers)
+    widest = max(projection.d_in for projection in projections.values())
+    budget = tokens if tokens is not None else TOKENS_PER_DIMENSION * widest
+    if budget <= widest:
+        raise StatisticsError(
+            f"{budget} tokens cannot fill a covariance of {widest} dimensions: ask for at least "
+            f"{TOKENS_PER_DIMENSION * widest} (10 × d_in)"
+        )
+    prints = fingerprints(model, list(projections))
+    windows = (
+        corpus.windows(corpus.documents(source), tokenizer, budget)
+        if source is not None
+        else _self_written(model, tokenizer, budget, store, progress)
+    )
+    text: dict[str, Any] = {"tokens": sum(map(len, windows)), "digest": digest(windows)}
+    if text["tokens"] <= widest:
+        raise StatisticsError(
+            f"{text['tokens']} tokens, all that {source} holds, cannot fill a covariance of {widest} dimensions: give "
+            f"a corpus of at least {TOKENS_PER_DIMENSION * widest} (10 × d_in)"
+        )
+    recipes: dict[int, dict[str, Any]] = {
+        layer: {"model": prints[layer], "module": projection.name, "text": text, "counted": "all tokens"}
+        for layer, projection in projections.items()
+    }
+
+    def make(missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        log.info("collecting keys of layers %s over %d tokens", missing, text["tokens"])
+        partial = store.path("partial", {"recipes": [recipes[layer] for layer in missing]})
+        covariances = collect(
+            model,
+            windows,
+            missing,
+            template=template,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            checkpoint=partial,
+        )
+        return {layer: covariance.packed() for layer, covariance in covariances.items()}
+
+    packed = _made_together(store, "covariance", recipes, make)
+    return Statistics(
+        {layer: Covariance.unpacked(packed[layer]) for layer in projections},
+        _provenance(model, prints, template, str(source or "text written by the model itself"), text),
+    )
+
+
+def statistics_from_npz(
+    model: nn.Module, layers: Sequence[int], folder: str | Path, *, template: str | None = None
+) -> Statistics:
+    """Covariances that ROME, MEMIT or EasyEdit left in `folder` (anywhere below it): nothing is computed.
+
+    Their files are named `{out-projection}_{dtype}_mom2_{n}.npz`; of several for a layer in one folder the one with
+    the most tokens is read. They carry no trace of the model, so that it is the right one is the caller's word.
+    Raises StatisticsError when a layer has no file of its width, or has them in several folders.
+    """
+    projections = Decoder(model, template).out_projections(layers)
+    covariances: dict[int, Covariance] = {}
+    files: dict[str, str] = {}
+    for layer, projection in projections.items():
+        paths = sorted(Path(folder).rglob(f"{projection.name}_*mom2*.npz"))
+        if not paths:
+            raise StatisticsError(f"there are no statistics of {projection.name} below {folder}")
+        read = [(Covariance.load_npz(path), path) for path in paths]
+        fitting = [(covariance, path) for covariance, path in read if covariance.d_in == projection.d_in]
+        if not fitting:
+            raise StatisticsError(
+                f"{paths[0]} has {read[0][0].d_in} dimensions, {projection.name} {projection.d_in}: another model's"
+            )
+        if len({path.parent for _, path in fitting}) > 1:
+            raise StatisticsError(
+                f"{projection.name} has files in {fitting[0][1].parent} and {fitting[1][1].parent}: name one of them"
+            )
+        covariances[layer], path = max(fitting, key=lambda pair: pair[0].count)
+        files[str(layer)] = str(path)
+    tokens = min(covariance.count for covariance in covariances.values())
+    return Statistics(
+        covariances,
+        _provenance(model, fingerprints(model, list(projections)), template, files, {"tokens": tokens}),
+    )
+
+
+def _provenance(
+    model: nn.Module, prints: Mapping[int, str], template: str | None, source: Any, text: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What statistics were made from."""
+    return {
+        "model": model_name(model),
+        "fingerprints": {str(layer): value for layer, value in prints.items()},
+        "template": template,
+        "source": source,
+        "text": dict(text),
+    }
+
+
+def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
+    decoder = Decoder(model)
+    top = len(decoder) - 1
+    window = sampling.SELF_WRITTEN_WINDOW
+    recipe = {
+        "model": fingerprints(model, [top])[top],
+        "openings": digest(sampling.openings(tokenizer, -(-budget // window))),
+        "banned": digest([sampling.unsayable(model, tokenizer)]),
+        "head": [tensor_digest(p) for m in (decoder.final_norm, decoder.head) if m for p in whole_weights(m)],
+        "window": window,
+        "seed": sampling.SEED,
+    }
+
+    def make(_missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        log.info("no corpus was given: the model writes %d tokens itself", budget)
+        written = sampling.self_written(model, tokenizer, budget, progress=progress)
+        return {0: {"tokens": torch.tensor(written)}}
+
+    if is_distributed():
+        if distributed.get_rank() == 0:
+            store.get_or_make("text", {0: recipe}, make)
+        distributed.barrier()
+    return store.get_or_make("text", {0: recipe}, make)[0]["tokens"].tolist()
+
+
+def _made_together(
+    store: Store,
+    kind: str,
+    recipes: Mapping[int, Recipe],
+    make: Callable[[list[int]], Mapping[int, Mapping[str, torch.Tensor]]],
+) -> dict[int, dict[str, torch.Tensor]]:
+    """`store.get_or_make`, where all processes of torch.distributed take part in `make` and the first one stores.
+
+    A lock held around `make` would keep out the very processes that it waits for.
+    """
+    if not is_distributed():
+        return store.get_or_make(kind, recipes, make)
+    found = {layer: store.get(kind, recipe) for layer, recipe in recipes.items()}
+    lacking: list[list[int]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(lacking, [layer for layer, tensors in found.items() if tensors is None])
+    missing = sorted({layer for layers in lacking for layer in layers})
+    if missing:
+        for layer, tensors in make(missing).items():
+            found[layer] = dict(tensors)
+            if distributed.get_rank() == 0:
+                store.put(kind, recipes[layer], tensors)
+    distributed.barrier()
+    return {layer: tensors for layer, tensors in found.items() if tensors is not None}

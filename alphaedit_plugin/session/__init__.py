@@ -1,0 +1,1 @@
+"""A sequence of edits on one model: written, undone, saved, exported."""

@@ -1,0 +1,56 @@
+"""One call to a session's `edit`: its facts, and what was written for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..editors.editor import Written
+from ..editors.requests import Request
+from ..editors.update import Update
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The facts of one call to `edit`, and what was written for them. Two batches are never equal, only the same."""
+
+    requests: tuple[Request, ...]
+    written: Written
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, metadata), as a file holds them."""
+        tensors: dict[str, Tensor] = {}
+        for i, update in enumerate(self.written.updates):
+            tensors[f"update.{i}.left"], tensors[f"update.{i}.right"] = update.left, update.right
+        for layer, keys in self.written.keys.items():
+            tensors[f"keys.{layer}"] = keys
+        metadata = {
+            "requests": [vars(request) for request in self.requests],
+            "layers": [update.layer for update in self.written.updates],
+        }
+        return tensors, metadata
+
+    @classmethod
+    def unpacked(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Batch:
+        """Raises KeyError for what `packed` did not make."""
+        updates = [
+            Update(layer, tensors[f"update.{i}.left"], tensors[f"update.{i}.right"])
+            for i, layer in enumerate(metadata["layers"])
+        ]
+        keys = {int(key.partition(".")[2]): value for key, value in tensors.items() if key.startswith("keys.")}
+        return cls(tuple(Request(**request) for request in metadata["requests"]), Written(updates, keys))
+
+
+def stacked(batches: Sequence[Batch]) -> dict[int, tuple[Tensor, Tensor]]:
+    """layer → (left, right) of all updates together: ΔW = left rightᵀ, but for the rounding of every write."""
+    found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+    for batch in batches:
+        for update in batch.written.updates:
+            lefts, rights = found.setdefault(update.layer, ([], []))
+            lefts.append(update.left)
+            rights.append(update.right)
+    return {layer: (torch.cat(lefts, 1), torch.cat(rights, 1)) for layer, (lefts, rights) in found.items()}

@@ -1,0 +1,32 @@
+"""What an edit did to the weights themselves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..nullspace.covariance import Covariance
+from ..nullspace.projection import NullSpace
+
+
+def drift(before: Tensor, after: Tensor) -> float:
+    """‖ΔW‖ / ‖W‖, Frobenius."""
+    return float((after.double() - before.double()).norm() / before.double().norm())
+
+
+def leakage(before: Tensor, after: Tensor, covariance: Covariance) -> float:
+    """‖ΔW K0‖ / ‖W K0‖: by how much the layer's answer to preserved keys has changed; 0 for a perfect null space.
+
+    Measured against the layer's own output, so that plain and projected updates, of any size, compare. W is
+    d_out × d_in, and K0 enters through C = K0 K0ᵀ / N: ‖A K0‖² = N tr(A C Aᵀ).
+    """
+    c = covariance.matrix.to(before.device)
+    w = before.double()
+    delta = after.double() - w
+    return max(0.0, float(((delta @ c) * delta).sum() / ((w @ c) * w).sum())) ** 0.5
+
+
+def outside(before: Tensor, after: Tensor, space: NullSpace) -> float:
+    """‖ΔW(I − P)‖ / ‖ΔW‖: the share of an update that is not in the null space; 0 for no update."""
+    delta = after.double() - before.double()
+    size = float(delta.norm())
+    return float((delta - space.project(delta)).norm()) / size if size else 0.0

@@ -1,0 +1,440 @@
+"""A sequence of edits on one model."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..editors.hyperparameters import Hyperparameters
+from ..editors.prune import damped
+from ..editors.requests import Request, parse_requests
+from ..editors.targets import Targets
+from ..editors.variant import Variant
+from ..errors import EditError, ModelStructureError, SessionError, WrongModelError
+from ..model.decoder import Decoder, OutProjection
+from ..model.fingerprint import fingerprints, model_name
+from ..model.snapshot import copy_into, put_back
+from ..nullspace.covariance import Covariance
+from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..nullspace.statistics import prepare_statistics
+from ..storage.store import Store
+from ..storage.tensors import tensor_digest
+from .batch import Batch, stacked
+from .change import drift, leakage, outside
+from .folder import SessionFolder, is_session
+from .lora import write_lora
+from .patch import write_patch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a session has done to its model, by layer.
+
+    `drift` ‖ΔW‖/‖W‖; `leakage` ‖ΔW K0‖/‖W K0‖, empty without covariances; `outside` ‖ΔW(I − P)‖/‖ΔW‖, empty without
+    null spaces.
+    """
+
+    method: str
+    edits: int
+    batches: int
+    drift: dict[int, float]
+    leakage: dict[int, float]
+    outside: dict[int, float]
+
+
+class Session:
+    """Edits one model in place, batch after batch, and can undo, save, resume and export what it did.
+
+    Invariants. A call to `edit`, `undo` or `finish` does all of its work or none: whatever interrupts it (an error,
+    a value that is not finite, a full disk, Ctrl-C), weights and history are as they were before the call, bit for
+    bit. The weights are what `base` becomes when the updates of `batches` are written into it in their order.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        method: str | Variant,
+        null_spaces: NullSpaces | None = None,
+        *,
+        hyperparameters: Hyperparameters | None = None,
+        covariances: Mapping[int, Covariance] | None = None,
+        contexts: Sequence[str] | None = None,
+        autosave: str | Path | None = None,
+        check_model: bool = True,
+        store: Store | None = None,
+        progress: bool = False,
+    ) -> None:
+        """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`variant.GRAMMAR`).
+
+        Hyperparameters default to those that ship for the model, or that are derived from it. What the method needs
+        of `covariances` and `null_spaces` and is not given is taken from the store, or computed and stored, as by
+        `alphaedit prepare`. With `autosave` every batch is saved to that folder as soon as it is written.
+
+        Raises WrongModelError for null spaces of another model (`check_model=False` lets them pass), EditError for
+        those of another module, or when only `covariances` were given to a method that also needs null spaces.
+        """
+        self.variant = method if isinstance(method, Variant) else Variant.parse(method)
+        self.model, self.tokenizer = model, tokenizer
+        self.hyperparameters = self.variant.hyperparameters(model, model_name(model), hyperparameters)
+        layers, template = self.hyperparameters.layers, self.hyperparameters.rewrite_module_tmp
+        if self.variant.projected and null_spaces is None and covariances is not None:
+            raise EditError(f"{self.variant} projects: give null_spaces too (see prepare.null_spaces_of)")
+        if (self.variant.needs_covariances and covariances is None) or (self.variant.projected and null_spaces is None):
+            statistics = prepare_statistics(
+                model,
+                tokenizer,
+                layers,
+                tokens=self.hyperparameters.tokens,
+                template=template,
+                store=store,
+                progress=progress,
+            )
+            covariances = covariances or statistics.covariances
+            if self.variant.projected and null_spaces is None:
+                null_spaces = null_spaces_of(statistics, self.hyperparameters.null_space, store=store)
+        self.covariances = {layer: c for layer, c in (covariances or {}).items() if layer in layers}
+        self.null_spaces = _fitting(null_spaces, self) if null_spaces is not None and self.variant.projected else None
+        self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
+        if self.null_spaces is not None and check_model:
+            self.null_spaces.check(model)
+        self.editor = self.variant.editor(
+            model,
+            tokenizer,
+            self.hyperparameters,
+            self.covariances,
+            self.null_spaces or {},
+            contexts=contexts,
+            progress=progress,
+        )
+        self.batches: list[Batch] = []
+        self.base = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+        self.autosave = Path(autosave) if autosave is not None else None
+        self._undamped: dict[int, Tensor] | None = None
+        self._fingerprints: dict[int, str] | None = None
+        self._folders: dict[Path, SessionFolder] = {}
+        if self.autosave is not None and is_session(self.autosave):
+            raise SessionError(f"{self.autosave} holds a session already: resume it, or choose another folder")
+
+    @property
+    def projections(self) -> dict[int, OutProjection]:
+        """layer → the out-projection that is edited."""
+        return self.editor.projections
+
+    @property
+    def facts(self) -> list[Request]:
+        """Every fact written and not undone, in order."""
+        return [request for batch in self.batches for request in batch.requests]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the weights are those that `finish` leaves."""
+        return self._undamped is not None
+
+    def edit(self, records: Sequence[Mapping[str, Any] | Request], targets: Targets | None = None) -> list[Request]:
+        """Write these facts, all or none; returns them as understood.
+
+        `targets` computed before, on the model as it is now, save computing them. Raises RequestError for a
+        malformed record before anything is touched, and EditError when the result would not be finite. A sequence
+        that was finished goes on from its undamped weights.
+        """
+        requests = parse_requests(records)
+        with self.transaction():
+            self._unfinish()
+            written = self.editor.edit(requests, targets)
+            self.batches.append(Batch(tuple(requests), written))
+        return requests
+
+    def undo(self, batches: int = 1) -> list[Request]:
+        """Take back the last `batches` calls to `edit`, exactly; returns their facts.
+
+        Raises EditError when there are not that many.
+        """
+        if isinstance(batches, bool) or not isinstance(batches, int) or not 1 <= batches <= len(self.batches):
+            raise EditError(f"cannot undo {batches!r} batches: the session holds {len(self.batches)}")
+        with self.transaction():
+            self._undamped = None
+            undone, self.batches = self.batches[-batches:], self.batches[:-batches]
+            facts = [request for batch in undone for request in batch.requests]
+            self.editor.forget(len(facts))
+            self._write_again()
+        return facts
+
+    def finish(self) -> None:
+        """Do what the method does at the end of a sequence: PRUNE's damping, then projection. Nothing otherwise.
+
+        It can be repeated; the next `edit` or `undo` takes it back first.
+        """
+        if not self.variant.prune or self.finished or not self.batches:
+            return
+        with self.transaction():
+            self._damp()
+
+    @contextmanager
+    def at(self, batches: int, *, finished: bool = False) -> Iterator[float]:
+        """Inside the block the weights are those after the first `batches` calls to `edit`, damped if `finished`.
+
+        Yields the seconds that PRUNE's damping took. For measuring only: nothing is saved, and the session goes on
+        afterwards from where it was.
+        """
+        before = (self.batches, self._undamped)
+        with put_back(self.projections):
+            try:
+                self.batches, self._undamped = self.batches[:batches], None
+                self._write_again()
+                started = time.perf_counter()
+                if finished:
+                    self._damp()
+                yield time.perf_counter() - started
+            finally:
+                self.batches, self._undamped = before
+
+    def on_copy(self, model: nn.Module) -> Session:
+        """The same session on a copy of its model, as that is now. The two go on apart; only this one saves itself."""
+        twin = copy.copy(self)
+        twin.model, twin.batches, twin.autosave, twin._folders = model, list(self.batches), None, {}
+        twin.editor = self.variant.editor(
+            model,
+            self.tokenizer,
+            self.hyperparameters,
+            self.covariances,
+            self.null_spaces or {},
+            contexts=self.editor._contexts,
+            progress=self.editor.progress,
+        )
+        twin.editor.memory = self.editor.memory
+        return twin
+
+    def report(self) -> Report:
+        """How far the weights have moved, and how much of that touches preserved keys."""
+        now = {layer: projection.matrix for layer, projection in self.projections.items()}
+        return Report(
+            str(self.variant),
+            len(self.facts),
+            len(self.batches),
+            {layer: drift(self.base[layer], weight) for layer, weight in now.items()},
+            {
+                layer: leakage(self.base[layer], weight, self.covariances[layer])
+                for layer, weight in now.items()
+                if layer in self.covariances
+            },
+            {layer: outside(self.base[layer], now[layer], space) for layer, space in self._reported.items()},
+        )
+
+    # -------------------------------------------------------------------------------------------------- on disk
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to a folder: what it needs to go on, its tokenizer, and a file for every batch.
+
+        The model itself is not in it. Batches saved before are not written again; a crash at any moment leaves the
+        folder with the batches before or after, never between. Raises SessionError when it cannot be written, or the
+        folder holds another session.
+        """
+        folder = self._folders.setdefault(Path(path).resolve(), SessionFolder(path))
+        values = {
+            **self._description(),
+            "finished": self.finished,
+            "weights": self._digests(),
+            "identity": self._identity(),
+        }
+        needed = self.covariances if self.variant.needs_covariances else {}
+        folder.save(self.batches, values, self.tokenizer, needed, self.null_spaces)
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        check_model: bool = True,
+        progress: bool = False,
+    ) -> Session:
+        """The session that was saved to `path`, its edits written into `model` again; it goes on saving itself there.
+
+        `model` is the one that the session began with, unedited. The tokenizer is read from the folder unless given.
+        Raises SessionError for a folder that holds no whole session, WrongModelError for another model.
+        """
+        folder = SessionFolder(path)
+        saved = folder.load()
+        if tokenizer is None:
+            tokenizer = folder.load_tokenizer()
+        _check_model(model, saved.fingerprints, folder.path, saved.model, check_model)
+        session = cls(
+            model,
+            tokenizer,
+            saved.variant,
+            saved.null_spaces,
+            hyperparameters=saved.hyperparameters,
+            covariances=saved.covariances,
+            contexts=saved.contexts,
+            check_model=False,
+            progress=progress,
+        )
+        with put_back(session.projections, only_on_error=True):
+            session.batches = saved.batches
+            session._write_again()
+            for batch in saved.batches:
+                session.editor.remember(batch.written)
+            if saved.finished:
+                session.finish()
+            _check_finite(session.projections)
+        if session._digests() != saved.weights:
+            log.warning("%s: the weights differ from those saved in their last bits (another machine?)", folder.path)
+        session.autosave, session._fingerprints = folder.path, saved.fingerprints
+        session._folders[folder.path.resolve()] = folder
+        return session
+
+    def to_patch(self, path: str | Path) -> None:
+        """Write the edit as one small safetensors file that `patch.apply_patch` and `revert_patch` take, exactly.
+
+        It holds the factors of ΔW where the method has any (not under RECT, nor after PRUNE's damping).
+        """
+        factors: Mapping[int, tuple[Tensor, Tensor] | None] = {}
+        if not self.variant.rect and not self.finished:
+            factors = stacked(self.batches)
+        write_patch(
+            path,
+            self.model,
+            self.base,
+            {layer: factors.get(layer) for layer in self.projections},
+            {**self._description(), "facts": [vars(fact) for fact in self.facts]},
+            template=self.hyperparameters.rewrite_module_tmp,
+        )
+
+    def to_lora(self, folder: str | Path, *, energy: float | None = None) -> dict[int, int]:
+        """Write the edit as a PEFT LoRA adapter; returns layer → rank.
+
+        The ranks are those that give ΔW exactly, or with `energy` the smallest that hold this share of ‖ΔW‖².
+        """
+        return write_lora(
+            folder,
+            self.model,
+            self.base,
+            template=self.hyperparameters.rewrite_module_tmp,
+            energy=energy,
+            base_model=model_name(self.model),
+        )
+
+    # ------------------------------------------------------------------------------------------------ internals
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Weights, history and memory that the block leaves, saved; or all as before if it fails. They nest."""
+        before = (self.batches, self._undamped, self.editor.memory)
+        self.batches = list(self.batches)
+        try:
+            with put_back(self.projections, only_on_error=True):
+                yield
+                _check_finite(self.projections)
+                if self.autosave is not None:
+                    self.save(self.autosave)
+        except BaseException:
+            self.batches, self._undamped, self.editor.memory = before
+            raise
+
+    def _unfinish(self) -> None:
+        if self._undamped is not None:
+            copy_into(self._undamped, self.projections)
+            self._undamped = None
+
+    def _damp(self) -> None:
+        self._undamped = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+        for layer, projection in self.projections.items():
+            before, weight = self.base[layer].to(torch.float64), projection.matrix
+            accumulated = weight.to(torch.float64) - before
+            change = damped(accumulated, before)
+            if change is accumulated:
+                continue  # nothing outgrew the weight
+            if self.null_spaces is not None:
+                change = self.null_spaces[layer].project(change)
+            weight.copy_((before + change.to(before.device)).to(weight.dtype))
+
+    def _write_again(self) -> None:
+        """The weights as `batches` leave them, from the base."""
+        copy_into(self.base, self.projections)
+        again = self.editor.write.again
+        for batch in self.batches:
+            for update in batch.written.updates:
+                again(self.projections[update.layer], update)
+
+    def _description(self) -> dict[str, Any]:
+        """What the session is, in JSON's types."""
+        if self._fingerprints is None:
+            with put_back(self.projections):
+                copy_into(self.base, self.projections)
+                self._fingerprints = fingerprints(self.model, list(self.projections))
+        return {
+            "method": str(self.variant),
+            "model": model_name(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "fingerprints": {str(layer): print_ for layer, print_ in self._fingerprints.items()},
+            "hyperparameters": self.hyperparameters.as_dict(),
+            "contexts": list(self.editor.contexts),
+            "null_spaces": self.null_spaces is not None,
+        }
+
+    def _digests(self) -> dict[str, str]:
+        return {str(layer): tensor_digest(projection.matrix) for layer, projection in self.projections.items()}
+
+    def _identity(self) -> str:
+        """A hash of all that never changes during the session: one may go on in a folder only if they agree."""
+        tensors = [self.covariances[layer].upper.triu() for layer in self.covariances if self.variant.needs_covariances]
+        tensors += [space.factor for space in (self.null_spaces or {}).values()]
+        description = {key: value for key, value in self._description().items() if key != "model"}
+        lines = [json.dumps(description, sort_keys=True), *map(tensor_digest, tensors)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _check_model(model: nn.Module, expected: Mapping[int, str], folder: Path, name: str, required: bool) -> None:
+    """Raises WrongModelError unless the model is the one that the session in `folder` began with."""
+    try:
+        found = fingerprints(model, list(expected))
+        wrong = [layer for layer in expected if found[layer] != expected[layer]]
+        why = f"layer {wrong[0]} differs" if wrong else ""
+    except ModelStructureError as failure:
+        why = str(failure)
+    if not why:
+        return
+    if required:
+        raise WrongModelError(
+            f"the session in {folder} began with {name}, not with the given {model_name(model)} ({why}): give the "
+            "unedited model it began with, or check_model=False"
+        )
+    log.warning("the session in %s began with %s, not with the given %s (%s)", folder, name, model_name(model), why)
+
+
+def _fitting(null_spaces: NullSpaces, session: Session) -> NullSpaces:
+    """Those of the layers to be edited. Raises EditError where one is missing, or another module's."""
+    hyperparameters = session.hyperparameters
+    missing = sorted(set(hyperparameters.layers) - set(null_spaces))
+    if missing:
+        raise EditError(f"there is no null space of layers {missing}, which {session.variant} is to edit")
+    template = null_spaces.provenance.get("template")
+    for layer in hyperparameters.layers:
+        theirs = Decoder(session.model, template).out_projection(layer).name
+        ours = Decoder(session.model, hyperparameters.rewrite_module_tmp).out_projection(layer).name
+        if theirs != ours:
+            raise EditError(
+                f"the null space of layer {layer} is that of {theirs}, but {session.variant} is to edit {ours}"
+            )
+    return NullSpaces({layer: null_spaces[layer] for layer in hyperparameters.layers}, null_spaces.provenance)
+
+
+def _check_finite(projections: Mapping[int, OutProjection]) -> None:
+    for projection in projections.values():
+        if not torch.isfinite(projection.matrix).all():
+            raise EditError(f"the edit would leave {projection.name}.weight not finite; nothing was changed")

@@ -1,0 +1,1 @@
+"""Files that are whole or absent: records, tensors, the cache, and what ships."""

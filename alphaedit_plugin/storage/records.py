@@ -1,0 +1,54 @@
+"""Lists of JSON records: what is wrong with one is named by file, record and field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import RequestError
+
+Json = Mapping[str, Any]
+
+
+def read_records(path: Path, what: str) -> Sequence[Any]:
+    """A JSON list, or one record a line, in the file's order; a line that is not JSON is the error that it gave.
+
+    Raises RequestError, naming the file, if that is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = [line for line in text.split("\n") if line.strip()]
+        by_line = path.suffix == ".jsonl" or (len(lines) > 1 and lines[0].startswith("{") and lines[0].endswith("}"))
+        records = list(map(decoded, lines)) if by_line else json.loads(text)
+    except (OSError, ValueError) as failure:
+        raise RequestError(f"cannot read {what} from {path}: {failure}") from failure
+    if not isinstance(records, list) or not records:
+        raise RequestError(f"{path} holds no list of {what}")
+    return records
+
+
+def decoded(text: str) -> Any:
+    """What JSON says, or the error that it gave."""
+    try:
+        return json.loads(text)
+    except ValueError as failure:
+        return failure
+
+
+def mapping(record: Any, name: str) -> Json:
+    """Raises RequestError, naming the record, if it is none."""
+    if isinstance(record, ValueError):
+        raise RequestError(f"{name} is not JSON: {record}")
+    if not isinstance(record, Mapping):
+        raise RequestError(f"{name} is a {type(record).__name__}, not a mapping")
+    return record
+
+
+def text_of(record: Json, key: str, name: str) -> str:
+    """A field that must be text, and not blank, without spaces at its ends."""
+    value = record.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise RequestError(f"{name}: {key} must be text, not {value!r}")
+    return value.strip()

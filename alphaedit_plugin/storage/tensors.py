@@ -1,0 +1,60 @@
+"""safetensors with a checksum and JSON metadata: whole, and what they say they are, or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import AlphaEditError
+from .files import atomic
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 over type, shape and every byte."""
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    digest.update(data.data)
+    return digest.hexdigest()
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], error: type[AlphaEditError]
+) -> None:
+    """safetensors; `metadata` travels as JSON beside a sha256 of everything."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        seen = {other.data_ptr() for other in plain.values()}
+        plain[name] = value.clone() if value.data_ptr() in seen else value  # safetensors refuses shared memory
+    text = json.dumps(metadata, sort_keys=True)
+    with atomic(path, error) as temporary:
+        save_file(plain, temporary, metadata={"alphaedit": text, "sha256": _checksum(plain, text)})
+
+
+def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, metadata). A file that is absent, cut short, altered or not ours raises `error`, naming it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            # copies: a file's own tensors may start at any address, and kernels round by alignment
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as failure:
+        raise error(f"cannot read {path}: {failure}. Is it complete? Delete it and make it again") from failure
+    if "alphaedit" not in header or "sha256" not in header:
+        raise error(f"{path} was not written by alphaedit-plugin: it lacks our metadata")
+    if _checksum(tensors, header["alphaedit"]) != header["sha256"]:
+        raise error(f"{path} is damaged: its checksum does not match. Delete it and make it again")
+    return tensors, json.loads(header["alphaedit"])
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    lines = [text, *(f"{name} {tensor_digest(tensors[name])}" for name in sorted(tensors))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

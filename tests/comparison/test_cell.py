@@ -1,0 +1,488 @@
+"""Variants run side by side: shared work changes nothing, killed runs go on, several processes share a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.editing import HYPERPARAMETERS, LAYERS, RECORDS, model_of
+from support.spaces import random_covariance
+
+from alphaedit_plugin.comparison.cell import checkpoints_of, compare
+from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row
+from alphaedit_plugin.comparison.run_folder import RunFolder, read_run
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
+from alphaedit_plugin.editors.requests import Request
+from alphaedit_plugin.editors.variant import Variant
+from alphaedit_plugin.errors import AlphaEditError, CompareError, WrongModelError
+from alphaedit_plugin.evaluation.fact_scores import Facts, score
+from alphaedit_plugin.evaluation.facts import Fact
+from alphaedit_plugin.evaluation.measure import Estimate, Measured
+from alphaedit_plugin.evaluation.perplexity import Perplexity
+from alphaedit_plugin.model.fingerprint import fingerprints
+from alphaedit_plugin.nullspace.projection import Criterion
+from alphaedit_plugin.nullspace.statistics import Statistics
+from alphaedit_plugin.session.session import Session
+
+HELD_OUT = "When the king came home from the war, the people of the village had already forgotten his name."
+# Steps so long that singular values outgrow the weights', or PRUNE would have nothing to damp.
+LONG = replace(HYPERPARAMETERS, v_lr=50.0, clamp_norm_factor=300.0, null_space=Criterion(nullity=15), L2=0.1)
+OTHERS = {
+    "rome": replace(LONG, layers=(1,), v_lr=0.2, clamp_norm_factor=4.0),
+    "rect+prune": replace(LONG, v_num_grad_steps=3),  # not the edits of rect
+}
+
+
+def facts_of(count: int) -> list[Fact]:
+    return [
+        Fact(
+            (Request.parse({**record, "case_id": number}, "fact"),),
+            "Paris",
+            (f"They said that {record['subject']} is in",),
+            ("The Louvre is in", "Leonardo da Vinci was born in"),
+        )
+        for number, record in enumerate([*RECORDS, {**RECORDS[0], "subject": "Leonardo"}][:count])
+    ]
+
+
+def statistics_of(model) -> Statistics:
+    prints = fingerprints(model, LAYERS)
+    provenance = {"model": "tiny", "fingerprints": {str(layer): prints[layer] for layer in LAYERS}, "template": None}
+    return Statistics({layer: random_covariance(24, layer) for layer in LAYERS}, provenance)
+
+
+def compared(model, tokenizer, names: list[str], *, facts: int | list[Fact] = 3, **options) -> Comparison:
+    canonical = [str(Variant.parse(name)) for name in names]
+    options = {
+        "hyperparameters": {name: OTHERS.get(name, LONG) for name in canonical},
+        "statistics": statistics_of(model),
+        "batch_size": 2,
+        "measures": [Facts(), Perplexity(HELD_OUT, tokenizer)],
+        **options,
+    }
+    given = facts_of(facts) if isinstance(facts, int) else facts
+    return compare(model, tokenizer, given, names, **options)
+
+
+def timeless(row: Row) -> Row:
+    return replace(row, seconds=0.0)
+
+
+def fresh():
+    return model_of(dtype=torch.float32)
+
+
+VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "rect+prune"]
+VARIANTS += ["memit-seq+rect+P", "memit@layers=[0, 1]", "alphaedit@v_lr=5.0"]
+
+
+@pytest.fixture(scope="module")
+def together(tokenizer) -> Comparison:
+    return compared(fresh(), tokenizer, VARIANTS, every=2)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_run_together_give_the_rows_that_they_give_alone(name, together, tokenizer):
+    """Whatever they share: the targets of the first batch, or all edits; and with checkpoints or without."""
+    alone = compared(fresh(), tokenizer, [name])
+    assert [(row.variant, row.edits) for row in alone.rows] == [(BEFORE, 0), (name, 3)]
+    by_point = {(row.variant, row.edits): row for row in together.rows}
+    for row in alone.rows:
+        assert timeless(row) == timeless(by_point[row.variant, row.edits])
+    assert alone.settings["hyperparameters"][name] == together.settings["hyperparameters"][name]
+
+
+@pytest.mark.parametrize("name", ["memit", "prune+P", "rome", "alphaedit+prune"])
+def test_a_checkpoint_is_the_end_of_a_shorter_run(name, together, tokenizer):
+    """Before all facts are written, only those written so far are asked for."""
+    shorter = compared(fresh(), tokenizer, [name], facts=2)
+    _, at_two = shorter.rows
+    (expected,) = (row for row in together.rows if (row.variant, row.edits) == (name, 2))
+    assert timeless(at_two) == timeless(expected)
+    assert len(at_two.measured["facts"].records) == 2
+
+
+def test_rows_come_in_the_order_asked_for_and_differ(together):
+    assert [row.variant for row in together.final] == [BEFORE, *VARIANTS] == [BEFORE, *together.variants]
+    assert [row.edits for row in together.rows] == [0, *[2, 3] * len(VARIANTS)]
+    assert len({row.metrics["perplexity"] for row in together.final}) == len(together.final)
+    assert all(math.isfinite(row.metrics["perplexity"]) and row.drift for row in together.rows[1:])
+    by_name = {row.variant: row for row in together.final}
+    for name in VARIANTS:
+        first, last = together.of(name)
+        assert 0 < first.seconds < last.seconds
+    for name in ("prune", "prune+P", "alphaedit+prune"):
+        undamped = by_name[str(Variant.parse(name).trajectory)]
+        assert by_name[name].mean_drift < undamped.mean_drift
+        assert by_name[name].seconds >= undamped.seconds
+    assert set(by_name["rome"].drift) == {1}
+
+
+def test_the_rows_hold_what_is_measured_on_the_edited_model(together, tokenizer):
+    """Against a session of its own."""
+    model = fresh()
+    session = Session(model, tokenizer, "memit", hyperparameters=LONG, covariances=statistics_of(model).covariances)
+    requests = [fact.request for fact in facts_of(3)]
+    before = score(model, tokenizer, facts_of(3))
+    session.edit(requests[:2])
+    session.edit(requests[2:])
+    scores = score(model, tokenizer, facts_of(3))
+    (row,) = (row for row in together.final if row.variant == "memit")
+    for name, value in scores.means().items():
+        assert row.metrics[name] == pytest.approx(value)
+    assert row.drift == pytest.approx(session.report().drift)
+    same = [
+        [a == b for old, new in zip(olds, news, strict=True) for a, b in zip(old, new, strict=True)]
+        for olds, news in zip(before.answers, scores.answers, strict=True)
+    ]
+    assert row.metrics["locality"] == pytest.approx(sum(sum(of) / len(of) for of in same) / len(same))
+
+
+def test_the_settings_say_all_that_is_needed_to_repeat_a_run(together, tokenizer):
+    """They survive JSON, and the hyperparameters in them give the same rows again."""
+    settings_ = json.loads(json.dumps(together.settings))
+    assert settings_["variants"] == VARIANTS
+    assert (settings_["edits"], settings_["batch_size"], settings_["checkpoints"]) == (3, 2, [2, 3])
+    assert set(settings_["null_spaces"]) == {name for name in VARIANTS if Variant.parse(name).projected}
+    for described in settings_["null_spaces"].values():
+        assert set(described["nullity"]) == set(described["leakage"]) <= set(settings_["spectra"])
+    values = {
+        name: Hyperparameters.from_mapping({k: v for k, v in written.items() if v is not None}, "x")
+        for name, written in settings_["hyperparameters"].items()
+    }
+    again = compared(fresh(), tokenizer, ["prune", "memit"], hyperparameters=values)
+    for row in again.final:
+        (other,) = (row_ for row_ in together.final if row_.variant == row.variant)
+        assert timeless(row) == timeless(other)
+
+
+@pytest.mark.parametrize("names", [["memit", "prune"], ["prune", "memit", "rome", "alphaedit"]], ids=str)
+def test_the_model_ends_as_it_began_and_every_row_is_told_of(names, tokenizer):
+    model = fresh().train()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    told: list[Comparison] = []
+    result = compared(model, tokenizer, names, on_row=told.append, every=2)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert all(module.training for module in model.modules())
+    assert [len(comparison.rows) for comparison in told] == list(range(1, 2 * len(names) + 2))
+    for comparison, longer in zip(told, [*told[1:], result], strict=True):
+        assert comparison.rows[0].variant == BEFORE
+        assert [row for row in longer.rows if row in comparison.rows] == comparison.rows
+        assert comparison.settings["variants"] == names
+    assert told[-1].rows == result.rows
+
+
+class _Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupted_comparison_leaves_the_model_as_it_was(after, tokenizer):
+    """Between two variants that share their edits, too."""
+    model = fresh()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+
+    def interrupt(comparison: Comparison) -> None:
+        if len(comparison.rows) == 1 + after:
+            raise _Interrupted
+
+    with pytest.raises(_Interrupted):
+        compared(model, tokenizer, ["memit", "prune", "alphaedit"], on_row=interrupt)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# ------------------------------------------------------------------------------------------------------ killed runs
+
+RESUMED = ["memit", "prune", "rome+P", "alphaedit", "rect+P"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tokenizer) -> Comparison:
+    return compared(fresh(), tokenizer, RESUMED, every=2)
+
+
+@pytest.mark.parametrize("killed_at", [(1,), (2, 3), (3, 4, 5), (5, 7), (8,)], ids=str)
+def test_a_run_that_was_killed_goes_on_and_repeats_nothing(killed_at, uninterrupted, tokenizer, tmp_path, monkeypatch):
+    """Killed in the middle of an edit, once or several times."""
+    calls, edit = [], Session.edit
+
+    def counted(self, *args):
+        calls.append(self)
+        if len(calls) in killed_at:
+            raise _Interrupted
+        return edit(self, *args)
+
+    monkeypatch.setattr(Session, "edit", counted)
+    for _ in killed_at:
+        with pytest.raises(_Interrupted):
+            compared(fresh(), tokenizer, RESUMED, folder=tmp_path / "run", every=2)
+    result = compared(fresh(), tokenizer, RESUMED, folder=tmp_path / "run", every=2)
+    assert list(map(timeless, result.rows)) == list(map(timeless, uninterrupted.rows))
+    assert len(calls) == 2 * 4 + len(killed_at)  # two batches for each of four trajectories
+    assert not (tmp_path / "run" / "sessions").exists()
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 7, 10, 15, 22])
+def test_what_was_measured_before_a_kill_is_kept(killed_at, uninterrupted, tokenizer, tmp_path, monkeypatch):
+    calls, edits = [], []
+    for measure in (Facts, Perplexity):
+
+        def counted(self, *args, of=measure.__call__, **options):
+            calls.append(self)
+            if len(calls) == killed_at:
+                raise _Interrupted
+            return of(self, *args, **options)
+
+        monkeypatch.setattr(measure, "__call__", counted)
+    edit = Session.edit
+    monkeypatch.setattr(Session, "edit", lambda self, *args: (edits.append(self), edit(self, *args))[1])
+    model = fresh()
+    with pytest.raises(_Interrupted):
+        compared(model, tokenizer, RESUMED, folder=tmp_path / "run", every=2)
+    result = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", every=2)
+    assert list(map(timeless, result.rows)) == list(map(timeless, uninterrupted.rows))
+    assert len(calls) == 2 * (1 + 2 * len(RESUMED)) + 1
+    assert len(edits) == 2 * 4
+
+
+def test_a_folder_of_results_is_added_to_and_never_confused_with_other_settings(tokenizer, tmp_path, monkeypatch):
+    model = fresh()
+    first = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
+    edits = []
+    edit = Session.edit
+    monkeypatch.setattr(Session, "edit", lambda self, *a: (edits.append(self.variant.solver), edit(self, *a))[1])
+    again = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
+    assert again.rows == first.rows
+    assert edits == []
+    compared(model, tokenizer, ["alphaedit"], folder=tmp_path / "run")
+    assert set(edits) == {"alphaedit"}
+    (whole,) = read_run(tmp_path)
+    assert [row.variant for row in whole.rows] == [BEFORE, "memit", "alphaedit"]
+    other = replace(LONG, mom2_update_weight=7.0)
+    changed = compared(model, tokenizer, ["memit"], folder=tmp_path / "run", hyperparameters=other)
+    assert edits[-1] == "memit"
+    assert changed.rows[-1].drift != first.rows[-1].drift
+    (whole,) = read_run(tmp_path)
+    assert [row for row in whole.rows if row.variant == "memit"] == changed.rows[1:]
+
+
+def test_a_variant_is_the_same_whatever_is_compared_beside_it(tokenizer, tmp_path, monkeypatch):
+    """Statistics of further layers, which another variant needs, make no edit anew."""
+    model = fresh()
+    few = statistics_of(model)
+    few = replace(
+        few.of_layers([1]), provenance={**few.provenance, "fingerprints": {"1": few.provenance["fingerprints"]["1"]}}
+    )
+    first = compared(model, tokenizer, ["rome"], folder=tmp_path / "run", statistics=few)
+    monkeypatch.setattr(Session, "edit", lambda *_: pytest.fail("edited again"))
+    again = compared(model, tokenizer, ["rome"], folder=tmp_path / "run")
+    assert again.rows == first.rows
+
+
+def test_a_variant_is_the_same_however_model_and_text_are_called(tokenizer, tmp_path, monkeypatch):
+    """./corpus or /home/me/corpus: what it says is what counts."""
+    model = fresh()
+    known = statistics_of(model)
+    known = replace(known, provenance={**known.provenance, "text": {"tokens": 99, "digest": "d"}, "source": "./corpus"})
+    first = compared(model, tokenizer, ["memit+P"], folder=tmp_path, statistics=known, settings={"data": "./facts"})
+    elsewhere = {**known.provenance, "model": "/models/tiny", "source": "/home/me/corpus"}
+    options = {"folder": tmp_path, "settings": {"data": "/home/me/facts"}}
+    edits = []
+    edit = Session.edit
+    monkeypatch.setattr(Session, "edit", lambda *given: edits.append(0) or edit(*given))
+    again = compared(model, tokenizer, ["memit+P"], statistics=replace(known, provenance=elsewhere), **options)
+    assert again.rows == first.rows
+    assert not edits
+    other = {**elsewhere, "text": {"tokens": 99, "digest": "e"}}
+    compared(model, tokenizer, ["memit+P"], statistics=replace(known, provenance=other), **options)
+    assert edits
+
+
+def test_one_folder_holds_one_order_of_facts_wherever_the_file_lies(tokenizer, tmp_path):
+    model = fresh()
+    compared(model, tokenizer, ["memit"], folder=tmp_path / "run", settings={"data": "./facts"})
+    compared(model, tokenizer, ["rect"], folder=tmp_path / "run", settings={"data": "/home/me/facts"}, facts=4)
+    (both,) = read_run(tmp_path)
+    assert [(row.variant, row.edits) for row in both.rows] == [(BEFORE, 0), ("memit", 3), ("rect", 4)]
+    # the same file, edited behind its first batch
+    facts = facts_of(4)
+    facts[3] = replace(facts[3], paraphrases=("They say that it is in",))
+    compared(model, tokenizer, ["alphaedit"], folder=tmp_path / "run", facts=facts)
+    (other,) = read_run(tmp_path)
+    assert [(row.variant, row.edits) for row in other.rows] == [(BEFORE, 0), ("alphaedit", 4)]
+
+
+def test_settings_that_several_processes_add_at_once_are_all_there(tmp_path):
+    def add(number: int) -> None:
+        name = f"memit@v_lr=0.{number + 1}"
+        RunFolder(tmp_path).add_settings(
+            {
+                "cell": "c", "order": ["a"], "date": "today", "variants": [name], "trajectories": {name: "t"},
+                "points": {BEFORE: {"0": "b"}, name: {"1": "p"}}, "measures": {}, "hyperparameters": {},
+                "null_spaces": {},
+            }
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(24)))
+    assert len(json.loads((tmp_path / "settings.json").read_text())["variants"]) == 24
+
+
+def test_covariances_of_unknown_text_are_known_by_their_numbers():
+    model = fresh()
+    one, again = statistics_of(model), statistics_of(model)
+    other = replace(one, covariances={**one.covariances, 2: random_covariance(24, 99)})
+    assert one.identity(LAYERS) == again.identity(LAYERS) != other.identity(LAYERS)
+    assert one.identity([0, 1]) == other.identity([0, 1])
+
+
+def test_other_measures_need_no_edits_where_the_sessions_were_kept(tokenizer, tmp_path, monkeypatch):
+    model = fresh()
+    first = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, measures=[Facts()])
+    monkeypatch.setattr(Session, "edit", lambda *_: pytest.fail("edited again"))
+    more = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, every=2)
+    assert all(row.metrics.keys() >= {"perplexity", "efficacy"} for row in more.rows)
+    for row in first.rows:
+        (now,) = (each for each in more.rows if (each.variant, each.edits) == (row.variant, row.edits))
+        assert now.measured["facts"] == row.measured["facts"]
+
+
+def test_kept_sessions_go_on_to_more_facts_and_give_up_what_differs(tokenizer, tmp_path, monkeypatch):
+    """Three facts in batches of two, then four: the second batch is another one."""
+    model, edits = fresh(), []
+    expected = compared(model, tokenizer, ["alphaedit", "rome"], facts=4)
+    compared(model, tokenizer, ["alphaedit", "rome"], folder=tmp_path / "run", keep_sessions=True)
+    edit = Session.edit
+    monkeypatch.setattr(Session, "edit", lambda self, *a: (edits.append(len(a[0])), edit(self, *a))[1])
+    longer = compared(model, tokenizer, ["alphaedit", "rome"], folder=tmp_path / "run", facts=4)
+    assert edits == [2, 2]
+    assert list(map(timeless, longer.rows)) == list(map(timeless, expected.rows))
+
+
+def test_several_that_work_in_one_folder_share_the_work(uninterrupted, tokenizer, tmp_path, monkeypatch):
+    """Each edit is made by one of them, and the one that waits returns everything."""
+    edits, edit, failures = [], Session.edit, []
+    monkeypatch.setattr(Session, "edit", lambda self, *a: (edits.append(self), edit(self, *a))[1])
+
+    def work() -> None:
+        try:
+            compared(fresh(), tokenizer, RESUMED, folder=tmp_path / "run", every=2, wait=False)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    result = compared(fresh(), tokenizer, RESUMED, folder=tmp_path / "run", every=2)
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert list(map(timeless, result.rows)) == list(map(timeless, uninterrupted.rows))
+    assert len(edits) == 2 * 4
+
+
+@pytest.mark.parametrize(
+    "name", ["settings.json", "before/0/facts.json", "before/0/facts.jsonl", "memit/3/weights.json"]
+)
+@pytest.mark.parametrize("content", ["{", "[1, ", "\x00"])
+def test_results_that_cannot_be_read_are_an_error_that_names_the_file(name, content, tokenizer, tmp_path):
+    compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(CompareError, match=r"another folder") as failure:
+        compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run")
+    assert str(tmp_path / "run" / name) in str(failure.value)
+
+
+def test_what_is_no_run_is_an_error_that_names_the_folder(tmp_path):
+    with pytest.raises(CompareError, match=str(tmp_path)):
+        read_run(tmp_path)
+
+
+_numbers = st.floats(allow_nan=False, allow_infinity=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    estimates=st.dictionaries(st.text(), st.builds(Estimate, _numbers, st.none() | _numbers, st.none() | _numbers)),
+    records=st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.booleans())),
+    variant=st.text(min_size=1, max_size=30),
+)
+def test_what_was_measured_reads_back_as_it_was_saved(estimates, records, variant, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    tensors = {"hidden": torch.arange(6.0).reshape(2, 3)}
+    RunFolder(path).save(variant, 7, "m", "identity", Measured(estimates, records, tensors))
+    found = RunFolder(path).load(variant, 7, "m", "identity")
+    assert found is not None
+    assert (found.estimates, found.records) == (estimates, records)
+    assert torch.equal(found.tensors["hidden"], tensors["hidden"])
+    assert RunFolder(path).load(variant, 7, "m", "other") is None
+    assert RunFolder(path).load(variant + "x", 7, "m", "identity") is None
+
+
+# ---------------------------------------------------------------------------------------------------------- the rest
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(1, 60), batch=st.integers(1, 20), every=st.none() | st.integers(1, 70), data=st.data())
+def test_checkpoints_are_ends_of_batches_and_the_last_is_the_end(count, batch, every, data):
+    requests = [data.draw(st.integers(1, 3)) for _ in range(count)]
+    facts = [Fact((Request("{} is", "a", "b"),) * number) for number in requests]
+    found = checkpoints_of(facts, batch, every)
+    assert found[-1].facts == count
+    assert [at.facts for at in found] == sorted({at.facts for at in found})
+    for at in found:
+        assert at.facts == min(at.batches * batch, count)
+        assert at.edits == sum(requests[: at.facts])
+    for wanted in range(every or count, count, every or count):
+        assert any(wanted <= at.facts < wanted + batch for at in found)
+
+
+def test_a_variant_named_twice_is_run_once(tokenizer):
+    result = compared(fresh(), tokenizer, ["memit+rect", "rect", "RECT"])
+    assert [row.variant for row in result.rows] == [BEFORE, "rect"]
+
+
+def test_hyperparameters_and_statistics_may_be_one_for_all_or_each_its_own(tokenizer):
+    model = fresh()
+    one = compared(model, tokenizer, ["memit", "alphaedit"], hyperparameters=LONG)
+    each = compared(model, tokenizer, ["memit", "alphaedit"])
+    assert list(map(timeless, one.rows)) == list(map(timeless, each.rows))
+    other = replace(statistics_of(model), covariances={layer: random_covariance(24, layer + 9) for layer in LAYERS})
+    mixed = compared(
+        model, tokenizer, ["memit", "alphaedit"], statistics={"memit": statistics_of(model), "alphaedit": other}
+    )
+    assert timeless(mixed.rows[1]) == timeless(one.rows[1])
+    assert mixed.rows[2].drift != one.rows[2].drift
+
+
+def test_changes_in_a_variants_name_reach_its_run(tokenizer):
+    names = ["memit", "memit@mom2_update_weight=1000", "memit@layers=[1, 2]"]
+    result = compared(fresh(), tokenizer, names, hyperparameters=LONG)
+    _, plain, careful, two = result.rows
+    assert careful.mean_drift < plain.mean_drift
+    assert set(plain.drift) == {0, 1, 2}
+    assert set(two.drift) == {1, 2}
+
+
+def test_statistics_of_another_model_are_refused_before_anything_is_edited(tokenizer):
+    model = fresh()
+    told: list[Comparison] = []
+    with pytest.raises(WrongModelError):
+        compared(
+            model,
+            tokenizer,
+            ["memit", "memit+P"],
+            statistics=statistics_of(model_of(dtype=torch.float32, seed=1)),
+            on_row=told.append,
+        )
+    assert told == []
+    with pytest.raises(AlphaEditError):
+        Perplexity("", tokenizer)

@@ -1,0 +1,173 @@
+"""Loading a model and its tokenizer by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.sessions import assert_same, everything
+from support.tiny import tiny
+
+from alphaedit_plugin.errors import ModelStructureError, StoreError
+from alphaedit_plugin.model import loading
+from alphaedit_plugin.model.loading import demo_model, load, save_checkpoint
+from alphaedit_plugin.storage.store import Store
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tokenizer):
+    tiny("llama", vocab_size=512).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_checkpoint_is_loaded_ready_to_edit(checkpoint, tokenizer):
+    model, loaded_tokenizer = load(str(checkpoint))
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.config._name_or_path == str(checkpoint)
+    for (name, loaded), saved in zip(model.named_parameters(), tiny("llama", vocab_size=512).parameters(), strict=True):
+        assert torch.equal(loaded, saved), name
+    assert loaded_tokenizer("The capital")["input_ids"] == tokenizer("The capital")["input_ids"]
+
+
+def test_the_type_asked_for_is_the_type_given(checkpoint):
+    model, _ = load(str(checkpoint), dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(ModelStructureError, match="nothing here"):
+        load(str(tmp_path / "nothing here"))
+
+
+def test_a_type_that_does_not_exist_is_refused(checkpoint):
+    with pytest.raises(ModelStructureError, match="float33"):
+        load(str(checkpoint), dtype="float33")
+
+
+@pytest.mark.parametrize("dtype", ["nn", "int8"])
+def test_a_type_that_no_model_can_have_is_refused(checkpoint, dtype):
+    with pytest.raises(ModelStructureError):
+        load(str(checkpoint), dtype=dtype)
+
+
+# ------------------------------------------------------------------------------------------------------- saving
+
+
+def is_checkpoint_of(folder, model, tokenizer):
+    found, found_tokenizer = load(str(folder))
+    assert_same(everything(found), everything(model))
+    return found_tokenizer("The capital")["input_ids"] == tokenizer("The capital")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_saved_is_loaded_again(name, dtype, tokenizer, tmp_path):
+    """Tied weights (gpt2, gemma) included."""
+    model = tiny(name, vocab_size=512, dtype=dtype)
+    save_checkpoint(model, tokenizer, tmp_path / "deep" / "model")
+    assert is_checkpoint_of(tmp_path / "deep" / "model", model, tokenizer)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model"]
+
+
+def test_a_checkpoint_is_replaced_whole(tokenizer, tmp_path):
+    """Nothing of a checkpoint in many parts stays beside one in a single file."""
+    tiny("llama", vocab_size=512).save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    before = {path.name for path in (tmp_path / "model").iterdir()}
+    edited = tiny("llama", vocab_size=512, seed=1)
+    save_checkpoint(edited, tokenizer, tmp_path / "model")
+    assert is_checkpoint_of(tmp_path / "model", edited, tokenizer)
+    assert not {name for name in before if "-of-" in name} & {path.name for path in (tmp_path / "model").iterdir()}
+    assert [path.name for path in tmp_path.iterdir() if "cache" not in path.name] == ["model"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("step", ["weights", "tokenizer", "first rename", "second rename"])
+def test_a_checkpoint_that_cannot_be_replaced_stays_as_it_was(step, error, tokenizer, tmp_path, monkeypatch):
+    old, new = tiny("llama", vocab_size=512), tiny("llama", vocab_size=512, seed=1)
+    save_checkpoint(old, tokenizer, tmp_path / "model")
+    renames, rename = [], Path.rename
+
+    def fail(*_args, **_kwargs):
+        raise error("No space left on device")
+
+    def failing_rename(path, target):
+        renames.append(path)
+        return fail() if len(renames) == {"first rename": 1, "second rename": 2}[step] else rename(path, target)
+
+    with monkeypatch.context() as patch:
+        if step == "weights":
+            patch.setattr(type(new), "save_pretrained", fail)
+        elif step == "tokenizer":
+            patch.setattr(type(tokenizer), "save_pretrained", fail)
+        else:
+            patch.setattr(Path, "rename", failing_rename)
+        with pytest.raises(StoreError if error is OSError else error, match="No space left"):
+            save_checkpoint(new, tokenizer, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir() if "cache" not in path.name] == ["model"]
+    assert is_checkpoint_of(tmp_path / "model", old, tokenizer)
+
+
+def test_a_place_where_no_checkpoint_can_be_is_an_error_that_names_it(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="file"):
+        save_checkpoint(tiny("llama", vocab_size=512), tokenizer, tmp_path / "file" / "model")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_no_checkpoint_is_not_replaced_by_one(kind, tokenizer, tmp_path):
+    place = tmp_path / "place"
+    if kind == "file":
+        place.write_text("years of work")
+    else:
+        place.mkdir()
+        (place / "thesis.txt").write_text("years of work")
+    try:
+        save_checkpoint(tiny("llama", vocab_size=512), tokenizer, place)
+    except StoreError as refused:
+        refusal = str(refused)
+    else:
+        refusal = str(place)
+    assert str(place) in refusal
+    assert (place if kind == "file" else place / "thesis.txt").read_text() == "years of work"
+
+
+# ----------------------------------------------------------------------------------------------- the demo model
+
+
+def test_an_unfamiliar_demo_file_is_refused_and_leaves_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / loading._GGUF).write_bytes(b"something else")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(loading, "_PACKAGE", "package")
+    with pytest.raises(ModelStructureError, match="not the file we know"):
+        demo_model(Store(tmp_path / "store"))
+    assert not (tmp_path / "store" / "models").exists()
+
+
+def test_a_demo_model_that_is_not_installed_is_an_error_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "_PACKAGE", "no_such_package_anywhere")
+    with pytest.raises(ModelStructureError, match="pip install"):
+        demo_model(Store(tmp_path))
+
+
+def test_a_demo_model_that_cannot_be_written_is_an_error_that_names_the_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "_demo_gguf", lambda: tmp_path / "x.gguf")
+    (tmp_path / "models").write_text("in the way")
+    with pytest.raises(StoreError, match="models"):
+        demo_model(Store(tmp_path))
+
+
+def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(loading, "_demo_gguf", lambda: tmp_path / "x.gguf")
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(MemoryError):
+        demo_model(Store(tmp_path / "store"))
+    assert list((tmp_path / "store" / "models").iterdir()) == []

@@ -1,0 +1,224 @@
+"""The decorator: what it wraps stays what it was, and misuse is reported while decorating."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+
+import pytest
+import torch
+from support.spaces import outside, random_spaces
+from support.tiny import tiny
+from torch import nn
+
+from alphaedit_plugin.errors import GuardError, NullSpaceError, WrongModelError
+from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.nullspace.guard import null_space_constrained
+
+LAYERS = (1, 2)
+
+
+def weight_of(model: nn.Module) -> nn.Parameter:
+    return Decoder(model).out_projection(1).module.weight
+
+
+@torch.no_grad()
+def edit(model: nn.Module, amount: float = 1.0, *, scale: float = 1.0) -> str:
+    """Add something to a weight."""
+    weight_of(model).add_(amount * scale)
+    return "edited"
+
+
+@pytest.fixture
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture
+def spaces(model):
+    return random_spaces(model, LAYERS)
+
+
+def assert_projected(model, spaces) -> None:
+    out, size = outside(spaces[1], weight_of(tiny("llama")), weight_of(model), transposed=False)
+    assert size > 0
+    assert out <= 1e-5 * size
+
+
+def test_signature_name_docstring_and_module_stay_as_they_were(spaces):
+    constrained = null_space_constrained(spaces)(edit)
+    assert inspect.signature(constrained) == inspect.signature(edit)
+    assert constrained.__doc__ == edit.__doc__
+    assert constrained.__name__ == edit.__name__
+    assert constrained.__module__ == edit.__module__
+    assert constrained.__wrapped__ is edit
+
+
+def test_arguments_and_return_value_pass_through(model, spaces):
+    seen = {}
+
+    @null_space_constrained(spaces)
+    def record(model, *args, **kwargs):
+        seen.update(model=model, args=args, kwargs=kwargs)
+        return (result := object()), result
+
+    first, second = record(model, 1, 2, key=3)
+    assert first is second
+    assert seen == {"model": model, "args": (1, 2), "kwargs": {"key": 3}}
+
+
+def test_the_model_may_be_given_by_keyword(model, spaces):
+    assert null_space_constrained(spaces)(edit)(amount=2.0, model=model) == "edited"
+    assert_projected(model, spaces)
+
+
+def test_null_spaces_may_come_from_a_path_as_text(model, spaces, tmp_path):
+    spaces.save(tmp_path / "spaces.safetensors")
+    null_space_constrained(str(tmp_path / "spaces.safetensors"))(edit)(model)
+    assert_projected(model, spaces)
+
+
+def test_a_path_is_read_at_the_first_call_and_kept(model, spaces, tmp_path):
+    path = tmp_path / "spaces.safetensors"
+    path.write_bytes(b"not yet")
+    constrained = null_space_constrained(path, check_model=False)(edit)
+    with pytest.raises(NullSpaceError):
+        constrained(model)
+    spaces.save(path)
+    constrained(model)
+    path.unlink()
+    constrained(model)
+    assert_projected(model, spaces)
+
+
+def test_a_callable_is_asked_at_every_call_with_the_model(model, spaces):
+    asked = []
+
+    def find(given):
+        asked.append(given)
+        return spaces
+
+    constrained = null_space_constrained(find, check_model=False)(edit)
+    constrained(model)
+    constrained(model)
+    assert asked == [model, model]
+    assert_projected(model, spaces)
+
+
+def test_a_function_of_the_model_with_further_defaults_is_a_source_too(model, spaces):
+    null_space_constrained(lambda model, cache=None: spaces)(edit)(model)
+    assert_projected(model, spaces)
+
+
+def test_an_edited_model_is_refused_unless_asked(model, spaces):
+    checked, unchecked = (null_space_constrained(spaces, check_model=check)(edit) for check in (True, False))
+    checked(model)
+    with pytest.raises(WrongModelError):
+        checked(model)
+    assert unchecked(model) == "edited"
+
+
+def test_an_exception_passes_through_and_rolls_back(model, spaces):
+    @null_space_constrained(spaces)
+    def failing(model):
+        edit(model)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        failing(model)
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "text", [1], {"by": 1}])
+def test_a_first_argument_that_is_no_model_is_reported(wrong, spaces):
+    with pytest.raises(GuardError, match="model"):
+        null_space_constrained(spaces)(edit)(wrong)
+
+
+def test_a_forgotten_model_is_reported(spaces):
+    with pytest.raises((GuardError, TypeError)):
+        null_space_constrained(spaces)(edit)()
+
+
+# -------------------------------------------------------------------------------------- misuse while decorating
+
+
+async def coroutine(model): ...
+
+
+def generator(model):
+    yield model
+
+
+async def asynchronous_generator(model):
+    yield model
+
+
+class Editor:
+    def __init__(self, model): ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        coroutine,
+        generator,
+        asynchronous_generator,
+        functools.partial(coroutine),
+        Editor,
+        lambda: None,
+        lambda *, model: None,
+        lambda **kwargs: None,
+        None,
+        3,
+        "edit",
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_constrained_is_refused_while_decorating(function, spaces):
+    with pytest.raises(GuardError):
+        null_space_constrained(spaces)(function)
+
+
+@pytest.mark.parametrize("source", [None, 3, 2.5, ["a"], {1: "x"}, object()], ids=repr)
+def test_what_is_no_source_of_null_spaces_is_refused_while_decorating(source):
+    with pytest.raises(GuardError):
+        null_space_constrained(source)
+
+
+def test_a_file_that_is_not_there_is_refused_while_decorating(tmp_path):
+    with pytest.raises(GuardError, match=r"absent\.safetensors"):
+        null_space_constrained(tmp_path / "absent.safetensors")
+
+
+def _edit_two(model, requests): ...
+
+
+def _edit_many(*args): ...
+
+
+@pytest.mark.parametrize("function", [_edit_two, _edit_many, Editor, lambda: None], ids=repr)
+def test_forgotten_parentheses_are_reported_while_decorating(function):
+    with pytest.raises(GuardError, match=r"write @null_space_constrained\(null_spaces\)"):
+        null_space_constrained(function)
+
+
+def test_forgotten_parentheses_on_a_function_of_the_model_alone_do_not_pass_in_silence(model):
+    """Such a function looks like a source of null spaces: at the latest the call must fail, not do nothing."""
+
+    def attempt():
+        @null_space_constrained
+        def edit_it(model):
+            edit(model)
+
+        edit_it(model)
+
+    with pytest.raises(GuardError):
+        attempt()
+
+
+def test_the_misused_examples_are_what_they_claim_to_be():
+    assert asyncio.iscoroutinefunction(coroutine)
+    assert inspect.isgeneratorfunction(generator)
+    assert inspect.isasyncgenfunction(asynchronous_generator)

@@ -1,0 +1,628 @@
+"""The projection hook: whatever is written to a guarded weight, however it is written, stays in the null space."""
+
+from __future__ import annotations
+
+import copy
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.spaces import outside, random_spaces
+from support.tiny import tiny
+from torch import Tensor, nn
+
+from alphaedit_plugin.errors import AlphaEditError, GuardError, ModelStructureError, WrongModelError
+from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.nullspace.guard import guard
+
+LAYERS = (1, 2)
+MODELS = ("llama", "gpt2")  # Linear and Conv1D
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+IDS = torch.tensor([[1, 5, 9, 3]])
+
+
+def modules_of(model: nn.Module) -> dict[int, nn.Module]:
+    return {layer: p.module for layer, p in Decoder(model).out_projections(list(LAYERS)).items()}
+
+
+def weights_of(model: nn.Module) -> dict[int, Tensor]:
+    return {layer: module.weight for layer, module in modules_of(model).items()}
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same(model: nn.Module, before: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == before[name].dtype, name
+        assert torch.equal(parameter.detach(), before[name]), name
+
+
+def is_transposed(model: nn.Module) -> bool:
+    return Decoder(model).out_projection(1).transposed
+
+
+def assert_inside(model: nn.Module, spaces, before: dict[int, Tensor]) -> None:
+    """For updates of ordinary size, in float32."""
+    for layer, weight in weights_of(model).items():
+        out, size = outside(spaces[layer], before[layer], weight, is_transposed(model))
+        assert size > 0, "the update was lost"
+        assert out <= 1e-5 * size, layer
+
+
+# ------------------------------------------------------------------------------------------- programs of writes
+
+Holders = dict[int, object]  # layer → something with a `.weight`
+
+
+def _noise(weight: Tensor, seed: int, size: float) -> Tensor:
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * size
+    return noise.bfloat16().to(weight.dtype)  # the same numbers in every precision
+
+
+def _assign(holder, x, i, _start):
+    holder.weight[...] = x
+
+
+def _add(holder, x, i, _start):
+    holder.weight += x
+
+
+def _add_row(holder, x, i, _start):
+    holder.weight[i] += x[i]
+
+
+def _set_column(holder, x, i, _start):
+    holder.weight[:, i] = x[:, i]
+
+
+def _multiply(holder, x, i, _start):
+    holder.weight.mul_(0.5)
+
+
+def _copy(holder, x, i, _start):
+    holder.weight.copy_(x)
+
+
+def _add_to_data(holder, x, i, _start):
+    holder.weight.data += x
+
+
+def _copy_to_data(holder, x, i, _start):
+    holder.weight.data.copy_(x)
+
+
+def _replace_data(holder, x, i, _start):
+    holder.weight.data = x
+
+
+def _add_to_detached(holder, x, i, _start):
+    holder.weight.detach().add_(x)
+
+
+def _set_entry_of_view(holder, x, i, _start):
+    holder.weight.view(-1)[i] = x.view(-1)[i]
+
+
+def _add_to_transposed_view(holder, x, i, _start):
+    holder.weight.T[i] += x.T[i]
+
+
+def _step(holder, x, i, _start):
+    holder.weight.grad = x
+    torch.optim.SGD([holder.weight], lr=0.1).step()
+    holder.weight.grad = None
+
+
+def _restore(holder, x, i, start):
+    holder.weight.copy_(start)
+
+
+def _read(holder, x, i, _start):
+    holder.weight.sum().item()
+
+
+WRITES = (
+    _assign, _add, _add_row, _set_column, _multiply, _copy, _add_to_data, _copy_to_data, _replace_data,
+    _add_to_detached, _set_entry_of_view, _add_to_transposed_view, _step,
+)  # fmt: skip
+INSTRUCTIONS = (*WRITES, _restore, _read, "foreach_add", "forward")
+
+programs = st.lists(
+    st.tuples(
+        st.sampled_from(INSTRUCTIONS),
+        st.sampled_from(LAYERS),
+        st.integers(0, 15),  # an index that fits every dimension
+        st.integers(0, 1000),  # seed
+        st.sampled_from([1e-3, 1.0, 30.0]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def _run(instruction, holders: Holders, layer: int, i: int, seed: int, size: float, starts) -> None:
+    if instruction == "foreach_add":
+        both = [holders[n].weight for n in LAYERS]
+        torch._foreach_add_(both, [_noise(w, seed + n, size) for n, w in enumerate(both)])
+    elif instruction != "forward":
+        holder = holders[layer]
+        instruction(holder, _noise(holder.weight, seed, size), i, starts[layer])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=25, deadline=None)
+@given(program=programs, nullity=st.sampled_from([3, 15]))
+def test_any_program_of_writes_does_what_it_says_but_inside_the_null_space(name, dtype, program, nullity):
+    """Beside the guarded model runs a float64 shadow: plain weights, projected with the dense P after every write."""
+    model = tiny(name, dtype=dtype)
+    spaces = random_spaces(model, LAYERS, nullity)
+    transposed, before = is_transposed(model), snapshot(model)
+    guarded = modules_of(model)
+    starts = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    exact = {n: s.double() for n, s in starts.items()}
+    shadows = {n: SimpleNamespace(weight=nn.Parameter(s.clone(), requires_grad=False)) for n, s in exact.items()}
+    unit = torch.finfo(dtype).eps
+    entries = starts[1].numel() ** 0.5
+    error = dict.fromkeys(LAYERS, 0.0)  # how far rounding can have taken each weight from its shadow
+
+    with torch.no_grad(), guard(model, spaces):
+        for instruction, layer, i, seed, size in program:
+            _run(instruction, guarded, layer, i, seed, size, starts)
+            if instruction == "forward":
+                model(IDS)
+            _run(instruction, shadows, layer, i, seed, size, exact)
+            for n, shadow in shadows.items():
+                written = float(shadow.weight.norm())
+                delta = shadow.weight - exact[n]
+                kept = (spaces[n].dense() @ delta) if transposed else (delta @ spaces[n].dense())
+                shadow.weight = nn.Parameter(exact[n] + kept, requires_grad=False)
+                # Each write rounds once, its projection once more; float16 has a smallest step besides.
+                error[n] += 2 * unit * (written + float(shadow.weight.norm())) + 1e-7 * entries * (dtype == DTYPES[2])
+                seen = guarded[n].weight.clone().double()
+                assert float((seen - shadow.weight).norm()) <= error[n] + 1e-6 * written, (n, instruction)
+
+    for n, weight in weights_of(model).items():
+        out, delta = outside(spaces[n], starts[n], weight, transposed)
+        rounding = unit * float(weight.double().norm()) + 1e-7 * entries * (dtype == DTYPES[2])
+        if dtype == torch.float32:
+            last_write = 1e-7 * 30 * entries  # what is left where a large write lies across the null space
+            assert out <= 1e-5 * delta + rounding + last_write
+        else:
+            assert out <= 1e-3 * delta + rounding
+    guarded_ids = {id(w) for w in weights_of(model).values()}
+    for parameter_name, parameter in model.named_parameters():
+        if id(parameter) not in guarded_ids:
+            assert torch.equal(parameter.detach(), before[parameter_name]), parameter_name
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__.strip("_"))
+@pytest.mark.parametrize("name", MODELS)
+def test_the_next_read_and_the_next_forward_see_projected_weights(name, write):
+    model = tiny(name)
+    spaces = random_spaces(model, LAYERS)
+    start = weights_of(model)[1].detach().clone()
+    with torch.no_grad(), guard(model, spaces):
+        module = modules_of(model)[1]
+        write(module, _noise(module.weight, 3, 1.0), 2, start)
+        keys = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+        answer = module(keys)
+        out, size = outside(spaces[1], start, module.weight.clone(), is_transposed(model))
+        again = module(keys)
+    assert size > 0
+    assert out <= 1e-5 * size
+    assert torch.equal(answer, again), "the forward before the first read saw other weights"
+    assert torch.allclose(answer, modules_of(model)[1](keys), atol=1e-5 * float(answer.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_writing_the_start_back_restores_it_exactly(name, dtype):
+    model = tiny(name, dtype=dtype)
+    before = snapshot(model)
+    with torch.no_grad(), guard(model, random_spaces(model, LAYERS)):
+        for weight in weights_of(model).values():
+            start = weight.clone()
+            weight += 1
+            weight.copy_(start)
+            assert torch.equal(weight.clone(), start)
+    assert_same(model, before)
+
+
+def test_a_guard_under_which_nothing_is_written_changes_nothing():
+    model = tiny("llama", dtype=torch.bfloat16)
+    before = snapshot(model)
+    with guard(model, random_spaces(model, LAYERS)):
+        model(IDS)
+    assert_same(model, before)
+
+
+def test_a_write_past_the_hook_is_projected_when_the_guard_ends():
+    model = tiny("gpt2")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with guard(model, spaces):
+        for weight in weights_of(model).values():
+            weight.detach().numpy()[...] += 1
+    assert_inside(model, spaces, before)
+
+
+def test_a_square_conv1d_is_projected_on_its_input_side():
+    model = tiny("gpt2", n_inner=16)
+    spaces = random_spaces(model, LAYERS, 10)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with torch.no_grad(), guard(model, spaces):
+        for layer, weight in weights_of(model).items():
+            weight += _noise(weight, layer, 1.0)
+    assert_inside(model, spaces, before)
+
+
+# ------------------------------------------------------------------------------------------------ things go wrong
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_exception_rolls_back_bit_for_bit(error, dtype):
+    model = tiny("llama", dtype=dtype)
+    before = snapshot(model)
+
+    def edit():
+        with torch.no_grad(), guard(model, random_spaces(model, LAYERS)):
+            weights = weights_of(model)
+            weights[1] += 1
+            weights[2].data = torch.ones_like(weights[2])
+            raise error("stop")
+
+    with pytest.raises(error):
+        edit()
+    assert_same(model, before)
+    assert all(type(w) is nn.Parameter for w in weights_of(model).values())
+
+
+def _raise_after(model, spaces, change):
+    with torch.no_grad(), guard(model, spaces):
+        for weight in weights_of(model).values():
+            weight += 1
+        change(weights_of(model)[1])
+        raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda w: setattr(w, "data", torch.zeros(2, 3)), lambda w: setattr(w, "data", w.data.double())],
+    ids=["another shape", "another type"],
+)
+def test_roll_back_also_undoes_data_of_another_shape_or_type(change):
+    model = tiny("llama")
+    before = snapshot(model)
+    with pytest.raises((RuntimeError, AlphaEditError)):
+        _raise_after(model, random_spaces(model, LAYERS), change)
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_and_rolled_back(bad):
+    model = tiny("llama")
+    before = snapshot(model)
+
+    def edit():
+        with torch.no_grad(), guard(model, random_spaces(model, LAYERS)):
+            weights_of(model)[1] += 1
+            weights_of(model)[2][3, 4] = bad
+
+    with pytest.raises(GuardError, match=r"model\.layers\.2\.mlp\.down_proj"):
+        edit()
+    assert_same(model, before)
+
+
+def test_a_replacement_that_is_not_finite_is_undone():
+    model = tiny("llama")
+    before, original = snapshot(model), weights_of(model)[1]
+
+    def edit():
+        with guard(model, random_spaces(model, LAYERS)):
+            modules_of(model)[1].weight = nn.Parameter(torch.full_like(original, torch.nan))
+
+    with pytest.raises(GuardError):
+        edit()
+    assert weights_of(model)[1] is original
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("inner", [lambda model: model, copy.deepcopy], ids=["the model", "its copy"])
+def test_nested_guards_are_refused_and_the_outer_one_goes_on(inner):
+    model = tiny("llama")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with torch.no_grad(), guard(model, spaces):
+        with pytest.raises(GuardError, match="guarded already"), guard(inner(model), spaces, check_model=False):
+            pass
+        for layer, weight in weights_of(model).items():
+            weight += _noise(weight, layer, 1.0)
+    assert_inside(model, spaces, before)
+
+
+def test_a_model_of_another_fingerprint_is_refused_unless_asked():
+    model, other = tiny("llama"), tiny("llama", seed=1)
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(other).items()}
+    with pytest.raises(WrongModelError), guard(other, spaces):
+        pass
+    assert all(type(w) is nn.Parameter for w in weights_of(other).values())
+    with torch.no_grad(), guard(other, spaces, check_model=False):
+        for layer, weight in weights_of(other).items():
+            weight += _noise(weight, layer, 1.0)
+    assert_inside(other, spaces, before)
+
+
+def test_null_spaces_of_another_width_are_refused_even_unchecked():
+    spaces = random_spaces(tiny("llama", intermediate_size=32), LAYERS)
+    model = tiny("llama")
+    with pytest.raises(ModelStructureError, match=r"24.*32"), guard(model, spaces, check_model=False):
+        pass
+    assert all(type(w) is nn.Parameter for w in weights_of(model).values())
+
+
+def test_a_guard_that_cannot_begin_leaves_no_weight_guarded():
+    """The second weight is an inference tensor, whose writes nobody can notice."""
+    model = tiny("llama")
+    with torch.inference_mode():
+        modules_of(model)[2].weight = nn.Parameter(torch.zeros(16, 24), requires_grad=False)
+    spaces = random_spaces(tiny("llama"), LAYERS)
+    with pytest.raises(Exception, match=r"(?i)inference"), guard(model, spaces, check_model=False):
+        pass
+    assert all(type(w) is nn.Parameter for w in weights_of(model).values())
+
+
+# ------------------------------------------------------------------------------- it leaves the world as it found it
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_identity_type_and_requires_grad_survive(requires_grad):
+    model = tiny("llama").requires_grad_(requires_grad)
+    before = weights_of(model)
+    with guard(model, random_spaces(model, LAYERS)):
+        for weight in weights_of(model).values():
+            assert isinstance(weight, nn.Parameter)
+            assert type(weight).__name__ == "Parameter"
+    for layer, weight in weights_of(model).items():
+        assert weight is before[layer]
+        assert type(weight) is nn.Parameter
+        assert weight.requires_grad is requires_grad
+        assert vars(weight) == {}
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam], ids=["SGD", "Adam"])
+def test_an_optimizer_made_before_the_guard_works_inside_and_after(make):
+    model = tiny("llama").requires_grad_(True)
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    optimizer = make(list(weights_of(model).values()), lr=0.05)
+
+    def step():
+        optimizer.zero_grad()
+        model(IDS).logits.pow(2).mean().backward()
+        optimizer.step()
+
+    with guard(model, spaces):
+        step()
+        step()
+    assert_inside(model, spaces, before)
+    inside = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    step()
+    for n, weight in weights_of(model).items():
+        out, size = outside(spaces[n], inside[n], weight, transposed=False)
+        assert out > 0.01 * size, "after the guard a step is free again"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_through_a_guarded_weight_are_the_same(name):
+    plain, guarded = tiny(name).requires_grad_(True), tiny(name).requires_grad_(True)
+
+    def gradients(model):
+        loss = model(IDS).logits.log_softmax(-1)[0, -1, 7]
+        return dict(zip([n for n, _ in model.named_parameters()], torch.autograd.grad(
+            loss, list(model.parameters()), allow_unused=True), strict=True))  # fmt: skip
+
+    expected = gradients(plain)
+    with guard(guarded, random_spaces(guarded, LAYERS)):
+        actual = gradients(guarded)
+    for parameter_name, gradient in expected.items():
+        assert (gradient is None) == (actual[parameter_name] is None)
+        assert gradient is None or torch.equal(gradient, actual[parameter_name])
+
+
+def test_state_dict_and_torch_save_inside_the_guard_hold_plain_projected_weights():
+    model = tiny("llama")
+    spaces = random_spaces(model, LAYERS)
+    start = weights_of(model)[1].detach().clone()
+    file = io.BytesIO()
+    with torch.no_grad(), guard(model, spaces):
+        weights_of(model)[1].detach().add_(1)
+        state = model.state_dict()
+        torch.save(state, file)
+        torch.save(weights_of(model)[1], whole := io.BytesIO())
+    name = Decoder(model).out_projection(1).name + ".weight"
+    assert type(state[name]) is Tensor
+    file.seek(0)
+    whole.seek(0)
+    loaded = torch.load(file)[name]
+    assert type(loaded) is Tensor
+    assert type(torch.load(whole, weights_only=False)) is nn.Parameter
+    out, size = outside(spaces[1], start, loaded, transposed=False)
+    assert size > 0
+    assert out <= 1e-5 * size
+
+
+def test_load_state_dict_inside_the_guard_is_projected():
+    model, other = tiny("llama"), tiny("llama", seed=1)
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with guard(model, spaces):
+        model.load_state_dict(other.state_dict())
+    assert_inside(model, spaces, before)
+
+
+@pytest.mark.parametrize("copies", [1, 2], ids=["a copy", "a copy of a copy"])
+def test_a_copy_made_inside_the_guard_is_guarded_too_and_ordinary_afterwards(copies):
+    model = tiny("gpt2").requires_grad_(True)
+    before = snapshot(model)
+    starts = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    spaces = random_spaces(model, LAYERS)
+    with torch.no_grad(), guard(model, spaces):
+        copied = model
+        for _ in range(copies):
+            copied = copy.deepcopy(copied)
+        for layer, weight in weights_of(copied).items():
+            weight += _noise(weight, layer, 1.0)
+    assert_same(model, before)
+    assert_inside(copied, spaces, starts)
+    for weight in weights_of(copied).values():
+        assert type(weight) is nn.Parameter
+        assert weight.requires_grad
+
+
+def test_deepcopy_keeps_ties():
+    model = tiny("llama")
+    weight = weights_of(model)[1]
+    pair = nn.ParameterList([weight, weight])
+    with guard(model, random_spaces(model, LAYERS)):
+        copied = copy.deepcopy(pair)
+    assert copied[0] is copied[1]
+    assert copied[0] is not weight
+
+
+def test_a_weight_tied_to_another_module_stays_tied():
+    model = tiny("llama")
+    model.tied = nn.Linear(24, 16, bias=False)
+    model.tied.weight = weights_of(model)[1]
+    spaces = random_spaces(model, LAYERS)
+    start = model.tied.weight.detach().clone()
+    with torch.no_grad(), guard(model, spaces, check_model=False):
+        model.tied.weight += 1
+    assert model.tied.weight is weights_of(model)[1]
+    out, size = outside(spaces[1], start, model.tied.weight, transposed=False)
+    assert size > 0
+    assert out <= 1e-5 * size
+
+
+def test_two_layers_that_share_one_weight_are_refused_or_released_whole():
+    model = tiny("llama")
+    modules_of(model)[2].weight = weights_of(model)[1]
+    start = weights_of(model)[1].detach().clone()
+    space = random_spaces(model, LAYERS)[1]
+    try:
+        with torch.no_grad(), guard(model, {1: space, 2: space}):
+            weights_of(model)[1].add_(_noise(start, 0, 1.0))
+    except AlphaEditError:
+        assert torch.equal(weights_of(model)[1], start)
+    else:
+        out, size = outside(space, start, weights_of(model)[1], transposed=False)
+        assert out <= 1e-5 * size
+    assert type(weights_of(model)[1]) is nn.Parameter
+
+
+def test_a_tensor_assigned_as_data_is_not_modified():
+    model = tiny("llama")
+    given = torch.ones(16, 24)
+    with guard(model, random_spaces(model, LAYERS)):
+        weights_of(model)[1].data = given
+        weights_of(model)[1].sum()
+    assert torch.equal(given, torch.ones(16, 24))
+
+
+def test_a_parameter_put_in_the_place_of_a_guarded_one_is_projected_at_the_end():
+    model = tiny("gpt2")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with guard(model, spaces):
+        for module in modules_of(model).values():
+            module.weight = nn.Parameter(module.weight + 1)
+    assert_inside(model, spaces, before)
+
+
+def test_a_replacement_of_another_shape_is_refused():
+    model = tiny("llama")
+    before = snapshot(model)
+
+    def edit():
+        with guard(model, random_spaces(model, LAYERS)):
+            modules_of(model)[1].weight = nn.Parameter(torch.zeros(16, 25))
+
+    with pytest.raises(GuardError, match="replaced"):
+        edit()
+    assert_same(model, before)
+
+
+def test_a_parameter_can_be_made_from_what_a_guarded_one_holds():
+    model = tiny("llama")
+    with guard(model, random_spaces(model, LAYERS)):
+        made = nn.Parameter(weights_of(model)[1].detach())
+    assert type(made) is nn.Parameter
+    assert torch.equal(made, weights_of(model)[1])
+
+
+def test_training_of_the_whole_model_leaves_unguarded_parameters_free():
+    guarded, plain = tiny("llama").requires_grad_(True), tiny("llama").requires_grad_(True)
+    for model in (guarded, plain):
+        model(IDS).logits.pow(2).mean().backward()
+    with guard(guarded, random_spaces(guarded, LAYERS)):
+        torch.optim.SGD(guarded.parameters(), lr=0.1).step()
+    torch.optim.SGD(plain.parameters(), lr=0.1).step()
+    own = {id(w) for w in weights_of(guarded).values()}
+    for mine, theirs in zip(guarded.parameters(), plain.parameters(), strict=True):
+        if id(mine) not in own:
+            assert torch.equal(mine, theirs)
+
+
+def test_a_model_offloaded_by_accelerate_is_guarded_and_edited():
+    accelerate = pytest.importorskip("accelerate")
+    plain = tiny("llama")
+    spaces = random_spaces(plain, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(plain).items()}
+    model = accelerate.cpu_offload(tiny("llama"), execution_device=torch.device("cpu"))
+    projections = Decoder(model).out_projections(list(LAYERS))
+    with torch.no_grad(), guard(model, spaces, check_model=False):
+        for layer, projection in projections.items():
+            projection.matrix.add_(_noise(before[layer], layer, 1.0))
+        inside = model(IDS).logits
+    for layer, projection in projections.items():
+        assert type(projection.stored) is Tensor
+        out, size = outside(spaces[layer], before[layer], projection.stored, transposed=False)
+        assert size > 0
+        assert out <= 1e-5 * size
+        weights_of(plain)[layer].copy_(projection.stored)
+    assert torch.allclose(inside, plain(IDS).logits, atol=1e-4)
+    assert torch.allclose(model(IDS).logits, plain(IDS).logits, atol=1e-6)
+
+
+def test_an_offloaded_model_is_known_to_be_the_same_model():
+    accelerate = pytest.importorskip("accelerate")
+    spaces = random_spaces(tiny("llama"), LAYERS)
+    model = accelerate.cpu_offload(tiny("llama"), execution_device=torch.device("cpu"))
+    with guard(model, spaces), pytest.raises(GuardError, match="guarded already"), guard(model, spaces):
+        pass
+
+
+def test_an_offloaded_model_is_rolled_back():
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.cpu_offload(tiny("llama"), execution_device=torch.device("cpu"))
+    before = weights_of(tiny("llama"))
+    projections = Decoder(model).out_projections(list(LAYERS))
+
+    def edit():
+        with guard(model, random_spaces(model, LAYERS)):
+            projections[1].matrix.add_(1)
+            model(IDS)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        edit()
+    for layer, projection in projections.items():
+        assert torch.equal(projection.stored, before[layer])
+        assert type(projection.stored) is Tensor

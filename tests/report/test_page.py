@@ -1,0 +1,369 @@
+"""The page: what it holds, that it needs nothing but itself, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from support.browser import CHROMIUM, Browser
+from support.comparisons import comparison
+
+from alphaedit_plugin.comparison.results import Comparison
+from alphaedit_plugin.errors import CompareError
+from alphaedit_plugin.report import write_report
+from alphaedit_plugin.report.figures import layers_panel
+from alphaedit_plugin.report.sections import sections
+from alphaedit_plugin.report.style import THEME, Style, styles
+from alphaedit_plugin.report.words import finding, projection
+
+pytest.importorskip("matplotlib", reason="the figures need matplotlib")
+pytest.importorskip("jinja2", reason="the report needs jinja2")
+pillow = pytest.importorskip("PIL.Image", reason="pillow comes with matplotlib")
+
+NAMES = ("memit", "memit+P", "alphaedit")
+SECTIONS = {
+    "headline", "curves", "capability", "shift", "null-spaces", "weights", "timing", "relations", "cases", "all",
+    "settings",
+}  # fmt: skip
+WHOLE = comparison(NAMES, (100, 200), facts=24)
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Elements as (tag, attributes, tags around it), the text, and what was opened and never closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str], tuple[str, ...]]] = []
+        self.around: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, tuple(self.around)))
+        if tag not in VOID:
+            self.around.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, tuple(self.around)))
+
+    def handle_endtag(self, tag):
+        assert self.around, f"</{tag}> closes nothing"
+        assert self.around.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.around):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes, _ in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    return write_report([WHOLE], tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def page(written) -> Page:
+    return Page(written.read_text(encoding="utf-8"))
+
+
+def sections_of(page: Page) -> set[str]:
+    return {attributes["id"].partition("-")[2] for attributes in page.all("section")}
+
+
+def test_the_page_is_well_formed_and_has_every_section(page):
+    assert page.around == []
+    assert sections_of(page) == SECTIONS
+    links = {attributes["href"] for attributes in page.all("a")}
+    assert {f"#c-{name}" for name in SECTIONS} <= links
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page):
+    ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    asked = {attributes["href"][1:] for _, attributes, _ in page.elements if "href" in attributes}
+    asked |= {attributes["aria-labelledby"] for _, attributes, _ in page.elements if "aria-labelledby" in attributes}
+    for _, attributes, _ in page.elements:
+        asked |= {name for value in attributes.values() for name in re.findall(r"url\(#([^)]*)\)", value)}
+    assert asked <= set(ids)
+
+
+def test_nothing_is_fetched(page, written):
+    for _, attributes, _ in page.elements:
+        assert "src" not in attributes
+        assert attributes.get("href", "#").startswith("#")
+    text = written.read_text(encoding="utf-8")
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*[\"']?([^)]*)\)", text))
+    assert "://" not in re.sub(r"\.\./shared", "", text)
+
+
+def test_every_figure_is_described_and_has_its_numbers_and_its_files(page, written):
+    drawn = [attributes for attributes in page.all("svg") if attributes.get("role") == "img"]
+    folder = written.parent / "figures"
+    stems = {path.stem for path in folder.iterdir()}
+    assert len(drawn) == len(stems) >= 25
+    assert all(len(attributes["aria-label"]) > 20 for attributes in drawn)
+    assert len(page.all("figcaption")) == len(page.all("figure"))
+    for stem in stems:
+        with pillow.open(folder / f"{stem}.png") as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 300
+            assert len(image.convert("L").getcolors()) > 10  # not an empty picture
+        assert ElementTree.parse(folder / f"{stem}.svg").getroot().tag.endswith("svg")
+
+
+def test_figures_follow_the_page_into_the_dark(page):
+    """All of their colours are variables, and each variable has two values."""
+    for tag, attributes, around in page.elements:
+        if "svg" in around or tag == "svg":
+            for name, value in attributes.items():
+                assert not re.search(r"#[0-9a-fA-F]{3,6}\b(?!-)", re.sub(r"url\([^)]*\)", "", value)) or name in (
+                    "id",
+                    "href",
+                    "d",
+                    "aria-label",
+                ), (tag, name, value)
+    values = [value for pair in THEME.values() for value in pair]
+    assert len(values) == len(set(values))
+
+
+@pytest.mark.parametrize("shade", [0, 1])
+def test_text_and_lines_stand_out_from_the_paper(shade):
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    paper = luminance(THEME["paper"][shade])
+    for name, colours in THEME.items():
+        light, dark = sorted((paper, luminance(colours[shade])), reverse=True)
+        least = {"paper": 1, "grid": 1, "ink": 7, "muted": 4.5}.get(name, 3)  # WCAG 2.2: 1.4.3, 1.4.6, 1.4.11
+        assert (light + 0.05) / (dark + 0.05) >= least, name
+
+
+def test_tables_are_tables_in_regions_that_the_keyboard_reaches(page):
+    tables = page.all("table")
+    regions = [a for a in page.all("div") if a.get("role") == "region"]
+    assert len(tables) == len(page.all("caption")) == len(regions) > 10
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions)
+    headers = page.all("th")
+    assert all(header["scope"] in ("col", "row") for header in headers)
+    buttons = [around for tag, _, around in page.elements if tag == "button" and "th" in around]
+    assert len(buttons) == sum(header["scope"] == "col" for header in headers)
+
+
+def test_the_page_says_how_to_repeat_the_run(page):
+    assert "alphaedit compare HuggingFaceTB/SmolLM2-135M --data 'facts of the day.json'" in page.text
+    assert "record 7: requested_rewrite.subject is missing" in page.text
+    assert "ab" * 32 in page.text
+    assert page.text.count("v_lr") == len(NAMES)
+
+
+def test_no_section_without_data(tmp_path):
+    bare = comparison(("memit",), (100,), ("perplexity",), null_spaces={}, spectra={})
+    rows = [type(row)(row.variant, row.edits, row.measured) for row in bare.rows]
+    page = Page(write_report([Comparison(rows, bare.settings)], tmp_path).read_text(encoding="utf-8"))
+    assert sections_of(page) == {"all", "settings"}
+    assert page.all("figure") == []
+
+
+def test_variants_share_a_line_of_null_spaces_where_they_share_these(tmp_path):
+    """ROME's one layer is one of AlphaEdit's; another threshold, or other text, is another line."""
+
+    def space(criterion: str, **nullity: int) -> dict:
+        return {"criterion": criterion, "nullity": {k[1:]: n for k, n in nullity.items()}, "leakage": {}}
+
+    spaces = {
+        "rome+P": space("threshold 0.02", l5=7),
+        "alphaedit": space("threshold 0.02", l4=8, l5=7),
+        "memit+P": space("threshold 0.01", l4=5, l5=4),
+        "rect+P": space("threshold 0.01", l4=5, l5=4),
+        "prune+P": space("threshold 0.01", l4=6, l5=4),
+    }
+    of = comparison(tuple(spaces), (10,), ("facts",), null_spaces=spaces, spectra={})
+    (section,) = (each for each in sections(of, styles([of])) if each.id == "null-spaces")
+    (picture,) = section.pictures
+    told = [label for label, _ in picture.legend]
+    assert told == ["threshold 0.02: rome+P, alphaedit", "threshold 0.01: memit+P, rect+P", "threshold 0.01: prune+P"]
+    assert len({(look.hue, look.marker, look.solid) for _, look in picture.legend}) == 3
+    assert [grid.caption for grid in section.grids] == told
+    assert [[key.text for key, _ in grid.rows] for grid in section.grids] == [["4", "5"]] * 3
+
+
+def test_layers_of_different_orders_are_drawn_on_a_logarithmic_scale():
+    looks = {"memit": Style("blue"), "rome": Style("purple")}
+    for rome, scale in ((100.0, "linear"), (2600.0, "log")):
+        panel = layers_panel("drift", "drift", {"memit": {4: 40.0, 5: 50.0}, "rome": {5: rome}}, looks)
+        (axes,) = panel.figure.axes
+        assert axes.get_yscale() == scale
+        assert not any("$" in label.get_text() for label in axes.get_yticklabels())
+        low, high = axes.get_ylim()
+        assert low < 40
+        assert rome < high
+
+
+HOSTILE = '</svg></script><script>alert(1)</script><img src=x onerror="alert(2)">\'{{ 7*7 }}$\\frac{$&amp;'
+
+
+def test_hostile_names_and_texts_are_only_text(tmp_path):
+    of = comparison((HOSTILE, f"{HOSTILE}+P"), (10, 20), ("facts", "texts", "shift"), facts=6)
+    for row in of.rows:
+        for name, measured in row.measured.items():
+            for record in measured.records:
+                for key in ("subject", "prompt", "target_new", "written", "relation") if name != "shift" else ():
+                    record[key] = HOSTILE + (
+                        str(record["case_id"] % 2) if key == "relation" and name == "facts" else ""
+                    )
+                for text in record.get("texts", ()):
+                    text.update(prompt=HOSTILE, text=HOSTILE)
+    settings = {
+        **of.settings,
+        **dict.fromkeys(("model", "data", "format", "held_out", "date"), HOSTILE),
+        "command": ["alphaedit", HOSTILE],
+        "left_out": [HOSTILE],
+        "environment": {HOSTILE: HOSTILE, "alphaedit_plugin": HOSTILE},
+        "hyperparameters": {HOSTILE: {HOSTILE: HOSTILE}},
+        "null_spaces": {HOSTILE: {"criterion": HOSTILE, "nullity": {"4": 3}, "leakage": {"4": 0.1}}},
+        "spectra": {"4": [1e-3, 1.0]},
+    }
+    written = write_report([Comparison(of.rows, settings)], tmp_path)
+    page = Page(written.read_text(encoding="utf-8"))
+    assert page.around == []
+    assert len(page.all("script")) == 1
+    assert page.all("img") == []
+    assert not [name for _, attributes, _ in page.elements for name in attributes if name.startswith("on")]
+    assert page.text.count("{{ 7*7 }}$\\frac{$&amp;") > 30
+    assert {path.parent for path in (tmp_path / "figures").rglob("*") if path.is_file()} == {tmp_path / "figures"}
+
+
+def test_the_finding_is_what_the_numbers_say():
+    score = {row.variant: row.metrics["score"] for row in WHOLE.final}
+    best, second = sorted(NAMES, key=lambda name: -score[name])[:2]
+    said = finding(WHOLE)
+    assert said.startswith(f"After 200 edits {best} has the best score, {100 * score[best]:.1f} %")
+    assert f"ahead of {second} with {100 * score[second]:.1f} %" in said
+    change = 100 * (score["memit+P"] - score["memit"])
+    assert f"memit {'+' if change > 0 else '−'}{abs(change):.1f} (" in projection(WHOLE)
+    assert "alphaedit" not in projection(WHOLE)
+
+
+def test_a_method_keeps_its_hue_and_projection_is_solid():
+    looks = styles([WHOLE, comparison(("rect+P", "memit"), (10,), ("perplexity",))])
+    assert looks["memit"].hue == looks["memit+P"].hue
+    assert len({looks[name].hue for name in ("memit", "alphaedit", "rect+P")}) == 3
+    assert [looks[name].solid for name in ("memit", "memit+P", "alphaedit", "rect+P")] == [False, True, True, True]
+
+
+def test_orders_of_the_facts_are_summed_up_and_each_has_its_own_sections(tmp_path):
+    of = [comparison(("memit",), (10,), ("facts",), facts=20, seed=seed) for seed in (1, 2)]
+    of.append(comparison(("memit",), (10,), ("facts",), facts=20, seed=1, model="another"))
+    page = Page(write_report(of, tmp_path).read_text(encoding="utf-8"))
+    values = sorted(100 * each.final[1].metrics["efficacy"] for each in of[:2])
+    assert f"{sum(values) / 2:.1f} [{values[0]:.1f}, {values[1]:.1f}]" in page.text
+    assert page.text.count("mean and range over 2 orders") == 1
+    assert {f"c{i}-headline" for i in (1, 2, 3)} <= {attributes.get("id") for attributes in page.all("section")}
+    assert len({path.stem for path in (tmp_path / "figures").iterdir()}) % 3 == 0
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    with pytest.raises(CompareError, match="no comparison"):
+        write_report([], tmp_path)
+    for module in ("jinja2", "matplotlib"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(CompareError, match=rf"{module}.*alphaedit-plugin\[plots\]"):
+                write_report([WHOLE], tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------- browser
+
+
+@pytest.fixture(scope="module")
+def browser(written, tmp_path_factory):
+    if not CHROMIUM.exists():
+        pytest.skip("headless Chromium is not there: apt-get install chromium")
+    chromium = Browser(tmp_path_factory.mktemp("profile"))
+    chromium.size(1280, 900)
+    chromium.open(written)
+    yield chromium
+    chromium.close()
+
+
+def test_chromium_has_no_complaint_and_fetches_nothing_else(browser, written):
+    assert browser.problems == []
+    assert browser.fetched == [written.resolve().as_uri()]
+
+
+def test_chromium_shows_every_figure(browser, page):
+    sizes = browser.evaluate(
+        "[...document.querySelectorAll('svg[role=img]')].map(s => { const b = s.getBoundingClientRect(); "
+        "return [b.width, b.height, s.querySelectorAll('path, use').length]; })"
+    )
+    assert len(sizes) == sum(attributes.get("role") == "img" for attributes in page.all("svg"))
+    assert all(width > 150 and height > 100 and parts > 5 for width, height, parts in sizes)
+
+
+def test_a_table_is_sorted_by_the_keyboard(browser):
+    column = "[...document.querySelectorAll('#c-headline table')[0].tBodies[0].rows].map(r => +r.cells[1].dataset.sort)"
+    header = "document.querySelector('#c-headline table th:nth-child(2)')"
+    values = browser.evaluate(column)
+    assert values != sorted(values, reverse=True)
+    browser.evaluate(f"{header.replace(':nth-child(2)', '')}.querySelector('button').focus()")
+    browser.press("Tab", 9)
+    assert browser.evaluate(f"document.activeElement === {header}.querySelector('button')")
+    browser.press("Enter", 13, "\r")
+    assert (browser.evaluate(column), browser.evaluate(f"{header}.ariaSort")) == (sorted(values), "ascending")
+    browser.press("Enter", 13, "\r")
+    assert browser.evaluate(column) == sorted(values, reverse=True)
+    assert (
+        browser.evaluate("document.querySelectorAll('#c-headline table')[0].querySelectorAll('[aria-sort]').length")
+        == 1
+    )
+
+
+def test_dark_and_light_follow_the_system_and_the_button(browser):
+    ink = "getComputedStyle(document.querySelector('svg[role=img] text')).fill"
+    paper = "getComputedStyle(document.body).backgroundColor"
+
+    def rgb(colour: str) -> str:
+        return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
+
+    browser.media(scheme="dark")
+    assert browser.evaluate(paper) == rgb(THEME["paper"][1])
+    assert browser.evaluate(ink) in {rgb(THEME[name][1]) for name in ("ink", "muted")}
+    browser.evaluate("document.querySelector('#theme').click()")
+    assert browser.evaluate(paper) == rgb(THEME["paper"][0])
+    assert browser.evaluate(ink) in {rgb(THEME[name][0]) for name in ("ink", "muted")}
+    browser.evaluate("document.querySelector('#theme').click()")
+    browser.media(media="print", scheme="dark")
+    assert browser.evaluate(paper) == rgb(THEME["paper"][0])  # ink on paper, whatever the screen has
+    assert browser.evaluate("getComputedStyle(document.querySelector('#theme')).display") == "none"
+    browser.media()
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_the_page_is_never_wider_than_the_screen(browser, width):
+    browser.size(width, 800)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    too_wide = browser.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, .skip, svg') && "
+        f"e.getBoundingClientRect().right > {width} + 1).map(e => e.tagName + '.' + e.className).slice(0, 5)"
+    )
+    assert too_wide == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = false; })")
+
+
+def test_the_first_tab_skips_to_the_content(browser, written):
+    browser.open(written)
+    browser.press("Tab", 9)
+    assert browser.evaluate("document.activeElement.getAttribute('href')") == "#content"
+    assert browser.evaluate("document.activeElement.getBoundingClientRect().left") >= 0

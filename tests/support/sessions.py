@@ -1,0 +1,180 @@
+"""What the tests of a session share: tiny models of several kinds, facts in batches, and what "the same" means."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import torch
+
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
+from alphaedit_plugin.editors.targets import Targets
+from alphaedit_plugin.editors.variant import Variant
+from alphaedit_plugin.session.session import Session
+from support.spaces import random_covariance, random_spaces
+from support.tiny import tiny
+
+LAYERS = (0, 1, 2)
+CONTEXTS = ("{}", "The river flows. {}")
+HYPERPARAMETERS = Hyperparameters(
+    layers=LAYERS, v_num_grad_steps=3, v_lr=0.2, clamp_norm_factor=0.75, mom2_update_weight=0.5, L2=0.5
+)
+
+METHODS = (
+    "memit", "memit+P", "memit-seq", "memit-seq+P", "rect+P", "prune", "prune+P", "alphaedit", "rome", "rome+P",
+)  # fmt: skip
+
+# name -> (architecture, settings). In float64 no rounding hides a different order of summation; the wide one has
+# matrices that are large enough for BLAS to sum in several orders.
+KINDS = {
+    "llama": ("llama", {}),
+    "gpt2": ("gpt2", {}),
+    "llama bfloat16": ("llama", {"dtype": torch.bfloat16}),
+    "gpt2 float64": ("gpt2", {"dtype": torch.float64}),
+    "wide llama": ("llama", {"hidden_size": 64, "intermediate_size": 300}),
+}
+
+ONE_LAYER = replace(HYPERPARAMETERS, layers=(1,))  # ROME's, as a rule
+_FIRST, _SECOND = ("Eiffel", "old", "Leo", "Mary"), ("Tower", "river", "Jones", "city")
+_SUBJECTS = [f"{first} {second}" for second in _SECOND for first in _FIRST]
+_PLACES = ("Rome", "France", "the old town", "Warsaw")
+FACTS = [
+    {
+        "prompt": ("{} is located in the city of", "The mother tongue of {} is")[number % 2],
+        "subject": subject,
+        "target_new": _PLACES[number % 4],
+        "case_id": number,
+    }
+    for number, subject in enumerate(_SUBJECTS)
+]
+BATCHES = [FACTS[n : n + size] for n, size in ((0, 1), (1, 2), (3, 1), (4, 2), (6, 2), (8, 1), (9, 2), (11, 1))]
+BATCHES += [FACTS[12:14], FACTS[14:16]]
+
+
+def model_of(kind: str = "llama", **changes):
+    architecture, settings = KINDS[kind]
+    return tiny(architecture, **{"vocab_size": 512, **settings, **changes})
+
+
+def width_of(kind: str) -> int:
+    return KINDS[kind][1].get("intermediate_size", 24)
+
+
+@functools.cache
+def covariances_of(kind: str = "llama") -> dict:
+    d = width_of(kind)
+    return {layer: random_covariance(d, layer, tokens=10 * d) for layer in LAYERS}
+
+
+@functools.cache
+def spaces_of(kind: str = "llama"):
+    return random_spaces(model_of(kind), LAYERS, nullity=round(0.6 * width_of(kind)))
+
+
+def session_of(model, tokenizer, method: str, kind: str = "llama", **options) -> Session:
+    chosen = ONE_LAYER if method.startswith("rome") else HYPERPARAMETERS
+    settings = {"hyperparameters": chosen, "covariances": covariances_of(kind), "contexts": CONTEXTS}
+    return Session(model, tokenizer, method, spaces_of(kind), **{**settings, **options})
+
+
+def large_targets(model, count: int, seed: int) -> Targets:
+    """So far away that the edits outgrow the weights."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, model.config.hidden_size)
+    return Targets(
+        torch.zeros(shape), 20 * torch.randn(shape, generator=generator), torch.zeros(count), torch.zeros(count)
+    )
+
+
+def write(session: Session, *numbers: int) -> list:
+    """Edit these of BATCHES; under PRUNE by so much that there is something to damp."""
+    for number in numbers:
+        batch = BATCHES[number]
+        targets = large_targets(session.model, len(batch), number) if session.variant.prune else None
+        session.edit(batch, targets)
+    return session.facts
+
+
+def edited(kind: str, tokenizer, method: str, *numbers: int) -> Session:
+    """A session that has done nothing but edit these batches."""
+    session = session_of(model_of(kind), tokenizer, method, kind)
+    write(session, *numbers)
+    return session
+
+
+_UNTOUCHED: dict[tuple, Session] = {}
+
+
+def reference(kind: str, tokenizer, method: str, *numbers: int) -> Session:
+    """The same, shared by all tests: to compare with, never to go on with."""
+    key = (kind, id(tokenizer), method, numbers)
+    if key not in _UNTOUCHED:
+        _UNTOUCHED[key] = edited(kind, tokenizer, method, *numbers)
+    return _UNTOUCHED[key]
+
+
+def in_memory(session: Session) -> dict[int, list[torch.Tensor]]:
+    """What the editor keeps in mind of facts, by layer: every tensor of it."""
+
+    def tensors(value) -> list[torch.Tensor]:
+        if isinstance(value, torch.Tensor):
+            return [value]
+        return [tensor for each in value for tensor in tensors(each)] if isinstance(value, tuple) else []
+
+    return {
+        layer: tensors(tuple(vars(ridge).values())) for layer, ridge in session.editor.memory.items() if ridge.count
+    }
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Tells also zeros of different signs apart."""
+    return tensor.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+
+
+def everything(model) -> dict[str, torch.Tensor]:
+    """Every weight of a model, in bits."""
+    return {name: bits(parameter).clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert not different, f"{different} differ"
+
+
+def differ(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(found[name], expected[name]) for name in expected)
+
+
+def assert_same_session(found: Session, expected: Session) -> None:
+    """Weights and memory bit for bit, and the same history: whatever comes next will be the same too."""
+    assert_same(everything(found.model), everything(expected.model))
+    assert found.facts == expected.facts
+    assert [batch.requests for batch in found.batches] == [batch.requests for batch in expected.batches]
+    assert (found.variant, found.finished) == (expected.variant, expected.finished)
+    assert found.variant == Variant.parse(str(expected.variant))
+    ours, theirs = in_memory(found), in_memory(expected)
+    assert ours.keys() == theirs.keys()
+    for layer, kept in theirs.items():
+        same = [torch.equal(one, other) for one, other in zip(ours[layer], kept, strict=True)]
+        assert all(same), f"the memories of layer {layer} differ"
+
+
+def state(session: Session) -> tuple:
+    """Everything a call that fails must leave as it was; compare with `assert_state`."""
+    return (
+        everything(session.model),
+        session.facts,
+        [id(batch) for batch in session.batches],
+        session.finished,
+        session.editor.memory,
+    )
+
+
+def assert_state(session: Session, before: tuple) -> None:
+    weights, facts, batches, finished, memory = before
+    assert_same(everything(session.model), weights)
+    assert session.facts == facts
+    assert [id(batch) for batch in session.batches] == batches
+    assert session.finished == finished
+    assert session.editor.memory is memory
