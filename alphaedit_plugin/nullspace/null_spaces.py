@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ..errors import ModelStructureError, NullSpaceError, WrongModelError
-from ..model.fingerprint import fingerprints
+from ..model.fingerprint import fingerprints, model_name
 from ..storage.store import Store
 from ..storage.tensors import read_tensors, tensor_digest, write_tensors
 from .projection import PAPER, Criterion, NullSpace
-from .statistics import Statistics
+from .statistics import Preparation, Statistics
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,37 @@ class NullSpaces(Mapping[int, NullSpace]):
     def __len__(self) -> int:
         return len(self.by_layer)
 
+    @classmethod
+    def prepare(
+        cls,
+        model: nn.Module,
+        tokenizer: Any,
+        layers: Sequence[int],
+        *,
+        threshold: float | None = None,
+        energy: float | None = None,
+        nullity: float | None = None,
+        corpus: str | Path | None = None,
+        stats_dir: str | Path | None = None,
+        tokens: int | None = None,
+        template: str | None = None,
+        store: Store | None = None,
+        progress: bool = False,
+    ) -> NullSpaces:
+        """All that a guard needs: the null spaces of `layers`, from the cache or computed once.
+
+        What counts as null is one of `threshold` (the paper's 2e-2 by default), `energy` and `nullity`, as in
+        `Criterion`; where the covariances come from is said as in `Preparation`. `template`, such as
+        "model.layers.{}.mlp.down_proj", names the out-projection where it cannot be found.
+
+        Raises ModelStructureError, StatisticsError, CorpusError or NullSpaceError, each naming the remedy.
+        """
+        given = any(value is not None for value in (threshold, energy, nullity))
+        criterion = Criterion(threshold=threshold, energy=energy, nullity=nullity) if given else PAPER
+        preparation = Preparation(corpus, stats_dir, tokens, criterion, store or Store(), progress)
+        statistics = preparation.statistics(model, tokenizer, layers, template=template)
+        return null_spaces_of(statistics, criterion, store=preparation.store)
+
     @property
     def layers(self) -> list[int]:
         return sorted(self.by_layer)
@@ -50,7 +81,7 @@ class NullSpaces(Mapping[int, NullSpace]):
         """
         expected = {int(layer): value for layer, value in self.provenance.get("fingerprints", {}).items()}
         made_from = self.provenance.get("model", "an unnamed model")
-        given = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+        given = model_name(model)
         missing = set(self.layers) - set(expected)
         if missing:
             raise WrongModelError(f"the null spaces of layers {sorted(missing)} carry no fingerprint of their model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..storage.store import Recipe, Store
 from ..storage.tensors import tensor_digest
 from . import corpus
 from .covariance import Covariance, collect, is_distributed
+from .projection import Criterion
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,60 @@ class Statistics:
             "template": self.provenance.get("template"),
             "text": text,
         }
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Where covariances come from, and what counts as null: one for command line, flag, Session and Python.
+
+    `corpus` is text as in `corpus.documents`; without one the model writes its own. `stats_dir` holds .npz statistics
+    of EasyEdit, MEMIT or ROME, which are read instead of text. `tokens` of text default to 10 × the largest d_in.
+    `criterion` goes before a method's own; None leaves it to the method. What is computed is kept in `store`.
+    """
+
+    corpus: str | Path | None = None
+    stats_dir: str | Path | None = None
+    tokens: int | None = None
+    criterion: Criterion | None = None
+    store: Store = field(default_factory=Store)
+    progress: bool = False
+
+    def statistics(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        layers: Sequence[int],
+        *,
+        tokens: int | None = None,
+        template: str | None = None,
+        found_in: Sequence[Path] = (),
+    ) -> Statistics:
+        """Covariances of `layers`; `tokens` go before the preparation's own.
+
+        `found_in` are folders that may hold .npz statistics: the first that has all layers is used, unless a corpus
+        or a number of tokens was asked for. Raises StatisticsError, or CorpusError for text that cannot be read.
+        """
+        tokens = tokens or self.tokens
+        if self.stats_dir is not None:
+            return statistics_from_npz(model, layers, self.stats_dir, template=template)
+        for folder in found_in if self.corpus is None and tokens is None else ():
+            try:
+                found = statistics_from_npz(model, layers, folder, template=template)
+            except StatisticsError as failure:
+                log.info("the statistics below %s are not used: %s", folder, failure)
+            else:
+                log.info("using the statistics in %s: nothing is computed", folder)
+                return found
+        return prepare_statistics(
+            model,
+            tokenizer,
+            layers,
+            source=self.corpus,
+            tokens=tokens,
+            template=template,
+            store=self.store,
+            progress=self.progress,
+        )
 
 
 def prepare_statistics(

@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
 from ..nullspace.covariance import Covariance
 from ..nullspace.projection import NullSpace
+
+
+@dataclass(frozen=True)
+class Change:
+    """By layer: `drift` ‖ΔW‖/‖W‖; `leakage` ‖ΔW K0‖/‖W K0‖, where there is a covariance; `outside` ‖ΔW(I − P)‖/‖ΔW‖,
+    where there is a null space.
+    """
+
+    drift: dict[int, float] = field(default_factory=dict)
+    leakage: dict[int, float] = field(default_factory=dict)
+    outside: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def between(
+        cls,
+        before: Mapping[int, Tensor],
+        after: Mapping[int, Tensor],
+        covariances: Mapping[int, Covariance],
+        null_spaces: Mapping[int, NullSpace] | None = None,
+    ) -> Change:
+        """What turned `before` into `after`, both layer → W, d_out × d_in."""
+        return cls(
+            {layer: drift(before[layer], weight) for layer, weight in after.items()},
+            {
+                layer: leakage(before[layer], weight, covariances[layer])
+                for layer, weight in after.items()
+                if layer in covariances
+            },
+            {layer: outside(before[layer], after[layer], space) for layer, space in (null_spaces or {}).items()},
+        )
 
 
 def drift(before: Tensor, after: Tensor) -> float:

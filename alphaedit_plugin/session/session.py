@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ from ..model.fingerprint import fingerprints, model_name
 from ..model.snapshot import copy_into, put_back
 from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
-from ..nullspace.statistics import prepare_statistics
-from ..storage.store import Store
+from ..nullspace.statistics import Preparation
 from ..storage.tensors import tensor_digest
 from .batch import Batch, stacked
-from .change import drift, leakage, outside
+from .change import Change
 from .folder import SessionFolder, is_session
 from .lora import write_lora
 from .patch import write_patch
@@ -75,13 +74,13 @@ class Session:
         contexts: Sequence[str] | None = None,
         autosave: str | Path | None = None,
         check_model: bool = True,
-        store: Store | None = None,
+        preparation: Preparation | None = None,
         progress: bool = False,
     ) -> None:
         """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`variant.GRAMMAR`).
 
         Hyperparameters default to those that ship for the model, or that are derived from it. What the method needs
-        of `covariances` and `null_spaces` and is not given is taken from the store, or computed and stored, as by
+        of `covariances` and `null_spaces` and is not given comes from `preparation`, by default as by
         `alphaedit prepare`. With `autosave` every batch is saved to that folder as soon as it is written.
 
         Raises WrongModelError for null spaces of another model (`check_model=False` lets them pass), EditError for
@@ -90,22 +89,18 @@ class Session:
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
         self.model, self.tokenizer = model, tokenizer
         self.hyperparameters = self.variant.hyperparameters(model, model_name(model), hyperparameters)
+        preparation = preparation or Preparation(progress=progress)
+        if preparation.criterion is not None:
+            self.hyperparameters = replace(self.hyperparameters, null_space=preparation.criterion)
         layers, template = self.hyperparameters.layers, self.hyperparameters.rewrite_module_tmp
         if self.variant.projected and null_spaces is None and covariances is not None:
             raise EditError(f"{self.variant} projects: give null_spaces too (see prepare.null_spaces_of)")
         if (self.variant.needs_covariances and covariances is None) or (self.variant.projected and null_spaces is None):
-            statistics = prepare_statistics(
-                model,
-                tokenizer,
-                layers,
-                tokens=self.hyperparameters.tokens,
-                template=template,
-                store=store,
-                progress=progress,
-            )
+            tokens = self.hyperparameters.tokens
+            statistics = preparation.statistics(model, tokenizer, layers, tokens=tokens, template=template)
             covariances = covariances or statistics.covariances
             if self.variant.projected and null_spaces is None:
-                null_spaces = null_spaces_of(statistics, self.hyperparameters.null_space, store=store)
+                null_spaces = null_spaces_of(statistics, self.hyperparameters.null_space, store=preparation.store)
         self.covariances = {layer: c for layer, c in (covariances or {}).items() if layer in layers}
         self.null_spaces = _fitting(null_spaces, self) if null_spaces is not None and self.variant.projected else None
         self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
@@ -221,17 +216,9 @@ class Session:
     def report(self) -> Report:
         """How far the weights have moved, and how much of that touches preserved keys."""
         now = {layer: projection.matrix for layer, projection in self.projections.items()}
+        change = Change.between(self.base, now, self.covariances, self._reported)
         return Report(
-            str(self.variant),
-            len(self.facts),
-            len(self.batches),
-            {layer: drift(self.base[layer], weight) for layer, weight in now.items()},
-            {
-                layer: leakage(self.base[layer], weight, self.covariances[layer])
-                for layer, weight in now.items()
-                if layer in self.covariances
-            },
-            {layer: outside(self.base[layer], now[layer], space) for layer, space in self._reported.items()},
+            str(self.variant), len(self.facts), len(self.batches), change.drift, change.leakage, change.outside
         )
 
     # -------------------------------------------------------------------------------------------------- on disk

@@ -59,7 +59,7 @@ from alphaedit_plugin.model import loading
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
-from alphaedit_plugin.session import session as session_module
+from alphaedit_plugin.nullspace.statistics import Preparation
 from alphaedit_plugin.session.folder import MANIFEST
 from alphaedit_plugin.session.patch import apply_patch, revert_patch
 from alphaedit_plugin.session.session import Session
@@ -1006,7 +1006,7 @@ def test_what_was_prepared_is_saved_with_the_session(method, tokenizer, tmp_path
 def test_nothing_is_prepared_that_the_method_does_not_need(method, more, tokenizer, tmp_path):
     store = Store(tmp_path / "store")
     chosen = Hyperparameters(layers=(1,), v_num_grad_steps=3, null_space=Criterion(nullity=0.5))
-    Session(model_of(), tokenizer, method, hyperparameters=chosen, store=store)
+    Session(model_of(), tokenizer, method, hyperparameters=chosen, preparation=Preparation(store=store))
     assert {entry.kind for entry in store.entries()} == {"text", "covariance"} | more
     assert not (tmp_path / "alphaedit-cache").exists()
 
@@ -1015,7 +1015,7 @@ def test_given_statistics_and_null_spaces_are_used_as_they_are(tokenizer, monkey
     def never(*_: object, **__: object) -> None:
         raise AssertionError("everything was given")
 
-    monkeypatch.setattr(session_module, "prepare_statistics", never)
+    monkeypatch.setattr(Preparation, "statistics", never)
     for method in METHODS:
         write(session_of(model_of(), tokenizer, method), 0)
     only_spaces = Session(model_of(), tokenizer, "alphaedit", spaces_of(), hyperparameters=HYPERPARAMETERS)
