@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from ..editors.hyperparameters import Hyperparameters, yaml_mapping
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
-from .edition import PACKAGE
+from .edition import easyedit_module
 from .methods import COVERED
 from .names import Named, functions
 
@@ -63,7 +62,7 @@ def _read(given: Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any],
     if given is None or isinstance(given, Mapping):
         return dict(given or {}), "the hyperparameters"
     values = yaml_mapping(given)
-    numbers = importlib.import_module(f"{PACKAGE}.util.hparams").HyperParams.construct_float_from_scientific_notation
+    numbers = easyedit_module("util.hparams").HyperParams.construct_float_from_scientific_notation
     return dict(numbers(dict(values))), str(given)
 
 
