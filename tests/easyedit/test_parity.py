@@ -31,7 +31,7 @@ GIVEN = {
     "ROME": {"layers": LAYERS[:1], "v_num_grad_steps": 3, "v_lr": 0.2, "context_template_length_params": [[3, 5]]},
     "FT": {"layers": LAYERS, "num_steps": 3, "lr": 5e-3},
     "AlphaEdit": {**FEW, "nullspace_threshold": 0.5, "L2": 1.0},
-    "SPHERE": {**FEW, "L2": 1.0},
+    "SPHERE": {**FEW, "L2": 1.0, "cumulative_ratio": 0.5, "suppression_strength": 0.5},
 }
 OWN = [name for name in GIVEN if name in TABLE and TABLE[name].__module__.startswith("easyeditor.")]
 BATCHES = {name: [FACTS[:2], FACTS[2:]] if name != "ROME" else [[fact] for fact in FACTS] for name in OWN}
