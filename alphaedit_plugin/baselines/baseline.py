@@ -66,20 +66,20 @@ def baseline(
             _lend_statistics(settings, model, statistics, named, folder)
         if hasattr(settings, "P_loc"):  # not there yet: P is to be of this model, and of these statistics
             settings.P_loc = str(folder / "null_space_project.pt")
-        spaces = _attached(null_spaces, model, settings, named) if named.projected else []
+        attached = _attached(null_spaces, model, settings, named) if named.projected else {}
         if named.method in COVERED:
             stack.enter_context(model_restored(model, settings))
             subject = model
         else:
             subject = copy.deepcopy(model).requires_grad_(True)  # as a model that EasyEdit has loaded
-        yield Baseline(named, settings, subject, copy.deepcopy(tokenizer), folder, spaces)
+        yield Baseline(named, settings, subject, copy.deepcopy(tokenizer), folder, attached)
 
 
 class Baseline:
     """A method of EasyEdit on one model.
 
     Invariant: what EasyEdit remembers between calls (templates, covariances, P, keys) belongs to this object; other
-    users of EasyEdit in the process see nothing of it. With `null_spaces`, every ΔW of a batch lies in them.
+    users of EasyEdit in the process see nothing of it. Where null spaces are `attached`, every ΔW lies in them.
     """
 
     def __init__(
@@ -89,22 +89,22 @@ class Baseline:
         model: Any,
         tokenizer: Any,
         folder: Path,
-        null_spaces: Sequence[NullSpaces] = (),
+        attached: Mapping[Decoder, NullSpaces],
     ) -> None:
         self.named, self.settings = named, settings
         function = functions()[named.method]
         executor = getattr(function, "__self__", None)  # MEND's keeps the first model that it meets
         self._apply = function if executor is None else type(executor)().apply_to_model
         self._model, self._kind, self._tokenizer, self._folder = model, type(model), tokenizer, folder
-        self._null_spaces, self._hparams = null_spaces, settings
-        self._globals = ModuleGlobals()
-        if null_spaces:
+        self._attached, self._hparams, given = attached, settings, {}
+        if attached:
             method = COVERED[named.method]
             self._hparams = projectable(settings, method)
             if method.remembers:
-                p = stacked(null_spaces[0], settings.layers)
+                (spaces,) = attached.values()
+                p = stacked(spaces, settings.layers)
                 given = globals_of(p, torch.zeros_like(p))
-                self._globals = ModuleGlobals({(function.__module__, name): value for name, value in given.items()})
+        self._globals = ModuleGlobals({(function.__module__, name): value for name, value in given.items()})
         self._written = 0
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -148,8 +148,8 @@ class Baseline:
             for context in (hushed(), seeded(self._written), self._globals.in_place(), working_in(self._folder)):
                 stack.enter_context(context)
             stack.enter_context(torch.enable_grad())
-            for spaces in self._null_spaces:
-                stack.enter_context(guard(self._model, spaces, check_model=False))
+            for decoder, spaces in self._attached.items():
+                stack.enter_context(guard(decoder, spaces, check_model=False))
             look_up_as_easyedit(self._model)
             edited, _ = self._apply(
                 self._model,
@@ -181,14 +181,14 @@ def _lend_statistics(settings: Any, model: Any, statistics: Statistics | None, n
     settings.stats_dir = str(folder / "stats")
 
 
-def _attached(null_spaces: NullSpaces | None, model: Any, settings: Any, named: Named) -> list[NullSpaces]:
-    """The null spaces of what the method writes, one for each of its templates."""
+def _attached(null_spaces: NullSpaces | None, model: Any, settings: Any, named: Named) -> dict[Decoder, NullSpaces]:
+    """The null spaces of what the method writes, for each of its templates the decoder that finds it."""
     layers = layers_of(settings)
     if null_spaces is None or set(layers) - set(null_spaces):
         raise CompareError(f"{named} needs the null spaces of layers {layers}, which were not prepared")
     decoders = [Decoder(model, template) for template in templates(settings)]
     null_spaces.check(decoders[0])
-    return [null_spaces.attached(decoder, layers, "the null spaces given") for decoder in decoders]
+    return {decoder: null_spaces.attached(decoder, layers, "the comparison") for decoder in decoders}
 
 
 def identity(named: Named, settings: Any) -> dict[str, Any]:

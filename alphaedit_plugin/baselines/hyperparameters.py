@@ -27,7 +27,7 @@ def hyperparameters(named: Named, model: Any, given: Mapping[str, Any] | str | P
     `Hyperparameters.for_model`. FT and GRACE get what EasyEdit's files say for Llama, at the same relative depth. The
     device is always the model's.
 
-    Raises HyperparameterError for keys that the method does not know, and for those that it needs and nobody gave.
+    Raises HyperparameterError for keys that the method does not know, and for missing ones that cannot be derived.
     """
     function = functions()[named.method]
     values, source = _read(given)
@@ -54,7 +54,7 @@ def hyperparameters(named: Named, model: Any, given: Mapping[str, Any] | str | P
 
 
 def layers_of(settings: Any) -> list[int]:
-    """The layers whose out-projections the method writes, and of which it is lent statistics; else none."""
+    """The layers whose out-projections the method writes; none for a method that writes something else."""
     return list(settings.layers) if settings.alg_name in COVERED else []
 
 
@@ -140,7 +140,7 @@ def _name_of(model: nn.Module, module: nn.Module | None) -> str:
 
 
 def _device(model: Any) -> int | str:
-    """As EasyEdit writes it: the number of a GPU."""
+    """The model's device as EasyEdit writes it: the number of a GPU, or a name such as "cpu"."""
     device = Decoder(model).device
     return device.index or 0 if device.type == "cuda" else str(device)
 

@@ -102,7 +102,7 @@ class ModuleGlobals:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The three random states at a known place, and back where they were afterwards."""
+    """Python's, NumPy's and torch's random states, seeded for the block and then as they were before it."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (EasyEdit draws from it)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         random.seed(seed)
@@ -117,7 +117,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """AlphaEdit saves its P in the working directory, whatever its P_loc says."""
+    """The working directory, for the block: AlphaEdit saves its P there, whatever its P_loc says."""
     before = Path.cwd()
     os.chdir(folder)
     try:

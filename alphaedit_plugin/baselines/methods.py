@@ -67,7 +67,7 @@ def effective(hparams: Any) -> Any:
 
 
 def check_covered(hparams: Any) -> None:
-    """Raises HyperparameterError, saying why, for hyperparameters of a method that the flag can do nothing for."""
+    """Raises HyperparameterError, saying why, for hyperparameters of a method that cannot be projected."""
     name = getattr(hparams, "alg_name", type(hparams).__name__)
     for each in filter(None, [name, getattr(hparams, "base_method", None)]):
         if each not in COVERED and each not in ADDED:
@@ -86,6 +86,6 @@ def templates(hparams: Any) -> list[str]:
 
 
 def restores_by_itself() -> bool:
-    """Whether this edition decides by `sequential_edit` what to put back, and not by `keep_original_weight`."""
+    """Whether this edition's editor decides by `sequential_edit`, not by `keep_original_weight`, what to put back."""
     editor = importlib.import_module(f"{PACKAGE}.editors.editor").BaseEditor
     return "sequential_edit" in inspect.signature(editor.edit).parameters

@@ -50,7 +50,7 @@ def is_baseline(variant: str) -> bool:
 def parse_baseline(variant: str) -> Named:
     """Raises HyperparameterError for a method that EasyEdit lacks or a comparison cannot run, or that +P cannot cover.
 
-    Where EasyEdit is not installed any name will do: `baseline` will say so.
+    Where EasyEdit is not installed every name is accepted, and `baseline` raises the error.
     """
     method, *marks = (part.strip() for part in variant.strip()[len(PREFIX) :].split("+"))
     if not is_baseline(variant) or [mark.lower() for mark in marks] not in ([], ["p"]):
