@@ -19,12 +19,12 @@ KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES)
 
 @dataclass(frozen=True)
 class Options:
-    """How a flagged run finds its null spaces.
+    """How a flagged method finds its null spaces.
 
     `criterion` (keys threshold, energy or nullity): the method's own `nullspace_threshold` if it has one, else the
     paper's, by default. `corpus` and `tokens` as in `alphaedit prepare`; without a corpus, the .npz files below
     EasyEdit's `stats_dir`, else text that the model writes. `path`: a file of null spaces, made by `alphaedit prepare
-    --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser in the place of `compute_z`. `progress`:
+    --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser instead of `compute_z`. `progress`:
     bars on stderr while statistics are computed.
     """
 

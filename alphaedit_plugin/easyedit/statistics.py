@@ -1,4 +1,4 @@
-"""Where a flagged run has its covariances and null spaces from."""
+"""Where a flagged method gets its covariances and null spaces from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..editors.hyperparameters import as_number
-from ..errors import NullSpaceError, StatisticsError
+from ..errors import StatisticsError
 from ..model.decoder import Decoder
 from ..model.fingerprint import model_name
 from ..model.trace import evaluating
@@ -25,35 +25,35 @@ log = logging.getLogger(__name__)
 
 
 class Preserved:
-    """What the edits of one model must preserve: covariances, and the null spaces that they have.
+    """What the edits of one model must preserve: covariances of its keys, and their null spaces.
 
-    Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and serves as long as
-    its source (corpus, tokens, file) stays the same; another criterion makes another P of the same covariance.
+    Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and used as long as
+    its source (corpus, tokens, file) stays the same. Another criterion makes another P of the same covariance. Every
+    `decoder` that is handed in is one of this model.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         self._statistics: dict[tuple[Any, ...], Statistics] = {}
         self._spaces: dict[tuple[Any, ...], NullSpaces] = {}
 
-    def of_copy(self, model: nn.Module) -> Preserved:
-        """For an edited copy of the model: the same, and what is added to either stays apart."""
+    def copy(self) -> Preserved:
+        """The same, for an edited copy of the model: what either adds from now on is its own."""
         other = copy.copy(self)
-        other._model = model
         other._statistics, other._spaces = dict(self._statistics), dict(self._spaces)
         return other
 
-    def statistics(self, hparams: Any, options: Options, template: str, layers: Sequence[int]) -> Statistics:
+    def statistics(self, hparams: Any, options: Options, decoder: Decoder, layers: Sequence[int]) -> Statistics:
         """EasyEdit's own .npz if it has them for all layers, else the store's, else computed and stored.
 
         A corpus that the flag names goes before the .npz.
         """
-        key = (template, options.corpus, options.tokens)
+        key = (decoder.template, options.corpus, options.tokens)
         known = self._statistics.get(key)
         missing = [layer for layer in layers if known is None or layer not in known.covariances]
         if missing:
-            with evaluating(self._model):
-                found = _statistics(self._model, self._tokenizer, hparams, options, template, missing)
+            with evaluating(decoder.model):
+                found = _statistics(decoder, self._tokenizer, hparams, options, missing)
             if known is not None:
                 prints = {**known.provenance["fingerprints"], **found.provenance["fingerprints"]}
                 found = Statistics(
@@ -62,37 +62,28 @@ class Preserved:
             self._statistics[key] = found
         return self._statistics[key].of_layers(layers)
 
-    def null_spaces(self, hparams: Any, options: Options, template: str, layers: Sequence[int]) -> NullSpaces:
+    def null_spaces(self, hparams: Any, options: Options, decoder: Decoder, layers: Sequence[int]) -> NullSpaces:
         """P of every layer, from the file that the flag names or from statistics. Says in the log what they are.
 
         Raises WrongModelError for a file of another model, NullSpaceError for one of other layers or modules.
         """
         criterion = None if options.path else criterion_of(hparams, options)
-        key = (template, options.path, options.corpus, options.tokens, criterion, tuple(layers))
+        key = (decoder.template, options.path, options.corpus, options.tokens, criterion, tuple(layers))
         if key not in self._spaces:
             if options.path is not None:
-                found = self._from_file(options.path, template, layers)
+                found = self._from_file(options.path, decoder, layers)
             else:
-                statistics = self.statistics(hparams, options, template, layers)
+                statistics = self.statistics(hparams, options, decoder, layers)
                 found = null_spaces_of(statistics, criterion or PAPER, store=Store(options.cache_dir))
             self._spaces[key] = found
-            _describe(getattr(hparams, "alg_name", "the method"), self._model, template, found)
+            _describe(getattr(hparams, "alg_name", "the method"), decoder, found)
         return self._spaces[key]
 
-    def _from_file(self, path: str, template: str, layers: Sequence[int]) -> NullSpaces:
+    def _from_file(self, path: str, decoder: Decoder, layers: Sequence[int]) -> NullSpaces:
         spaces = NullSpaces.load(path)
-        missing = sorted(set(layers) - set(spaces))
-        if missing:
-            raise NullSpaceError(f"{path} has no null space of layers {missing}, which are to be edited")
         if not any(known[1] == path for known in self._spaces):  # checked before the first edit, and right since
-            spaces.check(self._model)
-        theirs, ours = (
-            Decoder(self._model, each).out_projection(layers[0]).name
-            for each in (spaces.provenance["template"], template)
-        )
-        if theirs != ours:
-            raise NullSpaceError(f"{path} holds null spaces of {theirs}, but {ours} is to be edited")
-        return NullSpaces({layer: spaces[layer] for layer in layers}, {**spaces.provenance, "template": template})
+            spaces.check(decoder)
+        return spaces.attached(decoder, layers, path)
 
 
 def criterion_of(hparams: Any, options: Options) -> Criterion:
@@ -101,25 +92,22 @@ def criterion_of(hparams: Any, options: Options) -> Criterion:
     return options.criterion or (Criterion(threshold=threshold) if threshold is not None else PAPER)
 
 
-def _statistics(
-    model: nn.Module, tokenizer: Any, hparams: Any, options: Options, template: str, layers: Sequence[int]
-) -> Statistics:
+def _statistics(decoder: Decoder, tokenizer: Any, hparams: Any, options: Options, layers: Sequence[int]) -> Statistics:
     if options.corpus is None and options.tokens is None:
-        for folder in _npz_folders(model, hparams):
+        for folder in _npz_folders(decoder.model, hparams):
             try:
-                found = statistics_from_npz(model, layers, folder, template=template)
+                found = statistics_from_npz(decoder, layers, folder)
             except StatisticsError as failure:
                 log.info("the statistics below %s are not used: %s", folder, failure)
             else:
                 log.info("using the statistics that EasyEdit has in %s: nothing is computed", folder)
                 return found
     return prepare_statistics(
-        model,
+        decoder,
         tokenizer,
         layers,
         source=options.corpus,
         tokens=options.tokens,
-        template=template,
         store=Store(options.cache_dir),
         progress=options.progress,
     )
@@ -136,7 +124,7 @@ def _npz_folders(model: nn.Module, hparams: Any) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def _describe(name: str, model: nn.Module, template: str, spaces: NullSpaces) -> None:
+def _describe(name: str, decoder: Decoder, spaces: NullSpaces) -> None:
     made_from = spaces.provenance
     source = made_from.get("source", "not recorded")
     if isinstance(source, Mapping):
@@ -144,13 +132,11 @@ def _describe(name: str, model: nn.Module, template: str, spaces: NullSpaces) ->
     log.info(
         "%s on %s: every update of %s is projected (%s; statistics: %s, %s tokens)",
         name,
-        model_name(model),
-        template,
+        model_name(decoder.model),
+        decoder.template,
         made_from.get("criterion", "criterion not recorded"),
         source,
         f"{made_from.get('text', {}).get('tokens', 0):,}",
     )
     for layer, space in sorted(spaces.items()):
-        energy = space.eigenvalues.clamp_min(0)
-        leakage = float(energy[: space.nullity].sum() / energy.sum())
-        log.info("layer %d: nullity %d of %d, leakage of P %.3f", layer, space.nullity, space.d_in, leakage)
+        log.info("layer %d: nullity %d of %d, leakage of P %.3f", layer, space.nullity, space.d_in, space.leakage())
