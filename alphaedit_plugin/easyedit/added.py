@@ -25,7 +25,7 @@ from ..nullspace.null_spaces import NullSpaces
 from ..session.session import Session
 from .flag import Options
 from .kept import keep, kept
-from .statistics import Preserved
+from .prepared import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class AddedMethod:
 
     def __init__(self, name: str, model: nn.Module, tokenizer: Any) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.preserved = Preserved(tokenizer)
+        self.preserved = Prepared(tokenizer)
         self.session: Session | None = None
         self.weights: list[str] = []
         self._setup: Any = None

@@ -10,6 +10,8 @@ from typing import Any
 from ..editors.hyperparameters import as_number, parse_criterion
 from ..errors import HyperparameterError
 from ..nullspace.projection import Criterion
+from ..nullspace.statistics import Preparation
+from ..storage.store import Store
 
 _CRITERION = ("threshold", "energy", "nullity")
 _TEXTS = ("corpus", "path", "cache_dir")
@@ -35,6 +37,16 @@ class Options:
     cache_dir: str | None = None
     fast_targets: bool = False
     progress: bool = True
+
+    @property
+    def preparation(self) -> Preparation:
+        return Preparation(
+            self.corpus,
+            tokens=self.tokens,
+            criterion=self.criterion,
+            store=Store(self.cache_dir),
+            progress=self.progress,
+        )
 
     @classmethod
     def parse(cls, value: Any, name: str) -> Options | None:

@@ -25,8 +25,8 @@ from ..nullspace.guard import guard
 from ..nullspace.null_spaces import NullSpaces
 from .flag import Options
 from .kept import keep, kept
+from .prepared import Prepared
 from .private import another, lend, private_module
-from .statistics import Preserved
 from .targets import fast_compute_z
 from .undoable import put
 
@@ -80,7 +80,7 @@ class FlaggedMethod:
         self.name, self.method, self.original = name, COVERED[name], original
         self.module = private_module(original)
         self.base_module: ModuleType | None = None
-        self.preserved = Preserved(tokenizer)
+        self.preserved = Prepared(tokenizer)
         self.lent: dict[str, dict[int, Covariance]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None

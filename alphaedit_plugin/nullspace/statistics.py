@@ -87,7 +87,7 @@ class Preparation:
 
     def statistics(
         self,
-        model: nn.Module,
+        model: nn.Module | Decoder,
         tokenizer: Any,
         layers: Sequence[int],
         *,

@@ -11,21 +11,19 @@ from typing import Any
 from torch import nn
 
 from ..editors.hyperparameters import as_number
-from ..errors import StatisticsError
 from ..model.decoder import Decoder
 from ..model.fingerprint import model_name
 from ..model.trace import evaluating
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.projection import PAPER, Criterion
-from ..nullspace.statistics import Statistics, prepare_statistics, statistics_from_npz
-from ..storage.store import Store
+from ..nullspace.statistics import Statistics
 from .flag import Options
 
 log = logging.getLogger(__name__)
 
 
-class Preserved:
-    """What the edits of one model must preserve: covariances of its keys, and their null spaces.
+class Prepared:
+    """What the edits of one model must preserve, prepared once: covariances of its keys, and their null spaces.
 
     Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and used as long as
     its source (corpus, tokens, file) stays the same. Another criterion makes another P of the same covariance. Every
@@ -37,7 +35,7 @@ class Preserved:
         self._statistics: dict[tuple[Any, ...], Statistics] = {}
         self._spaces: dict[tuple[Any, ...], NullSpaces] = {}
 
-    def copy(self) -> Preserved:
+    def copy(self) -> Prepared:
         """The same, for an edited copy of the model: what either adds from now on is its own."""
         other = copy.copy(self)
         other._statistics, other._spaces = dict(self._statistics), dict(self._spaces)
@@ -53,7 +51,9 @@ class Preserved:
         missing = [layer for layer in layers if known is None or layer not in known.covariances]
         if missing:
             with evaluating(decoder.model):
-                found = _statistics(decoder, self._tokenizer, hparams, options, missing)
+                found = options.preparation.statistics(
+                    decoder, self._tokenizer, missing, found_in=_npz_folders(decoder.model, hparams)
+                )
             if known is not None:
                 prints = {**known.provenance["fingerprints"], **found.provenance["fingerprints"]}
                 found = Statistics(
@@ -74,7 +74,7 @@ class Preserved:
                 found = self._from_file(options.path, decoder, layers)
             else:
                 statistics = self.statistics(hparams, options, decoder, layers)
-                found = null_spaces_of(statistics, criterion or PAPER, store=Store(options.cache_dir))
+                found = null_spaces_of(statistics, criterion or PAPER, store=options.preparation.store)
             self._spaces[key] = found
             _describe(getattr(hparams, "alg_name", "the method"), decoder, found)
         return self._spaces[key]
@@ -90,27 +90,6 @@ def criterion_of(hparams: Any, options: Options) -> Criterion:
     """The flag's, else the method's own threshold, else the paper's."""
     threshold = as_number(getattr(hparams, "nullspace_threshold", None))
     return options.criterion or (Criterion(threshold=threshold) if threshold is not None else PAPER)
-
-
-def _statistics(decoder: Decoder, tokenizer: Any, hparams: Any, options: Options, layers: Sequence[int]) -> Statistics:
-    if options.corpus is None and options.tokens is None:
-        for folder in _npz_folders(decoder.model, hparams):
-            try:
-                found = statistics_from_npz(decoder, layers, folder)
-            except StatisticsError as failure:
-                log.info("the statistics below %s are not used: %s", folder, failure)
-            else:
-                log.info("using the statistics that EasyEdit has in %s: nothing is computed", folder)
-                return found
-    return prepare_statistics(
-        decoder,
-        tokenizer,
-        layers,
-        source=options.corpus,
-        tokens=options.tokens,
-        store=Store(options.cache_dir),
-        progress=options.progress,
-    )
 
 
 def _npz_folders(model: nn.Module, hparams: Any) -> list[Path]:
