@@ -85,7 +85,8 @@ Method = Annotated[
     ),
 ]
 Cache = Annotated[
-    Path | None, Parameter(help="Where computed results are kept. Default: $ALPHAEDIT_CACHE, or the platform's cache folder.")
+    Path | None,
+    Parameter(help="Where computed results are kept. Default: $ALPHAEDIT_CACHE, or the platform's cache folder."),
 ]
 Quiet = Annotated[bool, Parameter(alias="-q", help="Show no progress bars.")]
 
