@@ -1,3 +1,90 @@
-"""Null-space constrained knowledge editing (AlphaEdit, ICLR 2025) for the editors people already run."""
+"""Null-space constrained knowledge editing (AlphaEdit, ICLR 2025) for the editors people already run.
+
+Everything that users need is here, and is imported when it is first asked for: `import alphaedit_plugin` by itself
+loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .comparison.compare import compare
+    from .editors.hyperparameters import Hyperparameters
+    from .editors.registry import method, modifier
+    from .editors.variant import Variant
+    from .errors import AlphaEditError
+    from .evaluation.datasets import load_facts
+    from .evaluation.fact_scores import score
+    from .model.loading import load
+    from .nullspace.guard import guard, null_space_constrained
+    from .nullspace.null_spaces import NullSpaces
+    from .nullspace.projection import Criterion
+    from .nullspace.statistics import Preparation
+    from .report.page import write_report
+    from .report.tables import table
+    from .session.patch import apply_patch, revert_patch
+    from .session.session import Session
+    from .storage.shipped import shipped
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "AlphaEditError": "errors",
+    "Criterion": "nullspace.projection",
+    "Hyperparameters": "editors.hyperparameters",
+    "NullSpaces": "nullspace.null_spaces",
+    "Preparation": "nullspace.statistics",
+    "Session": "session.session",
+    "Variant": "editors.variant",
+    "apply_patch": "session.patch",
+    "compare": "comparison.compare",
+    "guard": "nullspace.guard",
+    "load": "model.loading",
+    "load_facts": "evaluation.datasets",
+    "method": "editors.registry",
+    "modifier": "editors.registry",
+    "null_space_constrained": "nullspace.guard",
+    "revert_patch": "session.patch",
+    "score": "evaluation.fact_scores",
+    "shipped": "storage.shipped",
+    "table": "report.tables",
+    "write_report": "report.page",
+}
+"""name → the module that it is in."""
+
+__all__ = [
+    "AlphaEditError",
+    "Criterion",
+    "Hyperparameters",
+    "NullSpaces",
+    "Preparation",
+    "Session",
+    "Variant",
+    "apply_patch",
+    "compare",
+    "guard",
+    "load",
+    "load_facts",
+    "method",
+    "modifier",
+    "null_space_constrained",
+    "revert_patch",
+    "score",
+    "shipped",
+    "table",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = found  # the next time it is an ordinary attribute
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

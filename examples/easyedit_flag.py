@@ -6,6 +6,7 @@ Needs EasyEdit (either edition). All that concerns the plug-in is the first impo
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import alphaedit_plugin.easyedit  # noqa: F401 isort: skip
@@ -14,13 +15,7 @@ from easyeditor import BaseEditor, MEMITHyperParams  # isort: skip
 from rich.console import Console
 from rich.table import Table
 
-from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.evaluation.fact_scores import score
-from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.model.loading import load
-from alphaedit_plugin.model.snapshot import put_back
-from alphaedit_plugin.nullspace.statistics import prepare_statistics
-from alphaedit_plugin.storage.shipped import shipped
+from alphaedit_plugin import Preparation, load, load_facts, score, shipped
 
 
 def edit_with_easyedit(model, tokenizer, facts, hparams) -> None:
@@ -40,12 +35,9 @@ def edit_with_easyedit(model, tokenizer, facts, hparams) -> None:
 
 def write_statistics(model, tokenizer, hparams, corpus) -> None:
     """Only the run without the flag needs this: EasyEdit would download Wikipedia where no file of its own lies."""
-    projections = Decoder(model).out_projections(hparams.layers)
-    covariances = prepare_statistics(model, tokenizer, hparams.layers, source=corpus, progress=True).covariances
-    for layer, projection in projections.items():
-        name = f"{projection.name}_{hparams.mom2_dtype}_mom2_{hparams.mom2_n_samples}.npz"
-        path = Path(hparams.stats_dir) / hparams.model_name / f"{hparams.mom2_dataset}_stats" / name
-        covariances[layer].save_npz(path, sample_size=hparams.mom2_n_samples)
+    statistics = Preparation(corpus=corpus, progress=True).statistics(model, tokenizer, hparams.layers)
+    folder = Path(hparams.stats_dir) / hparams.model_name / f"{hparams.mom2_dataset}_stats"
+    statistics.save_npz(model, folder, hparams.mom2_n_samples, dtype=hparams.mom2_dtype)
 
 
 def main() -> None:
@@ -61,7 +53,7 @@ def main() -> None:
     facts = load_facts(shipped("examples/facts.json"))[: options.facts]
     hparams = MEMITHyperParams.from_hparams(str(options.hparams))
     hparams.layers = options.layers or hparams.layers
-    flag = hparams.null_space
+    flag, start = hparams.null_space, copy.deepcopy(model.state_dict())
     write_statistics(model, tokenizer, hparams, options.corpus)
 
     table = Table(title=f"EasyEdit's MEMIT, {len(facts)} facts in batches of {hparams.batch_size}")
@@ -71,10 +63,10 @@ def main() -> None:
         table.add_column(f"{metric} %", justify="right")
     for name, value in {"before": None, "without null_space": None, "with null_space": flag}.items():
         hparams.null_space = value
-        with put_back(Decoder(model).out_projections(hparams.layers)):
-            if name != "before":
-                edit_with_easyedit(model, tokenizer, facts, hparams)
-            means = score(model, tokenizer, facts).means()
+        if name != "before":
+            edit_with_easyedit(model, tokenizer, facts, hparams)
+        means = score(model, tokenizer, facts).means()
+        model.load_state_dict(start)
         table.add_row(name, *(f"{100 * means[metric]:.0f}" for metric in metrics))
     Console().print(table)
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alphaedit_plugin.comparison.cell import compare
+from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.evaluation.fact_scores import Facts
+from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.perplexity import Perplexity
 from alphaedit_plugin.model.decoder import Decoder
@@ -83,7 +83,7 @@ def test_the_main_job_learns_the_facts_and_leaves_the_model_as_it_was(demo, fact
         store=store,
         batch_size=1,
         measures=[
-            Facts(),
+            FactScores(),
             Perplexity("The tide comes in twice a day, and the boats rise with it.", tokenizer),
         ],
     )

@@ -1,45 +1,30 @@
-"""Run variants of an editor side by side: same start, same facts, same order."""
+"""One cell of a run: contenders on one model, one data set and one order of its facts."""
 
 from __future__ import annotations
 
 import logging
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from tqdm.auto import tqdm
 
 from .. import __version__
-from ..baselines.baseline import baseline
-from ..baselines.baseline import identity as baseline_identity
-from ..baselines.hyperparameters import hyperparameters as baseline_hyperparameters
-from ..baselines.hyperparameters import layers_of
-from ..baselines.names import is_baseline, parse_baseline
-from ..editors.hyperparameters import Hyperparameters
-from ..editors.keys import context_templates
-from ..editors.layered import LayeredEditor
-from ..editors.targets import Targets
-from ..editors.variant import Variant
 from ..errors import CompareError, EditError
-from ..evaluation.facts import Fact
 from ..evaluation.measure import Measure, Measured
 from ..model.decoder import Decoder
-from ..model.fingerprint import fingerprints, weights_digest
-from ..model.snapshot import put_back
-from ..model.trace import evaluating
-from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..model.fingerprint import fingerprints
+from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
-from ..session.change import drift, leakage
-from ..session.folder import is_session
-from ..session.session import Session
-from ..storage.store import Store
+from ..session.change import Change
+from ..storage.tensors import tensor_digest
+from .contender import Entry, Ground, Stop, Workplace
+from .course import Checkpoint, Course
 from .results import BEFORE, Comparison
 from .run_folder import RunFolder, identity_of, measurement_identity, read_cell
 
@@ -48,210 +33,84 @@ log = logging.getLogger(__name__)
 _SPECTRUM_POINTS = 200
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a sequence is measured: after so many of its facts, which are so many batches and requests."""
-
-    facts: int
-    batches: int
-    edits: int
-
-
-def checkpoints_of(facts: Sequence[Fact], batch_size: int, every: int | None = None) -> list[Checkpoint]:
-    """The end of the sequence, and before it the end of the first batch after each `every` facts."""
-    wanted = {len(facts), *(range(every, len(facts), every) if every else ())}
-    found = {}
-    for count in sorted(wanted):
-        batches = -(-count // batch_size)
-        whole = min(batches * batch_size, len(facts))
-        found[batches] = Checkpoint(whole, batches, sum(len(fact.requests) for fact in facts[:whole]))
-    return list(found.values())
-
-
-def canonical(name: str) -> str:
-    """A variant's one name, as results have it. Raises HyperparameterError for what is none."""
-    return str(parse_baseline(name) if is_baseline(name) else Variant.parse(name))
-
-
-def compare(
-    model: Any,
-    tokenizer: Any,
-    facts: Sequence[Fact],
-    variants: Sequence[str],
-    hyperparameters: Hyperparameters | Mapping[str, Hyperparameters],
-    statistics: Statistics | Mapping[str, Statistics],
-    *,
-    batch_size: int,
-    measures: Sequence[Measure],
-    every: int | None = None,
-    baseline_hparams: Mapping[str, Any] | None = None,
-    store: Store | None = None,
-    folder: Path | None = None,
-    keep_sessions: bool = False,
-    wait: bool = True,
-    on_row: Callable[[Comparison], None] = lambda comparison: None,
-    progress: bool = False,
-    settings: dict[str, Any] | None = None,
-) -> Comparison:
-    """Edit `facts` in sequential batches with each of `variants` and measure; the model ends as it began.
-
-    A batch holds `batch_size` facts (of MQuAKE's, which are several requests each, that many cases). What `measures`
-    find is measured at the end and, on the facts written until then, after each `every` facts.
-
-    `hyperparameters` and `statistics` are one for all, or by the variant's name; statistics are of all layers that
-    are edited. Variants of EasyEdit ("easyedit:FT") take theirs from `baseline_hparams` (see `easyedit.settings`).
-    What variants have in common is computed once, and its time counted for each: the targets of the first batch, and
-    all edits where only PRUNE's damping at the end differs. `on_row` gets what there is after each row.
-
-    With `folder` everything is written there as soon as it is known, and a run that was killed goes on after the last
-    batch or measurement that it wrote; the result is that of a run without interruption. What the folder holds
-    already is not done again. Several processes may run the same comparison in one folder and share the work; one
-    that does not `wait` ends as soon as others work on all that is left. `keep_sessions` leaves the edits in the
-    folder, so that other measures need no edits later.
-    """
-    cell = _Cell(
-        model,
-        tokenizer,
-        list(facts),
-        list(dict.fromkeys(map(canonical, variants))),
-        hyperparameters,
-        statistics,
-        batch_size,
-        list(measures),
-        every,
-        dict(baseline_hparams or {}),
-        store,
-        RunFolder(folder),
-        keep_sessions,
-        on_row,
-        progress,
-        settings or {},
-    )
-    return cell.run(wait)
-
-
 @dataclass
-class _Cell:
-    """One model, one order of facts: everything that its trajectories share."""
+class Cell:
+    """`entries` go through `course` from the same start, and `measures` say what became of the model.
 
-    model: Any
-    tokenizer: Any
-    facts: list[Fact]
-    variants: list[str]
-    given: Hyperparameters | Mapping[str, Hyperparameters]
-    statistics: Statistics | Mapping[str, Statistics]
-    batch_size: int
-    measures: list[Measure]
-    every: int | None
-    baseline_hparams: dict[str, Any]
-    store: Store | None
+    Invariant: the model ends as it began. What `folder` holds already is neither edited nor measured again; several
+    processes may work on one folder. `described` is what the results are to say of the run besides.
+    """
+
+    ground: Ground
+    entries: Sequence[Entry]
+    course: Course
+    measures: Sequence[Measure]
     folder: RunFolder
-    keep_sessions: bool
-    on_row: Callable[[Comparison], None]
-    progress: bool
-    described: dict[str, Any]
+    keep_sessions: bool = False
+    on_row: Callable[[Comparison], None] = lambda comparison: None
+    progress: bool = False
+    described: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.checkpoints = checkpoints_of(self.facts, self.batch_size, self.every)
-        size = self.batch_size
-        self.batches = [
-            [request for fact in self.facts[i : i + size] for request in fact.requests]
-            for i in range(0, len(self.facts), size)
-        ]
-        self.parsed = {name: Variant.parse(name) for name in self.variants if not is_baseline(name)}
-        self.baselines = {
-            name: (named, baseline_hyperparameters(named, self.model, self.baseline_hparams.get(name)))
-            for name, named in ((name, parse_baseline(name)) for name in self.variants if is_baseline(name))
-        }
-        self.identities = {name: baseline_identity(*of) for name, of in self.baselines.items()}
-        self.hyperparameters = {
-            name: variant.hyperparameters(self.model, "", self._given(name)) for name, variant in self.parsed.items()
-        }
-        self.spaces = {
-            name: self._spaces(name, values)
-            for name, values in self.hyperparameters.items()
-            if self.parsed[name].projected
-        }
-        for null_spaces in self.spaces.values():
-            null_spaces.check(self.model)
-        self.contexts: dict[Any, tuple[str, ...]] = {}
-        self.first: dict[Any, tuple[Targets, float]] = {}
+        self.names = [entry.name for entry in self.entries]
+        self.place = Workplace(self.progress)
 
     # ---------------------------------------------------------------------------------------------- what is known
 
-    def statistics_of(self, name: str) -> Statistics:
-        return self.statistics if isinstance(self.statistics, Statistics) else self.statistics[name]
-
-    def _given(self, name: str) -> Hyperparameters:
-        return self.given if isinstance(self.given, Hyperparameters) else self.given[name]
-
-    def _spaces(self, name: str, values: Hyperparameters) -> NullSpaces:
-        return null_spaces_of(self.statistics_of(name).of_layers(values.layers), values.null_space, store=self.store)
-
     @cached_property
     def fingerprint(self) -> Any:
-        return fingerprints(self.model, [len(Decoder(self.model)) - 1])
-
-    @cached_property
-    def order(self) -> list[str]:
-        """The identities of the facts."""
-        return [identity_of(asdict(fact)) for fact in self.facts]
+        return fingerprints(self.ground.model, [len(Decoder(self.ground.model)) - 1])
 
     @cached_property
     def trajectories(self) -> dict[str, str]:
-        """The identities of the variants' edits, however many batches are made."""
-        return {name: self._trajectory(name) for name in self.variants}
-
-    def _trajectory(self, name: str) -> str:
-        if name in self.parsed:
-            layers: Sequence[int] = self.hyperparameters[name].layers
-            values = self.hyperparameters[name].as_dict()
-            made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
-        else:
-            layers = layers_of(self.baselines[name][1])
-            made = {"baseline": self.identities[name], "criterion": str(self._given(name).null_space)}
-        # Of the variant's own layers: what other variants need besides makes no difference.
-        statistics = self.statistics_of(name).identity(layers) if layers else None
-        return identity_of({"model": self.fingerprint, "batch_size": self.batch_size, **made, "statistics": statistics})
+        """The identities of the contenders' edits, however many batches are made."""
+        found = {}
+        for entry in self.entries:
+            # Of the contender's own layers: what others need besides makes no difference.
+            statistics = entry.statistics.identity(entry.layers) if entry.layers else None
+            found[entry.name] = identity_of(
+                {
+                    "model": self.fingerprint,
+                    "batch_size": self.course.batch_size,
+                    **entry.identity,
+                    "statistics": statistics,
+                }
+            )
+        return found
 
     @cached_property
     def points(self) -> dict[str, dict[int, str]]:
-        """The identities of all points, by variant and edits."""
-        found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": self.order})}}
-        for name in self.variants:
-            trajectory = self.trajectories[name]
+        """The identities of all points, by contender and edits."""
+        order = self.course.order
+        found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": order})}}
+        for name, trajectory in self.trajectories.items():
             found[name] = {
-                at.edits: identity_of({"trajectory": trajectory, "variant": name, "facts": self.order[: at.facts]})
-                for at in self.checkpoints
+                at.edits: identity_of({"trajectory": trajectory, "variant": name, "facts": order[: at.facts]})
+                for at in self.course.checkpoints
             }
         return found
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
-        statistics = {name: self.statistics_of(name) for name in self.parsed}
-        any_statistics = next(iter(statistics.values()), None)
+    def settings(self) -> dict[str, Any]:
+        """What the results say of the cell, together with what the folder knows of others in it."""
+        spaces = {entry.name: entry.null_spaces for entry in self.entries if entry.null_spaces is not None}
+        statistics = {entry.name: entry.statistics for entry in self.entries}
+        course, seed = self.course, self.described.get("seed")
         return self.folder.add_settings(
             {
                 **self.described,
-                "variants": self.variants,
-                "edits": self.checkpoints[-1].edits,
-                "facts": len(self.facts),
-                "batch_size": self.batch_size,
-                "checkpoints": [at.edits for at in self.checkpoints],
-                "hyperparameters": {name: values.as_dict() for name, values in self.hyperparameters.items()}
-                | self.identities,
-                "statistics": any_statistics.provenance if any_statistics is not None else None,
-                "null_spaces": {name: _described(of, statistics[name]) for name, of in self.spaces.items()},
-                "spectra": _spectra(self.spaces),
+                "variants": self.names,
+                "edits": course.checkpoints[-1].edits,
+                "facts": len(course.facts),
+                "batch_size": course.batch_size,
+                "checkpoints": [at.edits for at in course.checkpoints],
+                "hyperparameters": {entry.name: dict(entry.settings) for entry in self.entries},
+                "statistics": self.entries[0].statistics.provenance if self.entries else None,
+                "null_spaces": {name: _described(of, statistics[name]) for name, of in spaces.items()},
+                "spectra": _spectra(spaces),
                 "environment": environment(),
-                "cell": identity_of(
-                    {
-                        "model": self.fingerprint,
-                        "batch_size": self.batch_size,
-                        "seed": self.described.get("seed"),
-                    }
-                ),
-                "order": self.order,
+                "cell": identity_of({"model": self.fingerprint, "batch_size": course.batch_size, "seed": seed}),
+                "order": course.order,
                 "trajectories": self.trajectories,
                 "points": {
                     name: {str(edits): identity for edits, identity in of.items()} for name, of in self.points.items()
@@ -261,175 +120,76 @@ class _Cell:
         )
 
     def comparison(self) -> Comparison:
-        """What is measured so far of the variants and checkpoints asked for."""
-        return read_cell(self.folder, {**self._settings, "variants": self.variants, "points": self.points})
+        """What is measured so far of the contenders and checkpoints asked for."""
+        return read_cell(self.folder, {**self.settings, "variants": self.names, "points": self.points})
 
     # -------------------------------------------------------------------------------------------------- the work
 
-    def run(self, wait: bool) -> Comparison:
-        _ = self._settings  # saved before anything is edited
+    def run(self, wait: bool = True) -> Comparison:
+        """Everything that is not done yet; without `wait` only what no other process is working on."""
+        _ = self.settings  # saved before anything is edited
         with self.folder.claim(BEFORE, wait=True):
-            self.measure(BEFORE, Checkpoint(len(self.facts), 0, 0), self.model)
-        left = list(self.groups())
+            self._measure(BEFORE, Checkpoint(len(self.course.facts), 0, 0), self.ground.model)
+        left = list(self._groups())
         for waiting in (False, True) if wait else (False,):
             postponed = []
-            for names in left:
-                with self.folder.claim(self.trajectories[names[0]][:16], wait=waiting) as mine:
+            for group in left:
+                with self.folder.claim(self.trajectories[group[0].name][:16], wait=waiting) as mine:
                     if not mine:
-                        postponed.append(names)
+                        postponed.append(group)
                         continue
-                    missing = [name for name in names if not all(self.is_measured(name, at) for at in self.checkpoints)]
                     try:
-                        if missing:
-                            (self.edit if missing[0] in self.parsed else self.edit_baseline)(missing)
+                        self._edit(group)
                     except EditError as failure:  # a method that ruins its model is a result: the others go on
-                        log.warning("%s: %s. Its row is left out", ", ".join(missing), failure)
+                        names = ", ".join(entry.name for entry in group)
+                        log.warning("%s: %s. Its row is left out", names, failure)
             left = postponed
         return self.comparison()
 
-    def groups(self) -> Iterator[list[str]]:
-        """Variants whose edits are the same, together; the damped ones last."""
-        seen: dict[str, list[str]] = {}
-        for name in self.variants:
-            seen.setdefault(self.trajectories[name], []).append(name)
-        for names in seen.values():
-            yield sorted(names, key=lambda name: name in self.parsed and self.parsed[name].prune)
+    def _groups(self) -> Iterator[list[Entry]]:
+        """Entries whose edits are the same, together; those that do something at the end last."""
+        seen: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            seen.setdefault(self.trajectories[entry.name], []).append(entry)
+        for group in seen.values():
+            yield sorted(group, key=lambda entry: entry.ends)
 
-    def is_measured(self, name: str, at: Checkpoint) -> bool:
+    def _edit(self, group: Sequence[Entry]) -> None:
+        """The edits of one trajectory, and everything that is to be measured along it."""
+        group = [entry for entry in group if not all(map(self._is_measured, *self._stops(entry)))]
+        if not group:
+            return
+        first = group[0]
+        # A session is called as its edits are, whatever happens to them at the end.
+        label = str(first.identity.get("variant", first.name))
+        self.place.session = self.folder.session(label, self.trajectories[first.name])
+        alike: dict[tuple[int, str], str] = {}
+        with closing(first.run(self.course, group, self.place)) as stops:
+            for stop in stops:
+                like = stop.name
+                if len(group) > 1:
+                    digest = " ".join(tensor_digest(weight) for weight in stop.now.values())
+                    like = alike.setdefault((stop.at.edits, digest), stop.name)
+                self._measure_stop(stop, first.statistics, like if like != stop.name else None)
+        if self.place.session is not None and not self.keep_sessions:
+            self.folder.finished(self.place.session)
+
+    def _stops(self, entry: Entry) -> tuple[list[str], list[Checkpoint]]:
+        return [entry.name] * len(self.course.checkpoints), self.course.checkpoints
+
+    def _is_measured(self, name: str, at: Checkpoint) -> bool:
         point = self.points[name][at.edits]
         return self.folder.weights(name, at.edits, point) is not None and all(
             self.folder.load(name, at.edits, measure.name, measurement_identity(point, measure.identity())) is not None
             for measure in self.measures
         )
 
-    def edit(self, names: list[str]) -> None:
-        """The edits of one trajectory, then everything that is to be measured along it."""
-        name = names[0]
-        values, variant = self.hyperparameters[name], self.parsed[name].trajectory
-        statistics = self.statistics_of(name)
-        projections = Decoder(self.model, values.rewrite_module_tmp).out_projections(values.layers)
-        last = self.checkpoints[-1]
-        underway = self.folder.session(str(variant), self.trajectories[name])
-        with (
-            put_back(projections),
-            tqdm(total=last.edits, desc=" ".join(names), unit="fact", disable=not self.progress) as bar,
-        ):
-            session, spent = self.session(name, underway)
-            targets, shared = (None, 0.0) if session.batches else self.first_targets(session)
-            bar.update(len(session.facts))
-            for batch in self.batches[len(session.batches) : last.batches]:
-                started = time.perf_counter()
-                session.edit(batch, None if session.batches else targets)
-                spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
-                if underway is not None:
-                    RunFolder.keep_spent(underway, spent)
-                bar.update(len(batch))
-            for at in self.checkpoints:
-                alike: dict[str, str] = {}
-                for each in names:
-                    with session.at(at.batches, finished=self.parsed[each].prune) as damping:
-                        first = alike.setdefault(weights_digest(session.projections), each)
-                        covariances = statistics.covariances  # a resumed session need not hold any
-                        now = {layer: projection.matrix for layer, projection in session.projections.items()}
-                        self.measure(
-                            each,
-                            at,
-                            self.model,
-                            like=first if first != each else None,
-                            seconds=spent[at.batches - 1] + damping,
-                            drifts={layer: drift(session.base[layer], weight) for layer, weight in now.items()},
-                            leakages={
-                                layer: leakage(session.base[layer], weight, covariances[layer])
-                                for layer, weight in now.items()
-                            },
-                        )
-        if underway is not None and not self.keep_sessions:
-            self.folder.finished(underway)
+    def _measure_stop(self, stop: Stop, statistics: Statistics, like: str | None) -> None:
+        if not self._is_measured(stop.name, stop.at):
+            change = Change.between(stop.base, stop.now, statistics.covariances)
+            self._measure(stop.name, stop.at, stop.model, like=like, seconds=stop.seconds, change=change)
 
-    def session(self, name: str, underway: Path | None) -> tuple[Session, list[float]]:
-        """A session of the variant, as far as its edits are made already, and its seconds after each batch."""
-        values, variant = self.hyperparameters[name], self.parsed[name].trajectory
-        if underway is not None and is_session(underway):
-            session = Session.resume(underway, self.model, self.tokenizer, check_model=False, progress=self.progress)
-            made = [list(batch.requests) for batch in session.batches]
-            differ = (i for i, (a, b) in enumerate(zip(made, self.batches, strict=False)) if a != b)
-            same = next(differ, len(made))
-            if len(made) > same:
-                session.undo(len(made) - same)
-            spent = RunFolder.spent(underway)[: len(session.batches)]
-            return session, spent + [spent[-1] if spent else 0.0] * (len(session.batches) - len(spent))
-        lengths = values.context_template_length_params
-        if lengths not in self.contexts:
-            with evaluating(self.model):
-                self.contexts[lengths] = context_templates(self.model, self.tokenizer, lengths)
-        session = Session(
-            self.model,
-            self.tokenizer,
-            variant,
-            self.spaces.get(name),
-            hyperparameters=values,
-            covariances=self.statistics_of(name).covariances,
-            contexts=self.contexts[lengths],
-            autosave=underway,
-            check_model=False,
-            progress=self.progress,
-        )
-        return session, []
-
-    def first_targets(self, session: Session) -> tuple[Targets | None, float]:
-        """The targets of the first batch, which are the same for all who begin alike, and the seconds they took."""
-        if not isinstance(session.editor, LayeredEditor):
-            return None, 0.0
-        values = session.hyperparameters
-        key = (max(values.layers), values.target_settings, values.context_template_length_params)
-        if key not in self.first:
-            started = time.perf_counter()
-            self.first[key] = session.editor.targets(self.batches[0]), time.perf_counter() - started
-        return self.first[key]
-
-    def edit_baseline(self, names: list[str]) -> None:
-        """One of EasyEdit's methods. It cannot be replayed: it is measured as it goes, and starts anew if killed."""
-        (name,) = names
-        by_batch = {at.batches: at for at in self.checkpoints}
-        named, settings = self.baselines[name]
-        layers = layers_of(settings)
-        statistics = self.statistics_of(name).of_layers(layers)
-        spaces = null_spaces_of(statistics, self._given(name).null_space, store=self.store) if named.projected else None
-        with (
-            baseline(
-                named,
-                self.model,
-                self.tokenizer,
-                hparams=self.baseline_hparams.get(name),
-                statistics=statistics if layers else None,
-                null_spaces=spaces,
-            ) as editor,
-            tqdm(total=self.checkpoints[-1].edits, desc=name, unit="fact", disable=not self.progress) as bar,
-        ):
-            base = _out_projections(self.model, statistics)
-            base = {layer: weight.clone() for layer, weight in base.items()}
-            seconds = 0.0
-            for index, batch in enumerate(self.batches, 1):
-                started = time.perf_counter()
-                model = editor.edit(batch)
-                seconds += time.perf_counter() - started
-                bar.update(len(batch))
-                if index not in by_batch or self.is_measured(name, by_batch[index]):
-                    continue
-                now = _out_projections(model, statistics)
-                self.measure(
-                    name,
-                    by_batch[index],
-                    model,
-                    seconds=seconds,
-                    drifts={layer: drift(base[layer], weight) for layer, weight in now.items()},
-                    leakages={
-                        layer: leakage(base[layer], weight, statistics.covariances[layer])
-                        for layer, weight in now.items()
-                    },
-                )
-
-    def measure(
+    def _measure(
         self,
         name: str,
         at: Checkpoint,
@@ -437,42 +197,35 @@ class _Cell:
         *,
         like: str | None = None,
         seconds: float = 0.0,
-        drifts: Mapping[int, float] | None = None,
-        leakages: Mapping[int, float] | None = None,
+        change: Change | None = None,
     ) -> None:
-        """Everything that is not measured yet of one point; what is measured of a variant `like` it is taken over."""
-        if self.is_measured(name, at):
+        """Everything that is not measured yet of one point; what is measured of a contender `like` it is taken over."""
+        if self._is_measured(name, at):
             return
         point = self.points[name][at.edits]
         for measure in self.measures:
             identity = measurement_identity(point, measure.identity())
             if self.folder.load(name, at.edits, measure.name, identity) is None:
-                before = None if name == BEFORE else self.found(measure, BEFORE, 0)
+                before = None if name == BEFORE else self._found(measure, BEFORE, 0)
+                facts = self.course.facts[: at.facts]
                 found = (
-                    self.found(measure, like, at.edits)
+                    self._found(measure, like, at.edits)
                     if like is not None
-                    else measure(model, self.tokenizer, self.facts[: at.facts], before, progress=self.progress)
+                    else measure(model, self.ground.tokenizer, facts, before, progress=self.progress)
                 )
                 self.folder.save(name, at.edits, measure.name, identity, found)
         if self.folder.weights(name, at.edits, point) is None:
-            weights = {"seconds": seconds, "drift": dict(drifts or {}), "leakage": dict(leakages or {})}
+            change = change or Change()
+            weights = {"seconds": seconds, "drift": change.drift, "leakage": change.leakage}
             self.folder.save_weights(name, at.edits, point, weights)
         self.on_row(self.comparison())
 
-    def found(self, measure: Measure, name: str, edits: int) -> Measured:
+    def _found(self, measure: Measure, name: str, edits: int) -> Measured:
         identity = measurement_identity(self.points[name][edits], measure.identity())
         found = self.folder.load(name, edits, measure.name, identity)
         if found is None:
             raise CompareError(f"what {measure.name} found of {name} is gone from {self.folder.path}: run again")
         return found
-
-
-def _out_projections(model: nn.Module, statistics: Statistics) -> dict[int, torch.Tensor]:
-    """The weights that a method writes; none where it writes no out-projections."""
-    if not statistics.covariances:
-        return {}
-    decoder = Decoder(model, statistics.provenance.get("template"))
-    return {layer: of.matrix for layer, of in decoder.out_projections(list(statistics.covariances)).items()}
 
 
 def _described(null_spaces: NullSpaces, statistics: Statistics) -> dict[str, Any]:

@@ -113,16 +113,6 @@ class RunFolder:
         """Where the session of a trajectory lies."""
         return self.path / _SESSIONS / f"{_file_name(name)}-{identity[:12]}" if self.path is not None else None
 
-    @staticmethod
-    def spent(session: Path) -> list[float]:
-        """Seconds that a session had taken after each of its batches."""
-        values = _read(session / _SECONDS)
-        return [float(value) for value in values] if isinstance(values, list) else []
-
-    @staticmethod
-    def keep_spent(session: Path, seconds: Sequence[float]) -> None:
-        write_text(session / _SECONDS, json.dumps(list(seconds)), CompareError)
-
     def finished(self, session: Path) -> None:
         """All of the session's points are measured and saved: it is not needed any more."""
         shutil.rmtree(session, ignore_errors=True)
@@ -149,6 +139,16 @@ class RunFolder:
             yield True
         finally:
             held.release()
+
+
+def spent_in(session: Path) -> list[float]:
+    """Seconds that a session had taken after each of its batches."""
+    values = _read(session / _SECONDS)
+    return [float(value) for value in values] if isinstance(values, list) else []
+
+
+def keep_spent(session: Path, seconds: Sequence[float]) -> None:
+    write_text(session / _SECONDS, json.dumps(list(seconds)), CompareError)
 
 
 def read_run(folder: Path) -> list[Comparison]:

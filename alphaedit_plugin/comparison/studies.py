@@ -23,7 +23,6 @@ class Plan:
     edits: int | None = None
     every: int | None = None
     texts: int | None = None
-    tokens: int | None = None
 
     def over(self, other: Plan) -> Plan:
         """What this one leaves open is taken from the other."""

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
 from torch import nn
 
 from ..errors import HyperparameterError
 from ..nullspace.covariance import Covariance
 from ..nullspace.projection import NullSpace
 from .alphaedit import AlphaEdit
+from .changes import parse_changes, show_changes
 from .editor import Editor
 from .hyperparameters import Hyperparameters
 from .memit import MEMIT, MEMITSequential
@@ -58,15 +58,7 @@ class Variant:
             solver, marks = "memit", [solver, *marks]
         if solver not in SOLVERS or not set(marks) <= {"rect", "prune", "p"} or len(set(marks)) != len(marks):
             raise HyperparameterError(f"there is no method {name!r}: a method is {GRAMMAR}")
-        changes = {}
-        for change in changed:
-            key, equals, value = change.partition("=")
-            if not equals:
-                raise HyperparameterError(f"in the method {name!r}, {change!r} must be KEY=VALUE")
-            try:
-                changes[key] = yaml.safe_load(value)
-            except yaml.YAMLError as failure:
-                raise HyperparameterError(f"in the method {name!r}, {change!r} has no value: {failure}") from failure
+        changes = parse_changes(changed, name)
         variant = cls(
             solver, "rect" in marks, "prune" in marks, "p" in marks or solver == "alphaedit", tuple(changes.items())
         )
@@ -78,8 +70,7 @@ class Variant:
         head = self.solver
         if head == "memit" and marks and marks[0] != "P":
             head = marks.pop(0)
-        changes = "".join(f"@{key}={_yaml(value)}" for key, value in self.changes)
-        return "+".join([head + changes, *marks])
+        return "+".join([head + show_changes(dict(self.changes)), *marks])
 
     @property
     def method(self) -> str:
@@ -123,7 +114,3 @@ class Variant:
         write = Write(PAPER_KEEP if self.rect else None, null_spaces if self.projected and not inside else None)
         source = null_spaces if solver.needs_null_spaces else covariances
         return solver(model, tokenizer, hyperparameters, source, contexts=contexts, write=write, progress=progress)
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...").strip()

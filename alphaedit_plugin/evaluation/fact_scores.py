@@ -49,7 +49,7 @@ class Scores:
         return {name: float(np.nanmean(values)) for name, values in columns.items() if not all(map(isnan, values))}
 
 
-class Facts:
+class FactScores:
     """The metrics of every fact that was written (`Scores`), their harmonic mean, and locality.
 
     `score` is the harmonic mean of efficacy, generalization and specificity (Meng et al. 2022), resampled over facts

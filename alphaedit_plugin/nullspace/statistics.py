@@ -37,6 +37,20 @@ class Statistics:
     def of_layers(self, layers: Sequence[int]) -> Statistics:
         return Statistics({layer: self.covariances[layer] for layer in layers}, self.provenance)
 
+    def save_npz(self, model: nn.Module, folder: str | Path, size: int, *, dtype: str = "float32") -> list[Path]:
+        """Write the files that ROME, MEMIT and EasyEdit look for in `folder`, a file per layer; returns their paths.
+
+        `size` and `dtype` must be what their run asks for (`mom2_n_samples`, `mom2_dtype`), or they compute again.
+        """
+        projections = Decoder(model, self.provenance.get("template")).out_projections(list(self.covariances))
+        paths = {
+            layer: Path(folder) / f"{projection.name}_{dtype}_mom2_{size}.npz"
+            for layer, projection in projections.items()
+        }
+        for layer, path in paths.items():
+            self.covariances[layer].save_npz(path, sample_size=size)
+        return list(paths.values())
+
     def identity(self, layers: Sequence[int]) -> dict[str, Any]:
         """What decides the covariances of `layers`, wherever model and text lie and however they are called.
 

@@ -33,12 +33,13 @@ _MARKERS = {
 """matplotlib's markers as SVG paths around 0, for the page's legends."""
 
 
-def write_report(comparisons: Sequence[Comparison], folder: Path) -> Path:
+def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     """`folder`/report.html, and every figure in `folder`/figures as PNG and SVG; returns the page.
 
     The page needs no network and no other file. It has a section for what was measured and none for what was not.
     All of its text is escaped. Raises CompareError when it cannot be written, or when what draws it is not installed.
     """
+    folder = Path(folder)
     figures.check()
     try:
         from jinja2 import ChainableUndefined, Environment

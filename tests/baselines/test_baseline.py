@@ -26,11 +26,11 @@ import alphaedit_plugin.easyedit as plugin
 from alphaedit_plugin.baselines.baseline import baseline, identity
 from alphaedit_plugin.baselines.hyperparameters import hyperparameters, layers_of
 from alphaedit_plugin.baselines.names import Named, is_baseline, parse_baseline
-from alphaedit_plugin.comparison.cell import compare
+from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import CompareError, EditError, HyperparameterError, WrongModelError
-from alphaedit_plugin.evaluation.fact_scores import Facts, score
+from alphaedit_plugin.evaluation.fact_scores import FactScores, score
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.model.decoder import Decoder
@@ -522,7 +522,7 @@ def test_a_comparison_has_rows_of_easyedits_methods(model, tokenizer, statistics
     values = Hyperparameters(layers=tuple(LAYERS), v_num_grad_steps=3, null_space=Criterion(nullity=12))
     options = {
         "batch_size": 2,
-        "measures": [Facts()],
+        "measures": [FactScores()],
         "every": 2,
         "baseline_hparams": {"easyedit:ROME": GIVEN["ROME"], "easyedit:MEMIT+P": FEW},
         "folder": tmp_path / "run",

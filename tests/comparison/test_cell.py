@@ -12,72 +12,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.editing import HYPERPARAMETERS, LAYERS, RECORDS, model_of
+from support.comparing import LONG, compared, facts_of, fresh, statistics_of, timeless
+from support.editing import LAYERS, model_of
 from support.spaces import random_covariance
 
-from alphaedit_plugin.comparison.cell import checkpoints_of, compare
-from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row
+from alphaedit_plugin.comparison.course import checkpoints_of
+from alphaedit_plugin.comparison.results import BEFORE, Comparison
 from alphaedit_plugin.comparison.run_folder import RunFolder, read_run
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.editors.variant import Variant
 from alphaedit_plugin.errors import AlphaEditError, CompareError, WrongModelError
-from alphaedit_plugin.evaluation.fact_scores import Facts, score
+from alphaedit_plugin.evaluation.fact_scores import FactScores, score
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.evaluation.perplexity import Perplexity
-from alphaedit_plugin.model.fingerprint import fingerprints
-from alphaedit_plugin.nullspace.projection import Criterion
-from alphaedit_plugin.nullspace.statistics import Statistics
 from alphaedit_plugin.session.session import Session
-
-HELD_OUT = "When the king came home from the war, the people of the village had already forgotten his name."
-# Steps so long that singular values outgrow the weights', or PRUNE would have nothing to damp.
-LONG = replace(HYPERPARAMETERS, v_lr=50.0, clamp_norm_factor=300.0, null_space=Criterion(nullity=15), L2=0.1)
-OTHERS = {
-    "rome": replace(LONG, layers=(1,), v_lr=0.2, clamp_norm_factor=4.0),
-    "rect+prune": replace(LONG, v_num_grad_steps=3),  # not the edits of rect
-}
-
-
-def facts_of(count: int) -> list[Fact]:
-    return [
-        Fact(
-            (Request.parse({**record, "case_id": number}, "fact"),),
-            "Paris",
-            (f"They said that {record['subject']} is in",),
-            ("The Louvre is in", "Leonardo da Vinci was born in"),
-        )
-        for number, record in enumerate([*RECORDS, {**RECORDS[0], "subject": "Leonardo"}][:count])
-    ]
-
-
-def statistics_of(model) -> Statistics:
-    prints = fingerprints(model, LAYERS)
-    provenance = {"model": "tiny", "fingerprints": {str(layer): prints[layer] for layer in LAYERS}, "template": None}
-    return Statistics({layer: random_covariance(24, layer) for layer in LAYERS}, provenance)
-
-
-def compared(model, tokenizer, names: list[str], *, facts: int | list[Fact] = 3, **options) -> Comparison:
-    canonical = [str(Variant.parse(name)) for name in names]
-    options = {
-        "hyperparameters": {name: OTHERS.get(name, LONG) for name in canonical},
-        "statistics": statistics_of(model),
-        "batch_size": 2,
-        "measures": [Facts(), Perplexity(HELD_OUT, tokenizer)],
-        **options,
-    }
-    given = facts_of(facts) if isinstance(facts, int) else facts
-    return compare(model, tokenizer, given, names, **options)
-
-
-def timeless(row: Row) -> Row:
-    return replace(row, seconds=0.0)
-
-
-def fresh():
-    return model_of(dtype=torch.float32)
-
 
 VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "rect+prune"]
 VARIANTS += ["memit-seq+rect+P", "memit@layers=[0, 1]", "alphaedit@v_lr=5.0"]
@@ -233,7 +183,7 @@ def test_a_run_that_was_killed_goes_on_and_repeats_nothing(killed_at, uninterrup
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4, 7, 10, 15, 22])
 def test_what_was_measured_before_a_kill_is_kept(killed_at, uninterrupted, tokenizer, tmp_path, monkeypatch):
     calls, edits = [], []
-    for measure in (Facts, Perplexity):
+    for measure in (FactScores, Perplexity):
 
         def counted(self, *args, of=measure.__call__, **options):
             calls.append(self)
@@ -346,7 +296,7 @@ def test_covariances_of_unknown_text_are_known_by_their_numbers():
 
 def test_other_measures_need_no_edits_where_the_sessions_were_kept(tokenizer, tmp_path, monkeypatch):
     model = fresh()
-    first = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, measures=[Facts()])
+    first = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, measures=[FactScores()])
     monkeypatch.setattr(Session, "edit", lambda *_: pytest.fail("edited again"))
     more = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, every=2)
     assert all(row.metrics.keys() >= {"perplexity", "efficacy"} for row in more.rows)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alphaedit_plugin.comparison.cell import canonical
+from alphaedit_plugin.comparison.contenders import contender
 from alphaedit_plugin.comparison.studies import STUDIES, Plan, of_frequent_relations, sampled, study_named
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.editors.variant import Variant
@@ -24,7 +24,7 @@ def facts_of(relations) -> list[Fact]:
 def test_every_study_makes_different_variants_that_exist(name):
     study = study_named(name)
     methods = study.methods(study.plan.methods or ("memit+P", "rect"), 10_000)
-    names = [canonical(method) for method in methods]
+    names = [contender(method).name for method in methods]
     assert len(set(names)) == len(names) > 1
 
 
@@ -57,7 +57,6 @@ plans = st.builds(
     edits=st.none() | st.integers(1, 9),
     every=st.none() | st.integers(1, 9),
     texts=st.none() | st.integers(0, 9),
-    tokens=st.none() | st.integers(1, 9),
 )
 
 

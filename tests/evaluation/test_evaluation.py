@@ -18,7 +18,7 @@ from support.tiny import NAMES, tiny
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.evaluation.fact_scores import Facts, score
+from alphaedit_plugin.evaluation.fact_scores import FactScores, score
 from alphaedit_plugin.evaluation.facts import Fact, Probe
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.measure import Estimate, estimate, mean_of
@@ -213,7 +213,7 @@ def test_a_metric_that_no_fact_has_is_left_out(tokenizer):
     bare = Fact((Request("The capital of {} is", "France", "Rome"),))
     scores = score(model_of(), tokenizer, [bare])
     assert set(scores.means()) == {"efficacy", "exact"}
-    assert set(Facts()(model_of(), tokenizer, [bare], None).estimates) == {"efficacy", "exact"}
+    assert set(FactScores()(model_of(), tokenizer, [bare], None).estimates) == {"efficacy", "exact"}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
@@ -261,8 +261,8 @@ def test_the_measure_of_facts_adds_score_and_locality_to_the_definitions(seed, t
         locality={"nq": [Probe("The river", ("the old town",)), Probe("The Seine flows", ("to the sea", "away"))]},
     )
     facts = [FACT, zsre]
-    first = Facts()(before, tokenizer, facts, None)
-    found = Facts()(after, tokenizer, facts, first)
+    first = FactScores()(before, tokenizer, facts, None)
+    found = FactScores()(after, tokenizer, facts, first)
     assert "locality" not in first.estimates
 
     def said(model, prompt, target):
@@ -284,7 +284,7 @@ def test_the_measure_of_facts_adds_score_and_locality_to_the_definitions(seed, t
     assert found.estimates["score"].value == pytest.approx(3 / sum(1 / m for m in means) if all(means) else 0.0)
     assert [record["efficacy"] for record in found.records] == list(score(after, tokenizer, facts).efficacy)
     assert found.records[1]["generalization"] is None
-    again = Facts()(before, tokenizer, facts[:1], first)
+    again = FactScores()(before, tokenizer, facts[:1], first)
     assert again.estimates["locality"].value == 1
 
 

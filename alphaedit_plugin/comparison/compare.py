@@ -1,0 +1,94 @@
+"""Contenders side by side, from Python: same start, same facts, same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..editors.hyperparameters import Hyperparameters
+from ..evaluation.fact_scores import FactScores
+from ..evaluation.facts import Fact
+from ..evaluation.measure import Measure
+from ..evaluation.perplexity import Perplexity
+from ..model.fingerprint import model_name
+from ..nullspace.statistics import Preparation, Statistics
+from ..storage.shipped import shipped
+from .cell import Cell
+from .contender import Ground
+from .contenders import Given, contenders, prepared
+from .course import Course
+from .results import Comparison
+from .run_folder import RunFolder
+
+
+def compare(
+    model: Any,
+    tokenizer: Any,
+    facts: Sequence[Fact],
+    methods: Sequence[Given] | Mapping[str, Given],
+    *,
+    batch_size: int = 10,
+    every: int | None = None,
+    measures: Sequence[Measure] | None = None,
+    hyperparameters: Hyperparameters | Mapping[str, Hyperparameters] | None = None,
+    layers: Sequence[int] | None = None,
+    preparation: Preparation | None = None,
+    statistics: Statistics | Mapping[str, Statistics] | None = None,
+    baseline_hparams: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    keep_sessions: bool = False,
+    wait: bool = True,
+    on_row: Callable[[Comparison], None] = lambda comparison: None,
+    progress: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Edit `facts` in sequential batches with each of `methods` and measure; the model ends as it began.
+
+    `methods` are names as on the command line ("memit+P", "easyedit:FT", "my_editor.py:edit@steps=10+P"), or functions
+    `(model, tokenizer, requests, **settings)` (see `yours`); in a mapping a function goes by its key, and a key that
+    ends in +P has it projected. A batch holds `batch_size` facts (of MQuAKE's, which are several requests each, that
+    many cases). What `measures` find (by default the metrics of the facts, and perplexity of the text that ships) is
+    measured at the end and, on the facts written until then, after each `every` facts.
+
+    Layers and hyperparameters are each method's own for this model unless they are given, one for all or by the
+    contender's name; `preparation` says where statistics come from, unless `statistics` are given in the same way.
+    `baseline_hparams` are those of EasyEdit's methods, by name. What contenders have in common is computed once, and
+    its time counted for each: the targets of the first batch, and all edits where only what happens at the end
+    differs. `on_row` gets what there is after each row; `settings` go into the results.
+
+    With `folder` everything is written there as soon as it is known, and a run that was killed goes on where it was:
+    after the last batch (one of another's methods begins anew) or measurement that it wrote; the result is that of a
+    run without interruption. Several processes may run the same comparison in one folder and share the work; one that
+    does not `wait` ends as soon as others work on all that is left. `keep_sessions` leaves the edits in the folder, so
+    that other measures need no edits later.
+
+    Raises HyperparameterError for a method that does not exist, WrongModelError for statistics of another model,
+    CompareError for a folder that cannot be used. A method that fails costs its row, with a warning.
+    """
+    if measures is None:
+        held_out = shipped("examples/heldout.txt").read_text(encoding="utf-8")
+        measures = [FactScores(), Perplexity(held_out, tokenizer)]
+    course = Course(tuple(facts), batch_size, every)
+    ground = Ground(
+        model,
+        tokenizer,
+        model_name(model),
+        preparation or Preparation(progress=progress),
+        tuple(layers) if layers is not None else None,
+        hyperparameters,
+        statistics,
+        baseline_hparams or {},
+    )
+    cell = Cell(
+        ground,
+        prepared(contenders(methods), ground),
+        course,
+        list(measures),
+        RunFolder(Path(folder) if folder is not None else None),
+        keep_sessions,
+        on_row,
+        progress,
+        settings or {},
+    )
+    return cell.run(wait)

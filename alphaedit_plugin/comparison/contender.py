@@ -1,0 +1,145 @@
+"""What it takes to be compared: a name, then, on a model, an identity, layers, and edits batch after batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..editors.hyperparameters import Hyperparameters
+from ..editors.targets import Targets
+from ..editors.variant import Variant
+from ..nullspace.null_spaces import NullSpaces
+from ..nullspace.statistics import Preparation, Statistics
+from .course import Checkpoint, Course
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The model that all contenders start from, and what decides how they are prepared for it.
+
+    `name` is what its hyperparameter files go by. `layers` and `hyperparameters` (one for all, or by the contender's
+    name) go before those of each method; `statistics`, in the same two forms, are used instead of preparing any.
+    `baseline_hparams` are those of EasyEdit's methods, by the contender's name (a mapping, or the path of a YAML).
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str = ""
+    preparation: Preparation = field(default_factory=Preparation)
+    layers: tuple[int, ...] | None = None
+    hyperparameters: Hyperparameters | Mapping[str, Hyperparameters] | None = None
+    statistics: Statistics | Mapping[str, Statistics] | None = None
+    baseline_hparams: Mapping[str, Any] = field(default_factory=dict)
+
+    def hyperparameters_of(self, name: str, variant: Variant) -> Hyperparameters:
+        """Of the contender called `name`, which is `variant` or is prepared like it."""
+        given = self.hyperparameters
+        if isinstance(given, Mapping):
+            given = given[name]
+        base = given or Hyperparameters.for_model(variant.method, self.model, self.name)
+        values = variant.hyperparameters(self.model, self.name, base.with_layers(self.layers))
+        criterion = self.preparation.criterion
+        return values if criterion is None else replace(values, null_space=criterion)
+
+    def usual_layers(self) -> tuple[int, ...]:
+        """Those that AlphaEdit edits on this model, unless others were given."""
+        usual = Hyperparameters.shipped_for("alphaedit", self.name) or Hyperparameters.derived("alphaedit", self.model)
+        given = self.hyperparameters if isinstance(self.hyperparameters, Hyperparameters) else None
+        return (given or usual).with_layers(self.layers).layers
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a contender needs before it can begin: statistics of `layers`, by the settings that `values` have.
+
+    `values` are our hyperparameters, or those whose statistics and criterion another's method is given.
+    """
+
+    values: Hyperparameters
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A contender at a checkpoint, to be measured now: afterwards `model` goes on, or back to what it was.
+
+    `base` and `now` are its out-projections before the first edit and as they are, layer → W, d_out × d_in; `seconds`
+    is what editing took so far.
+    """
+
+    name: str
+    at: Checkpoint
+    model: nn.Module
+    seconds: float
+    base: Mapping[int, Tensor]
+    now: Mapping[int, Tensor]
+
+
+@dataclass
+class Workplace:
+    """What contenders of one comparison share, and where one of them keeps what it has done.
+
+    `session` is a folder for edits that can be taken up again, or None. `contexts` and `targets` hold what is the
+    same for all who begin alike: context templates, and the first batch's targets with the seconds they took.
+    """
+
+    progress: bool = False
+    session: Path | None = None
+    contexts: dict[Any, tuple[str, ...]] = field(default_factory=dict)
+    targets: dict[Any, tuple[Targets, float]] = field(default_factory=dict)
+
+
+class Contender(ABC):
+    """Whatever edits facts in a comparison: one of our methods, one of EasyEdit's, or a function of the user's.
+
+    Invariant: `name` is canonical: two that are called alike are the same contender.
+    """
+
+    name: str
+
+    @abstractmethod
+    def needs(self, ground: Ground) -> Needs:
+        """Raises HyperparameterError where its settings do not fit the model."""
+
+    @abstractmethod
+    def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
+        """The contender on this model. Raises NullSpaceError where it projects and nothing, or everything, is null."""
+
+
+class Entry(ABC):
+    """A contender on one model.
+
+    Invariant: `run` leaves the model, and all that others may read, as it found them. Two entries of one `identity`,
+    statistics and batches make the same edits, but for what `ends` says one does at the end of the sequence.
+    """
+
+    name: str
+    statistics: Statistics
+    layers: tuple[int, ...]
+    """Those that it is lent statistics of; its identity depends on them, and on no others'."""
+    null_spaces: NullSpaces | None
+    """Those that its edits are projected onto, if they are."""
+    ends: bool = False
+
+    @property
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides the edits beside model, statistics, facts and batches, in JSON's types."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """Its hyperparameters as a reader of the results wants them, in JSON's types."""
+
+    @abstractmethod
+    def run(self, course: Course, together: Sequence[Any], place: Workplace) -> Generator[Stop, None, None]:
+        """Edit batch after batch and stop at the checkpoints. Close the iterator when it is not run to its end.
+
+        `together` are the entries with the same edits, this one among them: each stops at every checkpoint. Raises
+        EditError where the method fails.
+        """

@@ -1,0 +1,106 @@
+"""From names to contenders, and from contenders to entries that are ready to edit a model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..baselines.names import is_baseline, parse_baseline
+from ..editors.variant import Variant
+from ..errors import HyperparameterError, NullSpaceError
+from ..nullspace.statistics import Statistics
+from .contender import Contender, Entry, Ground, Needs
+from .easyedits import EasyEditMethod
+from .editing_function import PLACE, EditingFunction
+from .ours import OurMethod
+from .yours import YourEditor
+
+log = logging.getLogger(__name__)
+
+Given = str | Callable[..., Any]
+"""A contender as it is asked for: by name, or a function of the user's."""
+
+
+def contender(given: Given, name: str | None = None) -> Contender:
+    """`memit+P`, `easyedit:FT`, `my_editor.py:edit@steps=10+P`, or a function, whose name may end in +P.
+
+    Raises HyperparameterError for what is none of these, naming the nearest.
+    """
+    if not isinstance(given, str):
+        label, projected = (name[:-2], True) if name is not None and name[-2:].upper() == "+P" else (name, False)
+        return YourEditor(EditingFunction.of(given, label), projected)
+    if is_baseline(given):
+        return EasyEditMethod(parse_baseline(given))
+    if PLACE.fullmatch(given.strip()):
+        return YourEditor(*EditingFunction.parse(given))
+    if given.partition("@")[0].partition("+")[0].strip().endswith(".py"):
+        raise HyperparameterError(f"{given!r} names a file and no function in it: write FILE.py:FUNCTION")
+    return OurMethod(Variant.parse(given))
+
+
+def contenders(given: Sequence[Given] | Mapping[str, Given]) -> list[Contender]:
+    """All of them, in order, each once. In a mapping a function goes by its key; +P at its end projects it.
+
+    Raises HyperparameterError for two functions of one name.
+    """
+    if isinstance(given, Mapping):
+        chosen = [contender(each, name) for name, each in given.items()]
+    else:
+        chosen = [contender(each) for each in given]
+    found: dict[str, Contender] = {}
+    for each in chosen:
+        other = found.setdefault(each.name, each)
+        if (
+            isinstance(each, YourEditor)
+            and isinstance(other, YourEditor)
+            and each.called.source() != other.called.source()
+        ):
+            raise HyperparameterError(f"two editors are called {each.name}: name them, as in {{'mine': edit}}")
+    return list(found.values())
+
+
+def prepared(chosen: Sequence[Contender], ground: Ground, *, skip_impossible: bool = False) -> list[Entry]:
+    """What all of them need of this model, computed together: one pass over the text for each number of tokens.
+
+    With `skip_impossible` those that nothing, or everything, is null for are left out with a warning, as long as
+    some remain. Raises HyperparameterError for contenders that cannot be compared in one run.
+    """
+    needs = {each.name: each.needs(ground) for each in chosen}
+    statistics = _statistics(needs, ground)
+    entries: list[Entry] = []
+    failed: NullSpaceError | None = None
+    for each in chosen:
+        try:
+            entries.append(each.enter(ground, needs[each.name], statistics[each.name]))
+        except NullSpaceError as failure:
+            if not skip_impossible:
+                raise
+            failed = failure
+            log.warning("%s is left out: %s", each.name, failure)
+    if failed is not None and not entries:
+        raise failed
+    return entries
+
+
+def _statistics(needs: Mapping[str, Needs], ground: Ground) -> dict[str, Statistics]:
+    if isinstance(ground.statistics, Statistics):
+        return dict.fromkeys(needs, ground.statistics)
+    if ground.statistics is not None:
+        return {name: ground.statistics[name] for name in needs}
+    templates = {of.values.rewrite_module_tmp for of in needs.values()}
+    if len(templates) > 1:
+        raise HyperparameterError(f"the methods edit different modules ({templates}): compare them in two runs")
+    preparation = ground.preparation
+    layers: dict[int | None, set[int]] = {}
+    for of in needs.values():
+        layers.setdefault(of.values.tokens or preparation.tokens, set()).update(of.layers)
+    if preparation.stats_dir is not None and layers.keys() - {preparation.tokens}:
+        raise HyperparameterError("with --stats-dir no method can choose its tokens: they are those of the files")
+    found = {
+        tokens: preparation.statistics(
+            ground.model, ground.tokenizer, sorted(chosen), tokens=tokens, template=next(iter(templates))
+        )
+        for tokens, chosen in layers.items()
+    }
+    return {name: found[of.values.tokens or preparation.tokens] for name, of in needs.items()}

@@ -1,0 +1,72 @@
+"""The facts of a comparison in their order, the batches they are written in, and where the sequence is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from ..editors.requests import Request
+from ..errors import RequestError
+from ..evaluation.facts import Fact
+from .run_folder import identity_of
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a sequence is measured: after so many of its facts, which are so many batches and requests."""
+
+    facts: int
+    batches: int
+    edits: int
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every contender goes through: `facts` in batches of `batch_size` facts (of MQuAKE's, which are several
+    requests each, that many cases), measured at the end and after each `every` facts.
+    """
+
+    facts: tuple[Fact, ...]
+    batch_size: int
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for a course without facts, or of batches without any."""
+        if not self.facts:
+            raise RequestError("there are no facts to edit: give at least one")
+        if self.batch_size < 1 or (self.every is not None and self.every < 1):
+            raise RequestError("a batch, and what is written between two checkpoints, hold at least one fact")
+
+    @cached_property
+    def batches(self) -> list[list[Request]]:
+        size = self.batch_size
+        return [
+            [request for fact in self.facts[i : i + size] for request in fact.requests]
+            for i in range(0, len(self.facts), size)
+        ]
+
+    @cached_property
+    def checkpoints(self) -> list[Checkpoint]:
+        return checkpoints_of(self.facts, self.batch_size, self.every)
+
+    @cached_property
+    def by_batch(self) -> dict[int, Checkpoint]:
+        """The checkpoint that the end of a batch is, by how many batches there were until then."""
+        return {at.batches: at for at in self.checkpoints}
+
+    @cached_property
+    def order(self) -> list[str]:
+        """The identities of the facts."""
+        return [identity_of(asdict(fact)) for fact in self.facts]
+
+
+def checkpoints_of(facts: Sequence[Fact], batch_size: int, every: int | None = None) -> list[Checkpoint]:
+    """The end of the sequence, and before it the end of the first batch after each `every` facts."""
+    wanted = {len(facts), *(range(every, len(facts), every) if every else ())}
+    found = {}
+    for count in sorted(wanted):
+        batches = -(-count // batch_size)
+        whole = min(batches * batch_size, len(facts))
+        found[batches] = Checkpoint(whole, batches, sum(len(fact.requests) for fact in facts[:whole]))
+    return list(found.values())

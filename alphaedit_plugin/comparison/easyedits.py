@@ -1,0 +1,102 @@
+"""One of EasyEdit's own methods in a comparison: measured as it goes, and begun anew if it was killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..baselines.baseline import baseline, identity
+from ..baselines.hyperparameters import hyperparameters, layers_of
+from ..baselines.names import Named
+from ..editors.variant import Variant
+from ..model.decoder import Decoder
+from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..nullspace.statistics import Statistics
+from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
+from .course import Course
+
+_LIKE = {"rome": "rome", "alphaedit": "alphaedit"}
+"""Whose layers and statistics a method of EasyEdit has that is called so; those of memit for all others."""
+
+
+class EasyEditMethod(Contender):
+    """`easyedit:METHOD` or `easyedit:METHOD+P`."""
+
+    def __init__(self, named: Named) -> None:
+        self.named, self.name = named, str(named)
+
+    def needs(self, ground: Ground) -> Needs:
+        like = Variant.parse(_LIKE.get(self.named.method.lower(), "memit"))
+        values = ground.hyperparameters_of(self.name, like)
+        written = layers_of(self._settings(ground))
+        return Needs(values, tuple(written) or values.layers)
+
+    def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
+        settings = self._settings(ground)
+        layers = tuple(layers_of(settings))
+        spaces = None
+        if self.named.projected:
+            of_layers = statistics.of_layers(layers)
+            spaces = null_spaces_of(of_layers, needs.values.null_space, store=ground.preparation.store)
+        criterion = str(needs.values.null_space)
+        return _EasyEditEntry(ground, self.named, settings, criterion, statistics, layers, spaces)
+
+    def _settings(self, ground: Ground) -> Any:
+        return hyperparameters(self.named, ground.model, ground.baseline_hparams.get(self.name))
+
+
+@dataclass
+class _EasyEditEntry(Entry):
+    ground: Ground
+    named: Named
+    hyperparameters: Any
+    criterion: str
+    statistics: Statistics
+    layers: tuple[int, ...]
+    null_spaces: NullSpaces | None
+
+    def __post_init__(self) -> None:
+        self.name = str(self.named)
+        self._identity = identity(self.named, self.hyperparameters)  # which hashes all of EasyEdit's source
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"baseline": self._identity, "criterion": self.criterion}
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self._identity
+
+    def run(self, course: Course, together: Sequence[Any], place: Workplace) -> Generator[Stop, None, None]:
+        ground, statistics = self.ground, self.statistics.of_layers(self.layers)
+        with (
+            baseline(
+                self.named,
+                ground.model,
+                ground.tokenizer,
+                hparams=ground.baseline_hparams.get(self.name),
+                statistics=statistics if self.layers else None,
+                null_spaces=self.null_spaces,
+            ) as editor,
+            tqdm(total=course.checkpoints[-1].edits, desc=self.name, unit="fact", disable=not place.progress) as bar,
+        ):
+            base = {layer: weight.clone() for layer, weight in self._weights(ground.model).items()}
+            seconds = 0.0
+            for index, batch in enumerate(course.batches, 1):
+                started = time.perf_counter()
+                model = editor.edit(batch)
+                seconds += time.perf_counter() - started
+                bar.update(len(batch))
+                if index in course.by_batch:
+                    yield Stop(self.name, course.by_batch[index], model, seconds, base, self._weights(model))
+
+    def _weights(self, model: Any) -> dict[int, Any]:
+        """The weights that the method writes; none where it writes no out-projections."""
+        if not self.layers:
+            return {}
+        decoder = Decoder(model, self.statistics.provenance.get("template"))
+        return {layer: of.matrix for layer, of in decoder.out_projections(self.layers).items()}

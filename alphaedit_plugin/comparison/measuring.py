@@ -1,0 +1,123 @@
+"""What is asked to be measured, made into measures before any model is loaded: a wrong option is known at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import CompareError, CorpusError, RequestError
+from ..evaluation.fact_scores import FactScores
+from ..evaluation.facts import Fact
+from ..evaluation.measure import Measure
+from ..evaluation.perplexity import Perplexity
+from ..storage.shipped import shipped
+
+MULTIHOP_CASES = 100
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The metrics of the facts and perplexity of `held_out` (or of the text that ships); and what else is asked for.
+
+    `snippets` are reference texts for consistency; `tasks` a folder of general-capability tasks, `harness` names of
+    lm-evaluation-harness, both of at most `task_limit` examples; `shift` a file of prompts whose hidden states are
+    watched, the first `shift_limit` that are about none of the facts.
+    """
+
+    held_out: Path | None = None
+    snippets: Path | None = None
+    tasks: Path | None = None
+    task_limit: int = 100
+    harness: tuple[str, ...] = ()
+    shift: Path | None = None
+    shift_limit: int = 200
+
+    @cached_property
+    def text(self) -> str:
+        """What perplexity is measured on. Raises CorpusError where it cannot be read."""
+        try:
+            return self.held_out_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            raise CorpusError(f"cannot read the held-out text {self.held_out_file}: {failure}") from failure
+
+    @property
+    def held_out_file(self) -> Path:
+        return self.held_out or shipped("examples/heldout.txt")
+
+    def read(self, texts: int) -> Measures:
+        """All that needs no model; with `texts` the model is to write about so many facts.
+
+        Raises CompareError, RequestError or CorpusError for options that cannot be met.
+        """
+        found: list[Measure] = []
+        writing = None
+        if self.snippets is not None and not texts:
+            raise CompareError("--snippets needs texts to hold against them: say --texts N")
+        if texts:
+            from ..evaluation.consistency import references
+            from ..evaluation.texts import Texts
+
+            writing = Texts(limit=texts, references=references(self.snippets) if self.snippets else None)
+        if self.tasks is not None:
+            from ..evaluation.capability import Capability
+
+            found.append(Capability.from_folder(self.tasks, limit=self.task_limit))
+        if self.harness:
+            from ..evaluation.harness import Harness
+
+            found.append(Harness(self.harness, limit=self.task_limit))
+        prompts: list[str] = []
+        if self.shift is not None:
+            from ..evaluation.shift import FEWEST, prompts_from
+
+            if self.shift_limit < FEWEST:
+                raise RequestError(f"--shift-limit must be at least {FEWEST}, not {self.shift_limit}")
+            prompts = prompts_from(self.shift)
+        return Measures(self.text, writing, found, prompts, self.shift_limit)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures that are made once for a whole run, and what those are made of that need a model, a layer or facts."""
+
+    text: str
+    texts: Measure | None
+    others: list[Measure]
+    prompts: list[str]
+    shift_limit: int
+
+    def held_out_prompts(self, facts: Sequence[Fact]) -> list[str]:
+        """The first prompts of the shift that are about none of the facts; none where no shift is measured.
+
+        Raises RequestError if these are too few.
+        """
+        if not self.prompts:
+            return []
+        from ..evaluation.shift import FEWEST, held_out
+
+        found = list(dict.fromkeys(held_out(self.prompts, facts)))
+        if len(found) < FEWEST:
+            raise RequestError(
+                f"only {len(found)} of the prompts of --shift name no edited subject, and {FEWEST} are needed: give "
+                "others"
+            )
+        return found[: self.shift_limit]
+
+    def of(self, tokenizer: Any, facts: Sequence[Fact], last_layer: int) -> Iterator[Measure]:
+        """All measures of one cell; the shift is watched at `last_layer`."""
+        yield FactScores()
+        if self.texts is not None:
+            yield self.texts
+        if any(fact.questions for fact in facts):
+            from ..evaluation.multihop import MultiHop
+
+            yield MultiHop(limit=MULTIHOP_CASES)
+        yield Perplexity(self.text, tokenizer)
+        yield from self.others
+        if self.prompts:
+            from ..evaluation.shift import Shift
+
+            yield Shift(self.held_out_prompts(facts), last_layer)

@@ -1,0 +1,136 @@
+"""One of our methods in a comparison: its session can be taken up again, and looked at as it was at any checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..editors.hyperparameters import Hyperparameters
+from ..editors.keys import context_templates
+from ..editors.layered import LayeredEditor
+from ..editors.targets import Targets
+from ..editors.variant import Variant
+from ..model.decoder import Decoder
+from ..model.snapshot import put_back
+from ..model.trace import evaluating
+from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..nullspace.statistics import Statistics
+from ..session.folder import is_session
+from ..session.session import Session
+from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
+from .course import Course
+from .run_folder import keep_spent, spent_in
+
+
+class OurMethod(Contender):
+    """A `Variant`: `memit`, `rect+P`, `alphaedit@L2=1`."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant, self.name = variant, str(variant)
+
+    def needs(self, ground: Ground) -> Needs:
+        values = ground.hyperparameters_of(self.name, self.variant)
+        return Needs(values, values.layers)
+
+    def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
+        spaces = None
+        if self.variant.projected:
+            of_layers = statistics.of_layers(needs.layers)
+            spaces = null_spaces_of(of_layers, needs.values.null_space, store=ground.preparation.store)
+            spaces.check(ground.model)
+        return _OurEntry(ground, self.variant, needs.values, statistics, spaces)
+
+
+@dataclass
+class _OurEntry(Entry):
+    ground: Ground
+    variant: Variant
+    hyperparameters: Hyperparameters
+    statistics: Statistics
+    null_spaces: NullSpaces | None
+
+    def __post_init__(self) -> None:
+        self.name, self.layers = str(self.variant), self.hyperparameters.layers
+        self.ends = self.variant != self.variant.trajectory
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"variant": str(self.variant.trajectory), "hyperparameters": self.settings}
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.hyperparameters.as_dict()
+
+    def run(self, course: Course, together: Sequence[_OurEntry], place: Workplace) -> Generator[Stop, None, None]:
+        model, values = self.ground.model, self.hyperparameters
+        projections = Decoder(model, values.rewrite_module_tmp).out_projections(values.layers)
+        label, last = " ".join(entry.name for entry in together), course.checkpoints[-1]
+        with (
+            put_back(projections),
+            tqdm(total=last.edits, desc=label, unit="fact", disable=not place.progress) as bar,
+        ):
+            session, spent = self._session(course, place)
+            targets, shared = (None, 0.0) if session.batches else self._first_targets(session, course, place)
+            bar.update(len(session.facts))
+            for batch in course.batches[len(session.batches) : last.batches]:
+                started = time.perf_counter()
+                session.edit(batch, None if session.batches else targets)
+                spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
+                if place.session is not None:
+                    keep_spent(place.session, spent)
+                bar.update(len(batch))
+            for at in course.checkpoints:
+                for entry in together:
+                    with session.at(at.batches, finished=entry.ends) as damping:
+                        now = {layer: projection.matrix for layer, projection in session.projections.items()}
+                        yield Stop(entry.name, at, model, spent[at.batches - 1] + damping, session.base, now)
+
+    def _session(self, course: Course, place: Workplace) -> tuple[Session, list[float]]:
+        """A session of the variant, as far as its edits are made already, and its seconds after each batch."""
+        if place.session is not None and is_session(place.session):
+            return self._resumed(place.session, course, place.progress)
+        model, tokenizer = self.ground.model, self.ground.tokenizer
+        lengths = self.hyperparameters.context_template_length_params
+        if lengths not in place.contexts:
+            with evaluating(model):
+                place.contexts[lengths] = context_templates(model, tokenizer, lengths)
+        session = Session(
+            model,
+            tokenizer,
+            self.variant.trajectory,
+            self.null_spaces,
+            hyperparameters=self.hyperparameters,
+            covariances=self.statistics.covariances,
+            contexts=place.contexts[lengths],
+            autosave=place.session,
+            check_model=False,
+            progress=place.progress,
+        )
+        return session, []
+
+    def _resumed(self, folder: Path, course: Course, progress: bool) -> tuple[Session, list[float]]:
+        ground = self.ground
+        session = Session.resume(folder, ground.model, ground.tokenizer, check_model=False, progress=progress)
+        made = [list(batch.requests) for batch in session.batches]
+        differ = (i for i, (a, b) in enumerate(zip(made, course.batches, strict=False)) if a != b)
+        same = next(differ, len(made))
+        if len(made) > same:
+            session.undo(len(made) - same)
+        spent = spent_in(folder)[: len(session.batches)]
+        return session, spent + [spent[-1] if spent else 0.0] * (len(session.batches) - len(spent))
+
+    def _first_targets(self, session: Session, course: Course, place: Workplace) -> tuple[Targets | None, float]:
+        """The targets of the first batch, which are the same for all who begin alike, and the seconds they took."""
+        if not isinstance(session.editor, LayeredEditor):
+            return None, 0.0
+        values = self.hyperparameters
+        key = (max(values.layers), values.target_settings, values.context_template_length_params)
+        if key not in place.targets:
+            started = time.perf_counter()
+            place.targets[key] = session.editor.targets(course.batches[0]), time.perf_counter() - started
+        return place.targets[key]
