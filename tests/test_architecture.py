@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -146,3 +147,11 @@ def test_a_broken_rule_is_seen(tmp_path: Path, file: str, text: str, said: str) 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text if name == file else "")
     assert any(said.format(PACKAGE) in line for line in broken_rules(tmp_path)), broken_rules(tmp_path)
+
+
+def test_the_architecture_page_names_files_that_exist_and_every_package() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.(?:py|css|html\.j2))`", page))
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not any((base / name).is_file() for base in (ROOT / PACKAGE, ROOT))] == []
+    assert {f"{part}/" for part in HEIGHT if part != "errors"} <= set(re.findall(r"^\| `(\w+/)`", page, re.MULTILINE))
