@@ -13,10 +13,11 @@ from ..comparison.results import Comparison
 from ..errors import CompareError
 from ..storage.files import write_text
 from . import figures
+from .export import cell_title
 from .figures import Picture
-from .sections import Section, over_seeds, sections
+from .section import Section
+from .sections import over_seeds, sections
 from .style import THEME, styles
-from .tables import cell_name
 from .words import finding, projection
 
 PAGE = "report.html"
@@ -55,7 +56,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
         cells.append(
             {
                 "id": prefix,
-                "name": cell_name(comparison),
+                "name": cell_title(comparison),
                 "settings": comparison.settings,
                 "finding": finding(comparison),
                 "projection": projection(comparison),

@@ -1,26 +1,17 @@
-"""A comparison as tables: for a terminal; as JSON, CSV, Markdown and LaTeX to paste."""
+"""Tables for a terminal: of a comparison, and of what a session has done."""
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-from collections.abc import Iterator, Sequence
-from math import isfinite
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from tabulate import tabulate
 
 from ..comparison.results import Comparison, Row
-from ..errors import CompareError
 from ..session.session import Report
-from ..storage.files import atomic, write_text
 from .columns import WEIGHTS, Column, columns
 
 _TERMINAL = (("facts", "perplexity", WEIGHTS), ("texts", "multihop"), ("capability",), ("shift",))
@@ -126,136 +117,6 @@ def _packed(found: Sequence[Column], rows: Sequence[Row], room: int) -> list[lis
         packed[-1].append(column)
         left -= width
     return packed
-
-
-def export(comparisons: Sequence[Comparison], folder: Path) -> None:
-    """What goes into a paper or a notebook. Shares are in percent, but in summary.json, where they go from 0 to 1.
-
-    summary.json has every row with its estimates, without the records; summary.csv too, with the ends of the
-    intervals; summary.md and summary.tex have a table of the last rows for each comparison, the best in bold and half
-    the interval behind ±. Raises CompareError when they cannot be written.
-    """
-    summary = {
-        "comparisons": [{"settings": each.settings, "rows": [*map(_as_json, each.rows)]} for each in comparisons]
-    }
-    text = json.dumps(_finite(summary), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "summary.json", text + "\n", CompareError)
-    named = len(comparisons) > 1
-    markdown, latex = [], []
-    for comparison in comparisons:
-        found = columns(comparison.rows)
-        names = [column.label for column in found]
-        cell = cell_name(comparison)
-        markdown += [f"**{_plain(cell)}**\n"] if named else []
-        markdown.append(
-            tabulate(
-                [[f"`{name}`", *cells] for name, cells in _cells(comparison, found, "**{}**", " ± {}")],
-                ["variant", *names],
-                tablefmt="github",
-                disable_numparse=True,
-                colalign=["left", *("right" for _ in names)],
-            )
-            + "\n"
-        )
-        latex += [f"% {_plain(cell)}"] if named else []
-        latex.append(
-            tabulate(
-                [
-                    [rf"\texttt{{{_tex(name)}}}", *map(_tex, cells)]
-                    for name, cells in _cells(comparison, found, r"\textbf{{{}}}", r" $\pm$ {}")
-                ],
-                ["variant", *map(_tex, names)],
-                tablefmt="latex_raw",
-                disable_numparse=True,
-                colalign=["left", *("right" for _ in names)],
-            )
-            + ("\n" if named else "")
-        )
-    write_text(folder / "summary.md", "\n".join(markdown), CompareError)
-    write_text(folder / "summary.tex", "\n".join(latex).rstrip("\n") + "\n", CompareError)
-    _csv(comparisons, folder / "summary.csv")
-
-
-def _csv(comparisons: Sequence[Comparison], path: Path) -> None:
-    found = columns(row for comparison in comparisons for row in comparison.rows)
-    bounded = [c for c in found if any(c.half(row) for comparison in comparisons for row in comparison.rows)]
-    ends = [f"{column.label} {end}" for column in bounded for end in ("from", "to")]
-    with atomic(path, CompareError) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        names = [column.label for column in found]
-        writer.writerow(["model", "data", "seed", "variant", "edits", *names, *ends])
-        for comparison in comparisons:
-            cell = [comparison.settings.get(key) for key in ("model", "data", "seed")]
-            for row in comparison.rows:
-                estimates = [column.of(row) for column in found]
-                intervals = [column.of(row) for column in bounded]
-                writer.writerow(
-                    [*cell, row.variant, row.edits]
-                    + ["" if estimate is None else estimate.value for estimate in estimates]
-                    + [end for each in intervals for end in ((each.low, each.high) if each else ("", ""))]
-                )
-
-
-def cell_name(comparison: Comparison) -> str:
-    """Model, data and seed, short enough for a heading."""
-    settings = comparison.settings
-    parts = [short(settings[key]) for key in ("model", "data") if settings.get(key)]
-    if settings.get("seed") is not None:
-        parts.append(f"seed {settings['seed']}")
-    return " · ".join(parts) or f"{settings['edits']} edits"
-
-
-def short(path: Any) -> str:
-    """The last part of a path or of a name on the Hub, without its suffix where that is a data file's."""
-    return re.sub(r"\.(json|jsonl)$", "", re.split(r"[/\\]", str(path).rstrip("/\\"))[-1])
-
-
-def _as_json(row: Row) -> dict[str, Any]:
-    return {
-        "variant": row.variant,
-        "edits": row.edits,
-        "estimates": {name: vars(estimate) for name, estimate in row.estimates.items()},
-        "seconds": row.seconds,
-        "drift": row.drift,
-        "leakage": row.leakage,
-        "mean_drift": row.mean_drift,
-        "mean_leakage": row.mean_leakage,
-    }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither nan nor infinity: null in their place."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [*map(_finite, value)]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _plain(text: str) -> str:
-    """One line."""
-    return " ".join(text.split())
-
-
-def _tex(text: str) -> str:
-    return re.sub(r"(?<!\\)([%_&#])", r"\\\1", text).replace("–", "--")
-
-
-def _cells(
-    comparison: Comparison, found: Sequence[Column], bold: str, interval: str
-) -> Iterator[tuple[str, list[str]]]:
-    """(variant, cells) of each last row: the best edited ones `bold`, and half their `interval` behind them."""
-    rows = comparison.final
-    best = {column.name: column.best(rows) for column in found}
-    for row in rows:
-        yield (
-            row.variant,
-            [
-                (bold.format(column.text(row)) if row.variant in best[column.name] else column.text(row))
-                + (interval.format(column.half(row)) if column.half(row) else "")
-                for column in found
-            ],
-        )
 
 
 def session_table(report: Report) -> Table:

@@ -14,7 +14,8 @@ from alphaedit_plugin.comparison.results import Comparison, Row
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.evaluation.metrics import METRICS, metric
-from alphaedit_plugin.report import export, session_table, table
+from alphaedit_plugin.report.export import export
+from alphaedit_plugin.report.tables import session_table, table
 from alphaedit_plugin.session.session import Report
 
 PLAIN = {"edits": 20, "batch_size": 10}
