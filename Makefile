@@ -42,7 +42,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt requirements-demo.t
 
 $(VENV)/.docs: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs-material 'mkdocstrings[python]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs-material 'mkdocstrings[python]' ruff
 	touch $@
 
 $(VENV)/.dist: constraints.txt
