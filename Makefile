@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types bench docs dist install clean
+.PHONY: demo test lint types bench install clean
 
 demo: install
 	$(BIN)/alphaedit compare
@@ -21,6 +21,8 @@ types: install
 
 bench: install
 	for script in covariance projection hook attention targets history solve; do echo; echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+.PHONY: docs dist
 
 # The site needs neither torch nor the package: the reference is read from the source.
 docs: $(VENV)/.docs
