@@ -112,7 +112,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     try:
         TopologicalSorter(known).prepare()
     except CycleError as failure:
-        pytest.fail(" > ".join(failure.args[1]))
+        pytest.fail(" > ".join(failure.args[1]), pytrace=False)
 
 
 def test_only_the_version_is_taken_from_the_front_door() -> None:
