@@ -5,6 +5,7 @@ mkdocs calls the functions named `on_…` (see `hooks` in mkdocs.yml).
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ def on_config(config: Any) -> Any:
     """Put a page for every package under "Reference"."""
     for entry in config.nav:
         if "Reference" in entry:
-            entry["Reference"] = [{name: f"reference/{name}.md"} for name in packages()]
+            entry["Reference"] = [
+                {"All modules": "reference/index.md"},
+                *({name: f"reference/{name}.md"} for name in packages()),
+            ]
     return config
 
 
@@ -30,6 +34,7 @@ def on_files(files: Files, config: Any) -> Files:
     for name, page in BORROWED.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=with_links_of_the_site(text)))
+    files.append(File.generated(config, "reference/index.md", content=overview()))
     for name, modules in packages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=reference(name, modules)))
     return files
@@ -54,6 +59,25 @@ def packages() -> dict[str, list[str]]:
         elif path.suffix == ".py" and not path.stem.startswith("_"):
             found[path.stem] = [f"{PACKAGE}.{path.stem}"]
     return found
+
+
+def overview() -> str:
+    """A page: every module with the first line of its docstring, package by package."""
+    lines = ["# All modules", ""]
+    for name, (first, *others) in packages().items():
+        lines += [f"## {name}", "", f"{first_line(first)} [Reference]({name}.md)", ""]
+        if others:
+            rows = (f"| [`{each.rpartition('.')[2]}`]({name}.md#{each}) | {first_line(each)} |" for each in others)
+            lines += ["| module | |", "| --- | --- |", *rows, ""]
+    return "\n".join(lines)
+
+
+def first_line(module: str) -> str:
+    """What a module says of itself, without importing it."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return said.partition("\n")[0].replace("|", "\\|")
 
 
 def reference(name: str, modules: list[str]) -> str:
