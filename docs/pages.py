@@ -19,8 +19,11 @@ BORROWED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHAN
 
 
 def on_config(config: Any) -> Any:
-    """Put a page for every package under "Reference"."""
+    """Put a page for every package under "Reference", and what is written here and named nowhere under "Guides"."""
+    named = str(config.nav)
     for entry in config.nav:
+        if "Guides" in entry:
+            entry["Guides"] += [path.name for path in sorted(ROOT.glob("docs/*.md")) if path.name not in named]
         if "Reference" in entry:
             entry["Reference"] = [
                 {"All modules": "reference/index.md"},
