@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ..editors.hyperparameters import Hyperparameters, yaml_mapping
+from ..editors.hyperparameters import Hyperparameters
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
+from ..storage.yaml_file import yaml_mapping
 from .edition import easyedit_module
 from .methods import COVERED
 from .names import Named, functions

@@ -69,6 +69,12 @@ app.register_install_completion_command()
 
 def run(words: Sequence[str], level: int = logging.WARNING) -> None:
     """Parse a command line and do what it says. Raises CycloptsError or AlphaEditError."""
+    if list(words[:1]) == ["easyedit"] and set(words[1:2]) & {
+        "--help",
+        "-h",
+    }:  # behind the script they are the script's
+        app.help_print(["easyedit"])
+        return
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     if command not in (verbose, easyedit):  # how an EasyEdit script logs is its own business
         log_to_terminal(level)

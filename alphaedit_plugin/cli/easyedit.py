@@ -21,11 +21,6 @@ def easyedit(
     ],
 ) -> None:
     """Run a script with EasyEdit understanding `null_space`. Not a line of the script changes."""
-    if str(script) in ("--help", "-h"):  # before the script; behind it they are the script's
-        from .app import app
-
-        app.help_print(["easyedit"])
-        return
     importlib.import_module("alphaedit_plugin.easyedit")
     if not script.is_file():
         raise RequestError(f"there is no script {script}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from cyclopts import Token
 
 from ..errors import CompareError, HyperparameterError
 from ..model import DEMO_MODEL
+from ..storage.yaml_file import yaml_mapping
 from .options import Contender, Place
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentColl
         return
     path = positional.tokens.pop().value
     by_name = {name[2:]: each for each in arguments if each.show for name in each.names if name.startswith("--")}
-    for key, value in _read(path).items():
+    for key, value in yaml_mapping(path).items():
         argument = by_name.get(name := str(key).replace("_", "-"))
         if argument is None:
             near = difflib.get_close_matches(name, by_name, n=1)
@@ -63,16 +63,6 @@ def write_run_file(path: Path, model: str, *options: Any) -> None:
 
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     write_text(path, f"# To repeat this run: alphaedit compare {NAME}\n{text}", CompareError)
-
-
-def _read(path: str) -> Mapping[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
-        raise HyperparameterError(f"cannot read {path}: {failure}") from failure
-    if not isinstance(values, Mapping):
-        raise HyperparameterError(f"{path} holds no keys: it must be a YAML mapping such as 'methods: [memit]'")
-    return values
 
 
 def _plain(value: Any) -> Any:

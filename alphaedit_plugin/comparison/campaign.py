@@ -140,7 +140,7 @@ class Campaign:
         cells: list[Key] = [(name, source, seed) for name in self.models for source in sources for seed in self.seeds]
         names = Counter(cell_folder(*cell) for cell in dict.fromkeys(cells))
         return {
-            cell: cell_folder(*cell) + (f"-{identity_of(cell)[:6]}" if names[cell_folder(*cell)] > 1 else "")
+            cell: cell_folder(*cell) + (f"-{identity_of(_located(cell))[:6]}" if names[cell_folder(*cell)] > 1 else "")
             for cell in cells
         }
 
@@ -194,6 +194,11 @@ class _Read:
         names = [each.name for each in self.chosen]
         expanded = list(self.study.methods(names, tokens))
         return self.chosen if expanded == names else contenders(expanded)
+
+
+def _located(cell: Key) -> list[Any]:
+    """A cell by the places of its files, however these are spelled."""
+    return [str(Path(part).resolve()) if isinstance(part, str) and Path(part).exists() else part for part in cell]
 
 
 def cell_folder(model: str, source: str, seed: int | None) -> str:

@@ -59,7 +59,9 @@ class EditingFunction:
             known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
             near = difflib.get_close_matches(name, known, n=1)
             raise HyperparameterError(f"{where} has no function {name!r}{f'; did you mean {near[0]}?' if near else ''}")
-        made = cls(f"{where}:{name}{show_changes(settings)}", function, settings, folder, text)
+        known_by = Path(where).name if _is_file(where) else where  # wherever it lies, and however that is spelled
+        place = f"{Path(where).expanduser().resolve()}:{name}{changes}" if _is_file(where) else text
+        made = cls(f"{known_by}:{name}{show_changes(settings)}", function, settings, folder, place)
         made.check()
         return made, match["projected"] is not None
 

@@ -16,6 +16,7 @@ from ..errors import HyperparameterError, NullSpaceError
 from ..model.decoder import Decoder
 from ..nullspace.projection import PAPER_THRESHOLD, Criterion
 from ..storage.shipped import shipped
+from ..storage.yaml_file import yaml_mapping
 from .registry import find_method, find_modifier, is_modifier, own_settings
 
 log = logging.getLogger(__name__)
@@ -193,17 +194,6 @@ class Hyperparameters:
 
     def with_layers(self, layers: tuple[int, ...] | None) -> Hyperparameters:
         return self if layers is None else replace(self, layers=layers)
-
-
-def yaml_mapping(path: str | Path) -> Mapping[str, Any]:
-    """The keys of a YAML file. Raises HyperparameterError, naming the file, where it holds none."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
-        raise HyperparameterError(f"cannot read {path}: {failure}") from failure
-    if not isinstance(values, Mapping):
-        raise HyperparameterError(f"{path} holds no keys: it must be a YAML mapping such as 'layers: [4, 5, 6]'")
-    return values
 
 
 def _folder(method: str) -> str | None:

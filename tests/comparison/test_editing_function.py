@@ -48,7 +48,7 @@ def test_a_file_and_a_module_are_found_with_their_settings(editor):
     for where in ("my_editor.py", "my_editor", str(editor)):
         found, projected = EditingFunction.parse(f"{where}:edit@steps=10@size=[1, 2]+P")
         assert projected
-        assert found.name == f"{where}:edit@steps=10@size=[1, 2]"
+        assert found.name == f"{Path(where).name}:edit@steps=10@size=[1, 2]"  # wherever it lies
         assert found(None, None, []) == (10, [1, 2], 1)
     assert str(editor.parent) not in sys.path
 

@@ -144,7 +144,7 @@ def test_an_exception_costs_its_row_names_file_and_line_and_leaves_the_others_th
         found = compared([f"{path}:edit", "memit", f"{path}:edit+P"], tokenizer)
     assert [row.variant for row in found.rows] == [BEFORE, "memit"]
     assert rows(found) == rows(compared(["memit"], tokenizer))
-    for name in (f"{path}:edit", f"{path}:edit+P"):
+    for name in ("my_editor.py:edit", "my_editor.py:edit+P"):
         (said,) = (record.message for record in caplog.records if record.message.startswith(f"{name}: "))
         assert f"in {path}, line 8, in edit: ValueError: no such fact" in said
 
