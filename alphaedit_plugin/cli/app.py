@@ -72,7 +72,7 @@ def run(words: Sequence[str], level: int = logging.WARNING) -> None:
     if list(words[:1]) == ["easyedit"] and set(words[1:2]) & {
         "--help",
         "-h",
-    }:  # behind the script they are the script's
+    }:
         app.help_print(["easyedit"])
         return
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
