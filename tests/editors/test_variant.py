@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -14,11 +15,12 @@ from support.spaces import random_covariance, random_spaces
 from support.tiny import tiny
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
-from alphaedit_plugin.editors.hyperparameters import METHODS, Hyperparameters
+from alphaedit_plugin.editors.editor import Preserved
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.memit import MEMIT, MEMITSequential
-from alphaedit_plugin.editors.rect import PAPER_KEEP
+from alphaedit_plugin.editors.registry import GRAMMAR, names
 from alphaedit_plugin.editors.rome import ROME
-from alphaedit_plugin.editors.variant import GRAMMAR, SOLVERS, Variant
+from alphaedit_plugin.editors.variant import Variant
 from alphaedit_plugin.errors import HyperparameterError
 
 MODEL = tiny("llama")  # of which nothing but its depth is asked
@@ -26,6 +28,8 @@ MODEL = tiny("llama")  # of which nothing but its depth is asked
 # ------------------------------------------------------------------------------------------------------- names
 
 _NUMBERS = st.floats(0, 1e6).filter(lambda x: x == 0 or x > 1e-4) | st.integers(0, 10**6)
+SOLVERS = ("rome", "memit", "memit-seq", "alphaedit")
+
 _CHANGES = {
     "layers": st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True),
     "v_num_grad_steps": st.integers(1, 100),
@@ -57,11 +61,15 @@ def variants(draw) -> Variant:
     keys = draw(st.lists(st.sampled_from(list(_CHANGES)), unique=True, max_size=3))
     rect, prune, projected = (draw(st.booleans()) for _ in range(3))
     changes = tuple((key, draw(_CHANGES[key])) for key in keys)
-    return Variant(solver, rect, prune, projected or solver == "alphaedit", changes)
+    return Variant(solver, marks(rect, prune), projected or solver == "alphaedit", changes)
+
+
+def marks(rect: bool, prune: bool) -> tuple[str, ...]:
+    return ("rect",) * rect + ("prune",) * prune
 
 
 def test_every_setting_can_be_changed_in_the_tests():
-    assert set(_CHANGES) == {field.name for field in fields(Hyperparameters)}
+    assert set(_CHANGES) == {field.name for field in fields(Hyperparameters)} - {"own"}
 
 
 @settings(max_examples=300, deadline=None)
@@ -142,10 +150,10 @@ def test_each_variant_has_one_name(name, canonical):
         ("MEMIT", Variant("memit")),
         ("memit+P", Variant("memit", projected=True)),
         (" Memit+p ", Variant("memit", projected=True)),
-        ("rect", Variant("memit", rect=True)),
-        ("prune+P", Variant("memit", prune=True, projected=True)),
+        ("rect", Variant("memit", ("rect",))),
+        ("prune+P", Variant("memit", ("prune",), projected=True)),
         ("alphaedit", Variant("alphaedit", projected=True)),
-        ("rome@v_lr=0.1+rect+prune", Variant("rome", rect=True, prune=True, changes=(("v_lr", 0.1),))),
+        ("rome@v_lr=0.1+rect+prune", Variant("rome", ("rect", "prune"), changes=(("v_lr", 0.1),))),
         ("memit-seq@layers=[3, 4]", Variant("memit-seq", changes=(("layers", [3, 4]),))),
     ],
 )
@@ -174,9 +182,14 @@ def test_variants_are_parsed_and_written_canonically(text, variant):
 def test_what_is_no_variant_is_an_error_that_names_it_and_the_known_ones(text):
     with pytest.raises(HyperparameterError) as caught:
         Variant.parse(text)
-    assert repr(text) in str(caught.value)
-    assert GRAMMAR in str(caught.value)
-    assert all(solver in str(caught.value) for solver in SOLVERS)
+    message = str(caught.value)
+    if nearest := re.search(r"did you mean (\S+)\?", message):
+        assert nearest[1] in names()
+        assert set(nearest[1].split("-")) & set(re.split(r"[^a-z]", text.lower()))
+    else:
+        assert repr(text) in message
+        assert GRAMMAR in message
+        assert all(solver in message for solver in SOLVERS) or "twice" in message
 
 
 @settings(max_examples=300, deadline=None)
@@ -243,16 +256,16 @@ def test_a_change_that_makes_no_sense_is_an_error_that_names_the_variant_and_the
 @settings(max_examples=100, deadline=None)
 @given(variant=variants())
 def test_methods_trajectories_and_needs(variant):
-    assert variant.method in METHODS
     if variant.solver in ("rome", "alphaedit"):
         assert variant.method == variant.solver
     else:
-        assert variant.method == ("rect" if variant.rect else "prune" if variant.prune else "memit")
+        own = variant.solver if not variant.modifiers else variant.modifiers[0]
+        assert variant.method == own
     assert variant.trajectory == variant.trajectory.trajectory
-    assert not variant.trajectory.prune
-    assert replace(variant.trajectory, prune=variant.prune) == variant
+    assert "prune" not in variant.trajectory.modifiers
+    assert variant.ends == ("prune" in variant.modifiers)
+    assert replace(variant.trajectory, modifiers=variant.modifiers) == variant
     assert variant.needs_covariances == (variant.solver != "alphaedit")
-    assert variant.needs_null_spaces == variant.projected
 
 
 @pytest.mark.parametrize(
@@ -260,7 +273,7 @@ def test_methods_trajectories_and_needs(variant):
     [
         ("rome+rect", "rome"),
         ("alphaedit+prune", "alphaedit"),
-        ("memit-seq+P", "memit"),
+        ("memit-seq+P", "memit-seq"),
         ("memit-seq+rect+prune", "rect"),
         ("prune+P", "prune"),
     ],
@@ -290,12 +303,13 @@ def test_hyperparameters_are_those_given_with_the_changes_of_the_name(variant):
 def test_a_variants_editor_solves_sparsifies_and_projects_as_its_name_says(rect, prune, projected, solver, tokenizer):
     """AlphaEdit's Δ lies in the null space already: it is projected only after RECT."""
     model = model_of(dtype=torch.float32)
-    variant = Variant(solver, rect, prune, projected or solver == "alphaedit")
+    variant = Variant(solver, marks(rect, prune), projected or solver == "alphaedit")
     spaces = random_spaces(model, LAYERS)
     covariances = {layer: random_covariance(24, layer) for layer in LAYERS}
-    editor = variant.editor(model, tokenizer, HYPERPARAMETERS, covariances, spaces, contexts=CONTEXTS)
+    preserved = Preserved(covariances, spaces)
+    editor = variant.editor(model, tokenizer, HYPERPARAMETERS, preserved, contexts=CONTEXTS)
     kinds = {"rome": ROME, "memit": MEMIT, "memit-seq": MEMITSequential, "alphaedit": AlphaEdit}
     assert type(editor) is kinds[solver]
-    assert editor.write.keep == (PAPER_KEEP if rect else None)
+    assert [modify.func.__name__ for modify in editor.write.modifiers] == ["rect"] * rect
     assert (editor.write.null_spaces is not None) == (rect if solver == "alphaedit" else projected)
     assert editor.contexts == CONTEXTS
