@@ -15,10 +15,10 @@ from rich.markup import escape
 
 from ..comparison.studies import STUDIES, Plan
 from ..errors import CompareError
+from ..model import DEMO_MODEL
 from .console import console
 from .loading import loaded
 from .options import (
-    DEMO_MODEL,
     Contender,
     Loading,
     Model,
@@ -165,10 +165,12 @@ def compare(
     """Edit facts with each method from the same start, and show what each keeps and breaks."""
     from ..comparison import jobs
     from ..comparison.campaign import Campaign
-    from ..comparison.cell import canonical
+    from ..comparison.measuring import Measuring
     from ..comparison.run_folder import read_run
-    from ..report import export, table, write_report
-    from .preparing import Wanted
+    from ..report.export import export
+    from ..report.page import write_report
+    from ..report.tables import table
+    from .preparing import hyperparameters_of, preparation_of
 
     started = time.perf_counter()
     if worker:
@@ -177,29 +179,32 @@ def compare(
     arguments, of_worker = sys.argv[1:], ["--out", str(folder), "--worker", "--quiet"]
     if worker:  # what was asked for is the command without what made this process
         arguments = arguments[: -len(of_worker)]
-    methods = tuple(map(canonical, compared.methods)) if compared.methods else None
     campaign = Campaign(
         models=compared.models or (model,),
+        folder=folder,
         data=edited.data or (),
         seeds=edited.seeds or (None,),
         study=compared.study,
-        plan=Plan(methods, edited.edits, edited.every, measured.texts, preparing.tokens),
+        plan=Plan(compared.methods, edited.edits, edited.every, measured.texts),
         batch=edited.batch,
-        snippets=measured.snippets,
-        tasks=measured.tasks,
-        task_limit=measured.task_limit,
-        harness=measured.harness or (),
-        shift=measured.shift,
-        shift_limit=measured.shift_limit,
-        held_out=measured.held_out,
         skip_bad=edited.skip_bad,
+        measuring=Measuring(
+            measured.held_out,
+            measured.snippets,
+            measured.tasks,
+            measured.task_limit,
+            measured.harness or (),
+            measured.shift,
+            measured.shift_limit,
+        ),
+        preparation=preparation_of(preparing, loading, running.quiet),
+        layers=preparing.layers,
+        hyperparameters=hyperparameters_of(preparing),
         baseline_hparams=compared.baseline_hparams,
         keep_sessions=running.keep_sessions,
-        folder=folder,
         progress=not running.quiet,
         command=("alphaedit", *arguments),
     )
-    wanted = Wanted(preparing, loading.cache, running.quiet)
 
     def begin(name: str) -> tuple[Any, Any]:
         """Called once all that was asked for has been read and checked."""
@@ -209,9 +214,7 @@ def compare(
         return loaded(name, loading)
 
     with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker]):
-        campaign.run(
-            begin, wanted.ready, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder), folder)
-        )
+        campaign.run(begin, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder), folder))
     if worker:
         return
     comparisons = read_run(folder)

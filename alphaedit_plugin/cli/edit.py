@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ..errors import SessionError
 from .console import console
 from .exporting import SESSION, export
-from .loading import loaded, resumed
+from .loading import resumed
 from .options import Loading, Method, Model, Preparing, Quiet, positive
 
 
@@ -35,7 +35,7 @@ def edit(
     from ..model.fingerprint import model_name
     from ..session.folder import is_session
     from ..session.session import Session
-    from .preparing import Wanted
+    from .preparing import Prepared
 
     requests = load_requests(facts)
     variant = Variant.parse(method)
@@ -48,15 +48,13 @@ def edit(
                 f"{model}: choose another folder"
             )
     else:
-        wanted = Wanted(preparing, loading.cache, quiet)
-        ready = wanted.ready(*loaded(model, loading), model, [method])
+        ready = Prepared.of(method, model, preparing, loading, quiet)
         session = Session(
-            ready.model,
-            ready.tokenizer,
+            ready.ground.model,
+            ready.ground.tokenizer,
             variant,
-            ready.null_spaces if variant.projected else None,
             hyperparameters=ready.hyperparameters,
-            covariances=ready.statistics.covariances,
+            preparation=ready.ground.preparation,
             autosave=folder,
             progress=not quiet,
         )

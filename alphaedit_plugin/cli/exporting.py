@@ -19,7 +19,7 @@ SESSION, PATCH, LORA, CHECKPOINT = "session", "patch.safetensors", "lora", "mode
 def export(session: Session, out: Path, *, lora: bool = False, whole: bool = False) -> None:
     """Finish the sequence, write what people take away from it, and say what it is."""
     from ..model.loading import save_checkpoint
-    from ..report import session_table
+    from ..report.tables import session_table
 
     session.finish()
     lora, whole = lora or (out / LORA).exists(), whole or (out / CHECKPOINT).exists()  # none is left behind

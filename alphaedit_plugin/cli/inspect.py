@@ -8,9 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
+from ..model import DEMO_MODEL
 from .console import console
-from .loading import loaded
-from .options import DEMO_MODEL, Loading, Method, Model, Place, Preparing, Quiet
+from .options import Loading, Method, Model, Place, Preparing, Quiet
 
 
 def inspect(
@@ -27,12 +27,11 @@ def inspect(
 
     from ..nullspace.spectrum import THRESHOLDS, Spectrum, check_format
     from ..nullspace.spectrum import plot as draw
-    from .preparing import Wanted
+    from .preparing import Prepared
 
     if plot is not None:
         check_format(plot)
-    wanted = Wanted(preparing, loading.cache, quiet)
-    ready = wanted.ready(*loaded(model, loading), model, [method])
+    ready = Prepared.of(method, model, preparing, loading, quiet)
     criterion = ready.hyperparameters.null_space
     spectra = [Spectrum.of(layer, space, criterion) for layer, space in ready.null_spaces.items()]
     table = Table(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 from rich.markup import escape
 
 from .console import console
@@ -14,8 +12,9 @@ def methods() -> None:
     from rich import box
     from rich.table import Table
 
-    registry = importlib.import_module("alphaedit_plugin.editors.registry")
+    from ..editors.registry import listed
+
     table = Table("name", "kind", "what it does", "source", box=box.SIMPLE_HEAD)
-    for each in registry.listed():
+    for each in listed():
         table.add_row(*(escape(text) for text in (each.name, each.kind, each.summary, each.source)))
     console.print(table)

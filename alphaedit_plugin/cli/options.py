@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
+from ..comparison.names import check_name
+from ..editors.registry import GRAMMAR, check_names
 from ..errors import HyperparameterError
-from .names import check_method
 
 if TYPE_CHECKING:
     from cyclopts import Token
 
     from ..nullspace.projection import Criterion
-
-DEMO_MODEL = "smollm2-135m"  # that of model.loading, which imports torch
 
 ARGUMENTS = Group("Arguments", sort_key=-1)
 PREPARATION = Group("Preparation", sort_key=40)
@@ -51,7 +50,7 @@ def parse_layers(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
 
 def parse_method(type_: Any, tokens: Sequence[Token]) -> str:
     """Raises HyperparameterError for what is no method."""
-    check_method(tokens[0].value)
+    check_names(tokens[0].value)
     return tokens[0].value
 
 
@@ -61,7 +60,7 @@ def parse_contenders(type_: Any, tokens: Sequence[Token]) -> tuple[Contender, ..
     for token in tokens:
         for name in filter(None, re.split(r"[,\s]+(?![^\[{]*[\]}])", token.value)):
             try:
-                check_method(name)
+                check_name(name)
             except HyperparameterError as failure:
                 said = f"{failure} (a model goes first: alphaedit compare MODEL --methods …)"
                 raise HyperparameterError(
@@ -75,13 +74,13 @@ def parse_contenders(type_: Any, tokens: Sequence[Token]) -> tuple[Contender, ..
 
 positive = Number(gte=1)
 
-Model = Annotated[Place, Parameter(group=ARGUMENTS, help="Checkpoint folder, Hugging Face name, or the demo model.")]
+Model = Annotated[Place, Parameter(group=ARGUMENTS, help="Model folder, Hugging Face name, or the demo model.")]
 Method = Annotated[
     str,
     Parameter(
         converter=parse_method,
         metavar="METHOD",
-        help="SOLVER[@KEY=VALUE…][+rect][+prune][+P], such as memit+P; `alphaedit methods` lists them.",
+        help=f"{GRAMMAR}; `alphaedit methods` lists them.",
     ),
 ]
 Cache = Annotated[
@@ -156,6 +155,6 @@ class Placing:
 class Loading(Placing):
     """How to load a model."""
 
-    dtype: Annotated[
-        str, Parameter(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the checkpoint's own.")
-    ] = "auto"
+    dtype: Annotated[str, Parameter(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the model's own.")] = (
+        "auto"
+    )

@@ -8,9 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
+from ..model import DEMO_MODEL
 from .console import console, size
-from .loading import loaded
-from .options import DEMO_MODEL, Loading, Method, Model, Place, Preparing, Quiet
+from .options import Loading, Method, Model, Place, Preparing, Quiet
 
 
 def prepare(
@@ -28,10 +28,9 @@ def prepare(
     """Compute a model's covariances and null spaces, once, into the cache."""
     from rich.table import Table
 
-    from .preparing import Wanted
+    from .preparing import Prepared
 
-    wanted = Wanted(preparing, loading.cache, quiet)
-    ready = wanted.ready(*loaded(model, loading), model, [method])
+    ready = Prepared.of(method, model, preparing, loading, quiet)
     table = Table(title=f"{escape(model)}: null spaces at {ready.hyperparameters.null_space}")
     for title in ("layer", "d_in", "nullity", "leakage", "factored P", "dense P (float32)"):
         table.add_column(title, justify="right")
@@ -46,16 +45,11 @@ def prepare(
         )
     console.print(table)
     text = ready.statistics.provenance["text"]
-    source, root = escape(str(ready.statistics.provenance["source"])), escape(str(ready.store.root))
+    source, root = escape(str(ready.statistics.provenance["source"])), escape(str(ready.ground.preparation.store.root))
     console.print(f"from {text['tokens']:,} tokens of {source}; cached in {root}")
     if out is not None:
         ready.null_spaces.save(out)
         console.print(f"null spaces written to {escape(str(out))}")
     if npz is not None:
-        from ..model.decoder import Decoder
-
-        decoder = Decoder(ready.model, ready.hyperparameters.rewrite_module_tmp)
-        for layer, projection in decoder.out_projections(ready.hyperparameters.layers).items():
-            path = npz / f"{projection.name}_float32_mom2_{text['tokens']}.npz"
-            ready.statistics.covariances[layer].save_npz(path, sample_size=text["tokens"])
+        for path in ready.statistics.save_npz(ready.ground.model, npz, text["tokens"]):
             console.print(f"statistics written to {escape(str(path))}")

@@ -16,7 +16,9 @@ def report(
 ) -> None:
     """Write the tables and the HTML page of a comparison anew, and print its tables."""
     from ..comparison.run_folder import read_run
-    from ..report import export, table, write_report
+    from ..report.export import export
+    from ..report.page import write_report
+    from ..report.tables import table
 
     comparisons = read_run(run)
     export(comparisons, run)

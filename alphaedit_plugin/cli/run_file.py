@@ -12,7 +12,8 @@ import yaml
 from cyclopts import Token
 
 from ..errors import CompareError, HyperparameterError
-from .options import DEMO_MODEL, Contender, Place
+from ..model import DEMO_MODEL
+from .options import Contender, Place
 
 if TYPE_CHECKING:
     from cyclopts import App, ArgumentCollection

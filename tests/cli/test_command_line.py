@@ -14,13 +14,13 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+from alphaedit_plugin.cli.names import check_method
 from support.command_line import assert_one_line
 from support.paths import ROOT
 
 from alphaedit_plugin import __version__
 from alphaedit_plugin.cli import cache, compare, options
 from alphaedit_plugin.cli.app import COMMANDS, app
-from alphaedit_plugin.cli.names import check_method
 from alphaedit_plugin.errors import HyperparameterError
 from alphaedit_plugin.model.loading import DEMO_MODEL
 from alphaedit_plugin.storage.store import KINDS
