@@ -13,6 +13,8 @@ import torch
 from support.tokenizer import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from alphaedit_plugin.storage.store import Store
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "user_cache: reads and fills the user's own cache, not an empty one")
@@ -44,3 +46,9 @@ def demo():
     from alphaedit_plugin.model.loading import DEMO_MODEL, load
 
     return load(DEMO_MODEL)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store of its own."""
+    return Store(tmp_path / "store")

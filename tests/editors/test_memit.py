@@ -20,6 +20,7 @@ from support.editing import (
     session,
     weights,
 )
+from support.mishaps import Interrupted
 from support.spaces import outside, random_covariance, random_spaces
 from support.tiny import NAMES
 
@@ -314,11 +315,7 @@ def test_a_malformed_request_anywhere_in_the_batch_changes_nothing(method, posit
     assert editing.facts == []
 
 
-class _Interrupted(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, _Interrupted])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Interrupted])
 @pytest.mark.parametrize("method", ["memit", "memit+P"])
 def test_a_failure_in_the_middle_changes_nothing_and_the_session_goes_on(method, error, tokenizer):
     """The failure comes after the first layer has been written."""

@@ -23,7 +23,9 @@ from support.editing import (
     session,
     weights,
 )
-from support.spaces import outside, random_covariance, random_spaces
+from support.mishaps import Interrupted
+from support.spaces import assert_inside, outside, random_covariance, random_spaces
+from support.weights import assert_same
 from torch import Tensor, nn
 
 from alphaedit_plugin.editors import update as update_module
@@ -71,12 +73,6 @@ CONSTRAINED = [method for method in METHODS if Variant.parse(method).projected]
 IN_MEMORY = [method for method in LAYERED if method.startswith(("memit-seq", "alphaedit"))]
 
 
-@pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many models compute norms and softmax in torch.float32, which for a float64 model is a loss, not a gain."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-
-
 def editing(
     model, tokenizer, method: str, spaces: NullSpaces | None = None, hyperparameters=HYPERPARAMETERS
 ) -> Session:
@@ -91,24 +87,12 @@ def in_float64(spaces: NullSpaces) -> NullSpaces:
     return NullSpaces(exactly, spaces.provenance)
 
 
-def assert_same(found: Mapping[int, Tensor], expected: Mapping[int, Tensor], start: Mapping[int, Tensor], share: float):
+def assert_near(found: Mapping[int, Tensor], expected: Mapping[int, Tensor], start: Mapping[int, Tensor], share: float):
     """Two models whose weights differ by no more than a share of how far they have moved, which is some way."""
     for layer, weight in found.items():
         moved = float((expected[layer].double() - start[layer].double()).norm())
         assert moved > 1e-3 * float(start[layer].norm())
         assert float((weight.double() - expected[layer].double()).norm()) <= share * moved, layer
-
-
-def assert_identical(found: Mapping[int, Tensor], expected: Mapping[int, Tensor]) -> None:
-    assert all(torch.equal(weight, expected[layer]) for layer, weight in found.items())
-
-
-def assert_inside(model, spaces: NullSpaces, start: Mapping[int, Tensor], share: float) -> None:
-    """All that was written lies in the null space; and in none of another nullity, so that this says something."""
-    for layer, weight in weights(model).items():
-        out, size = outside(spaces[layer], start[layer], weight, transposed=False)
-        assert size > 0
-        assert out <= share * size, layer
 
 
 def huge(model, count: int, size: float, seed: int = 0) -> Targets:
@@ -173,7 +157,7 @@ def test_three_batches_leave_the_weights_that_the_textbook_leaves(name, method, 
     for batch in BATCHES:
         running.edit(batch)
     textbook(theirs, tokenizer, method, spaces)
-    assert_same(weights(ours), weights(theirs), start, 1e-7)
+    assert_near(weights(ours), weights(theirs), start, 1e-7)
 
 
 @pytest.mark.parametrize("method", IN_MEMORY)
@@ -224,7 +208,7 @@ def test_rome_leaves_the_weights_that_the_textbook_leaves(name, adjusted, projec
             )
     found, expected = weights(ours), weights(theirs)
     assert torch.equal(found.pop(1), start[1])
-    assert_same(found, expected, start, 1e-6)
+    assert_near(found, expected, start, 1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gptj"])
@@ -252,7 +236,7 @@ def test_rome_takes_no_targets_and_changes_nothing_when_given_some(tokenizer):
     running = editing(model, tokenizer, "rome")
     with pytest.raises(ValueError, match="ROME"):
         running.edit(RECORDS, huge(model, 3, 1.0))
-    assert_identical(weights(model), start)
+    assert_same(weights(model), start)
     assert running.facts == []
 
 
@@ -299,7 +283,7 @@ def test_all_that_a_constrained_method_writes_lies_in_the_null_space(name, metho
         for batch in BATCHES[:2]:
             running.edit(batch)
         running.finish()
-        assert_inside(model, spaces, start, share)
+        assert_inside(spaces, start, weights(model), share)
         assert all(value <= share for value in running.report().outside.values())
 
 
@@ -325,7 +309,7 @@ def test_projection_in_a_session_is_the_plain_editor_inside_the_hook(name, metho
         running.edit(batch)
         with guard(theirs, spaces, check_model=False):
             plain.edit(batch)
-    assert_same(weights(ours), weights(theirs), start, 1e-9)
+    assert_near(weights(ours), weights(theirs), start, 1e-9)
 
 
 @pytest.mark.parametrize("method", [method for method in UNDAMPED if method.endswith("+P")])
@@ -370,10 +354,6 @@ def test_alphaedit_needs_no_projection_afterwards(tokenizer):
 # ------------------------------------------------------------------------------------------- transactions, memory
 
 
-class _Interrupted(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("method", UNDAMPED + DAMPED)
 def test_a_batch_that_fails_leaves_weights_and_memory_and_the_session_goes_on(method, tokenizer):
     """It fails after the first layer has been written; the batch before it and those after it know nothing of it."""
@@ -389,14 +369,14 @@ def test_a_batch_that_fails_leaves_weights_and_memory_and_the_session_goes_on(me
     def failing(projection: OutProjection, update: Update) -> Update:
         if update.layer == LAYERS[1]:
             assert not torch.equal(weights(model)[LAYERS[0]], before[LAYERS[0]]), "nothing has been written yet"
-            raise _Interrupted
+            raise Interrupted
         return write(projection, update)
 
     running.editor.write = failing
-    with pytest.raises(_Interrupted):
+    with pytest.raises(Interrupted):
         running.edit(EXTRA)
     running.editor.write = write
-    assert_identical(weights(model), before)
+    assert_same(weights(model), before)
     assert running.facts == REQUESTS[:1]
     assert all(ridge is memory[layer] for layer, ridge in running.editor.memory.items())
     assert set(running.editor.memory) == set(memory)
@@ -406,7 +386,7 @@ def test_a_batch_that_fails_leaves_weights_and_memory_and_the_session_goes_on(me
     for each in (running, other):
         each.edit(RECORDS[1:])
         each.finish()
-    assert_identical(weights(model), weights(untouched))
+    assert_same(weights(model), weights(untouched))
     assert {layer: ridge.count for layer, ridge in running.editor.memory.items()} == dict.fromkeys(
         LAYERS if method in IN_MEMORY else (), len(RECORDS)
     )
@@ -429,7 +409,7 @@ def test_what_turns_out_not_to_be_finite_is_not_remembered(method, tokenizer):
     running.editor.write = spoiling
     with pytest.raises(EditError):
         running.edit(EXTRA[:1])
-    assert_identical(weights(model), before)
+    assert_same(weights(model), before)
     assert running.facts == REQUESTS[:1]
     assert set(running.editor.memory) == set(memory)
     assert all(ridge is memory[layer] for layer, ridge in running.editor.memory.items())
@@ -447,13 +427,13 @@ def test_an_undoing_that_fails_undoes_nothing(method, tokenizer):
 
     class Failing:
         def again(self, _projection: OutProjection, _update: Update) -> None:
-            raise _Interrupted
+            raise Interrupted
 
     running.editor.write = Failing()
-    with pytest.raises(_Interrupted):
+    with pytest.raises(Interrupted):
         running.undo()
     running.editor.write = write
-    assert_identical(weights(model), before)
+    assert_same(weights(model), before)
     assert running.facts == REQUESTS
     assert running.finished == finished
     assert all(ridge is memory[layer] for layer, ridge in running.editor.memory.items())
@@ -471,10 +451,10 @@ def test_what_was_undone_leaves_no_trace(method, tokenizer):
     running.edit(EXTRA[1:])
     running.finish()
     assert running.undo(2) == [Request.parse(record, "request") for record in EXTRA]
-    assert_identical(weights(model), weights(untouched))
+    assert_same(weights(model), weights(untouched))
     running.edit(RECORDS[1:])
     other.edit(RECORDS[1:])
-    assert_identical(weights(model), weights(untouched))
+    assert_same(weights(model), weights(untouched))
 
 
 def test_a_target_that_is_not_finite_in_one_place_only_is_an_edit_error_under_rect_too(tokenizer):
@@ -486,7 +466,7 @@ def test_a_target_that_is_not_finite_in_one_place_only_is_an_edit_error_under_re
     targets.delta[1, 3] = torch.nan
     with pytest.raises(EditError):
         running.edit(RECORDS, targets)
-    assert_identical(weights(model), start)
+    assert_same(weights(model), start)
 
 
 @pytest.mark.parametrize(
@@ -550,7 +530,7 @@ def test_without_regularisation_a_method_is_its_own_limit(method, records, token
         assert torch.isfinite(weight).all()
         assert not torch.equal(weight, start[layer])
     if "rect" not in method:  # which entries are largest may hang on the last digit
-        assert_same(weights(ours), weights(theirs), start, 1e-3)
+        assert_near(weights(ours), weights(theirs), start, 1e-3)
 
 
 def test_without_regularisation_the_facts_are_met_exactly(tokenizer, exact):
@@ -680,26 +660,26 @@ def test_a_finished_sequence_is_the_textbooks_from_the_weights_before_it(name, m
         for each in (running, undamped):
             each.edit(batch, huge(model, len(batch), 1000.0, seed))
         assert not running.finished
-        assert_identical(weights(model), weights(twin))
+        assert_same(weights(model), weights(twin))
         running.finish()
         assert running.finished
         expected = _damped_by_the_textbook(start, weights(twin), spaces if constrained else None)
-        assert_same(weights(model), expected, start, 1e-8)
+        assert_near(weights(model), expected, start, 1e-8)
         finished = weights(model)
         running.finish()
-        assert_identical(weights(model), finished)
+        assert_same(weights(model), finished)
         if constrained:
-            assert_inside(model, spaces, start, 1e-9)
+            assert_inside(spaces, start, weights(model), 1e-9)
         largest = {layer: torch.linalg.svdvals(weight - start[layer])[0] for layer, weight in weights(twin).items()}
         for layer, weight in finished.items():
             assert torch.linalg.svdvals(weight - start[layer])[0] < largest[layer]
     running.undo()
     undamped.undo()
     assert not running.finished
-    assert_identical(weights(model), weights(twin))
+    assert_same(weights(model), weights(twin))
     running.finish()
     expected = _damped_by_the_textbook(start, weights(twin), spaces if constrained else None)
-    assert_same(weights(model), expected, start, 1e-8)
+    assert_near(weights(model), expected, start, 1e-8)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if "prune" in method])
@@ -712,7 +692,7 @@ def test_damping_keeps_its_hands_off_what_has_not_outgrown_the_weight(method, to
     before = weights(model)
     running.finish()
     assert running.finished
-    assert_identical(weights(model), before)
+    assert_same(weights(model), before)
 
 
 @pytest.mark.parametrize("method", UNDAMPED)
@@ -724,7 +704,7 @@ def test_other_methods_have_nothing_to_finish(method, tokenizer):
     before = weights(model)
     running.finish()
     assert not running.finished
-    assert_identical(weights(model), before)
+    assert_same(weights(model), before)
 
 
 def test_an_edit_that_fails_leaves_a_finished_sequence_finished(tokenizer):
@@ -736,7 +716,7 @@ def test_an_edit_that_fails_leaves_a_finished_sequence_finished(tokenizer):
     with pytest.raises(EditError):
         running.edit(EXTRA, huge(model, 2, math.nan))
     assert running.finished
-    assert_identical(weights(model), before)
+    assert_same(weights(model), before)
     running.edit(EXTRA[:1])
     assert not running.finished
 
@@ -785,7 +765,7 @@ def test_the_updates_that_a_batch_returns_repeat_it_bit_for_bit(dtype, method, t
     for batch in running.batches:
         for update in batch.written.updates:
             again(projections[update.layer], update)
-    assert_identical(weights(twin), weights(model))
+    assert_same(weights(twin), weights(model))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])
@@ -797,7 +777,7 @@ def test_a_weight_may_be_written_in_blocks_of_any_size(name, method, rows, token
     editing(whole, tokenizer, method, spaces, QUICK).edit(RECORDS)
     monkeypatch.setattr(update_module, "_ROWS", rows)
     editing(split, tokenizer, method, spaces, QUICK).edit(RECORDS)
-    assert_same(weights(split), weights(whole), start, 1e-9)
+    assert_near(weights(split), weights(whole), start, 1e-9)
 
 
 @pytest.mark.parametrize("method", [method for method in UNDAMPED if "rect" not in method])
@@ -811,7 +791,7 @@ def test_the_updates_that_a_batch_returns_add_up_to_what_was_written(method, tok
     for batch in running.batches:
         for update in batch.written.updates:
             total[update.layer] += update.dense()
-    assert_same(weights(model), total, start, 1e-10)
+    assert_near(weights(model), total, start, 1e-10)
 
 
 def test_the_covariances_of_the_tests_are_what_they_seem():

@@ -79,7 +79,7 @@ def assert_invariant(ridge: Ridge) -> None:
     assert ridge.count == 0 or relative(factor @ factor.T, expected) <= 1e-12
 
 
-def assert_identical(found: Ridge, expected: Ridge) -> None:
+def assert_same_ridge(found: Ridge, expected: Ridge) -> None:
     """Bit for bit, block by block."""
     assert (found.weight, found.d, found.count) == (expected.weight, expected.d, expected.count)
     for blocks, others in ((found.keys, expected.keys), (found.rows, expected.rows)):
@@ -116,13 +116,13 @@ def test_a_truncated_ridge_is_one_that_was_never_extended(d, batches, weight, se
     keys = keys_of(d, batches, seed)
     never = ridge_of(weight, d, keys[:keep])
     found = ridge_of(weight, d, keys).truncated(never.count)
-    assert_identical(found, never)
+    assert_same_ridge(found, never)
     if weight:
         assert_invariant(found)
     (new,) = keys_of(d, [3], seed + 1)
     (solution, longer), (expected, never_longer) = found.add(new), never.add(new)
     assert torch.equal(solution, expected)
-    assert_identical(longer, never_longer)
+    assert_same_ridge(longer, never_longer)
 
 
 @settings(max_examples=50, deadline=None)
@@ -147,8 +147,8 @@ def test_nothing_changes_in_place(d, batches, weight, seed):
     longer = ridge.add(keys[-1])[1]
     longer.add(keys[0])
     longer.truncated(1).add(keys[0])
-    assert_identical(ridge, before)
-    assert_identical(longer, before.add(given)[1])
+    assert_same_ridge(ridge, before)
+    assert_same_ridge(longer, before.add(given)[1])
     assert torch.equal(keys[-1], given)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support import oracle
-from support.tiny import NAMES, tiny
+from support.tiny import NAMES, model_of, tiny
 from torch import Tensor, nn
 
 from alphaedit_plugin.editors import targets as targets_module
@@ -26,19 +26,6 @@ REQUESTS = (
 CONTEXTS = ("{}", "The river flows. {}", "I said that they would come again. {}")
 SETTINGS = TargetSettings(steps=6, lr=0.2)
 LAYER = 1
-
-
-@pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many models compute norms and softmax in torch.float32, which for a float64 model is a loss, not a gain."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-
-
-def model_of(name: str, **changes) -> nn.Module:
-    """float64, with the attention that the model's authors wrote down, so that there is one truth."""
-    model = tiny(name, dtype=torch.float64, vocab_size=512, **changes)
-    model.set_attn_implementation("eager")
-    return model
 
 
 def textbook(

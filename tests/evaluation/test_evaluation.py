@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import oracle
 from support.spaces import random_covariance
-from support.tiny import NAMES, tiny
+from support.tiny import NAMES, always, model_of, tiny
 
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import RequestError
@@ -53,12 +53,6 @@ FACT = Fact(
     ("France has the capital", "Who governs France sits in"),
     tuple(RECORD["neighborhood_prompts"]),
 )
-
-
-def model_of(name: str = "llama", dtype: torch.dtype = torch.float64):
-    model = tiny(name, dtype=dtype, vocab_size=512)
-    model.set_attn_implementation("eager")
-    return model
 
 
 # ------------------------------------------------------------------------------------------------ probabilities
@@ -458,11 +452,6 @@ def test_a_file_that_is_not_there_or_not_text_is_reported_by_name(tmp_path):
 
 def test_perplexity_of_an_even_coin_over_two_tokens_is_two():
     """A head that likes two tokens alike and no others."""
-    model = tiny("llama")
-    head = model.get_output_embeddings()
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias = torch.nn.Parameter(torch.full((model.config.vocab_size,), -100.0))
-        head.bias[:2] = 0
+    model = always(tiny("llama"), {0: 0.0, 1: 0.0})
     assert perplexity(model, [[0, 1, 1, 0, 0]]) == pytest.approx(2.0)
     assert math.isfinite(perplexity(model, [[0, 1], [1, 0, 1]]))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny import NAMES, tiny
+from support.tiny import NAMES, always, model_of, tiny
 
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import AlphaEditError, CorpusError, RequestError
@@ -32,23 +32,6 @@ PROMPTS = (
     "The river flows through the old town to the sea, where the ships of many nations",
     "Curie",
 )
-
-
-def model_of(name: str = "llama", **changes):
-    model = tiny(name, **{"vocab_size": 512, **changes})
-    model.set_attn_implementation("eager")
-    return model
-
-
-def always(model, scores: dict[int, float]):
-    """The model with the same logits everywhere: those given, and -100 for all other tokens."""
-    head = model.get_output_embeddings()
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias = torch.nn.Parameter(torch.full((model.config.vocab_size,), -100.0))
-        for token, score in scores.items():
-            head.bias[token] = score
-    return model
 
 
 def starts_of(lengths, shared=(), seed=0):
@@ -75,7 +58,7 @@ def one_by_one(model, start, limit, banned=()):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_of_unequal_length_go_on_as_one_by_one_on_every_architecture(name):
-    model = model_of(name)
+    model = model_of(name, torch.float32)
     apart, alike = starts_of((1, 7, 3, 7)), starts_of((2, 5, 2), shared=range(5, 25))
     for starts in (apart, alike):
         limits = [4, 2, 5, 0][: len(starts)]
@@ -85,7 +68,7 @@ def test_texts_of_unequal_length_go_on_as_one_by_one_on_every_architecture(name)
 
 @pytest.mark.parametrize("name", ["gemma2", "mistral"])
 def test_a_sliding_window_slides_where_it_would(name):
-    model = model_of(name, sliding_window=6)
+    model = model_of(name, torch.float32, sliding_window=6)
     starts = [*starts_of((1, 9), shared=range(5, 25)), *starts_of((3, 12))]
     for part in (starts[:2], starts):
         assert continuations(model, part, [6] * len(part), ends={END}) == [one_by_one(model, s, 6) for s in part]
@@ -95,7 +78,7 @@ def test_a_cache_of_a_models_own_kind_only_costs_time(monkeypatch):
     """Remote code has caches that cannot give up rows or be shared: what is missing is read again."""
     from transformers.cache_utils import Cache
 
-    model = model_of()
+    model = model_of(dtype=torch.float32)
     starts = starts_of((1, 4, 2), shared=range(5, 25))
     expected = [one_by_one(model, start, limit) for start, limit in zip(starts, (1, 3, 5), strict=True)]
     monkeypatch.delattr(Cache, "batch_select_indices")
@@ -105,7 +88,7 @@ def test_a_cache_of_a_models_own_kind_only_costs_time(monkeypatch):
 
 @pytest.mark.parametrize(("name", "kind"), [("gpt2", "tokenizer"), ("llama", "bos_tokenizer"), ("opt", "tokenizer")])
 def test_the_text_is_what_transformers_own_generate_writes(request, name, kind):
-    model, tokenizer = model_of(name), request.getfixturevalue(kind)
+    model, tokenizer = model_of(name, torch.float32), request.getfixturevalue(kind)
     found = write(model, tokenizer, PROMPTS, 6)
     for prompt, text in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
@@ -123,7 +106,7 @@ def test_the_text_is_what_transformers_own_generate_writes(request, name, kind):
 
 @pytest.mark.parametrize(("batch_tokens", "top_k"), [(1, None), (40, 5), (10_000, 5)])
 def test_texts_do_not_depend_on_batches_order_or_padding(tokenizer, batch_tokens, top_k):
-    model = model_of(dtype=torch.float64)
+    model = model_of()
     expected = write(model, tokenizer, PROMPTS, 6, top_k=top_k)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     try:
@@ -136,7 +119,7 @@ def test_texts_do_not_depend_on_batches_order_or_padding(tokenizer, batch_tokens
 
 def test_a_text_ends_where_the_model_ends_it(bos_tokenizer):
     (letter,) = bos_tokenizer("A", add_special_tokens=False)["input_ids"]
-    model = always(model_of(), {END: 5.0, 1: 9.0, 0: 8.0, letter: 4.0})
+    model = always(model_of(dtype=torch.float32), {END: 5.0, 1: 9.0, 0: 8.0, letter: 4.0})
     assert write(model, bos_tokenizer, PROMPTS, 9) == [""] * len(PROMPTS)
     model.get_output_embeddings().bias.data[END] = -100.0
     assert write(model, bos_tokenizer, PROMPTS, 3) == ["AAA"] * len(PROMPTS)  # never the other special tokens
@@ -145,7 +128,7 @@ def test_a_text_ends_where_the_model_ends_it(bos_tokenizer):
 
 
 def test_a_text_ends_before_the_stop(tokenizer):
-    model = model_of()
+    model = model_of(dtype=torch.float32)
     whole = write(model, tokenizer, PROMPTS, 12)
     stop = whole[0][5:7]
     expected = [text.split(stop)[0] for text in whole]
@@ -154,7 +137,7 @@ def test_a_text_ends_before_the_stop(tokenizer):
 
 
 def test_each_prompt_may_have_a_length_of_its_own(tokenizer):
-    model = model_of()
+    model = model_of(dtype=torch.float32)
     for prompt, tokens, text in zip(
         PROMPTS, (0, 1, 2, 5, 7), write(model, tokenizer, PROMPTS, (0, 1, 2, 5, 7)), strict=True
     ):
@@ -163,11 +146,11 @@ def test_each_prompt_may_have_a_length_of_its_own(tokenizer):
 
 def test_the_space_before_the_first_written_word_is_kept(tokenizer):
     (paris,) = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
-    assert write(always(model_of(), {paris: 1.0}), tokenizer, ["The city of"], 2) == [" Paris Paris"]
+    assert write(always(model_of(dtype=torch.float32), {paris: 1.0}), tokenizer, ["The city of"], 2) == [" Paris Paris"]
 
 
 def test_a_text_ends_with_the_models_positions(tokenizer):
-    model = model_of("gpt2", n_positions=12)
+    model = model_of("gpt2", torch.float32, n_positions=12)
     start = starts_of((10, 12))
     assert continuations(model, start, [9, 9]) == [one_by_one(model, start[0], 2), []]
     with pytest.raises(RequestError, match=r"13 tokens.*12 positions"):
@@ -175,17 +158,17 @@ def test_a_text_ends_with_the_models_positions(tokenizer):
 
 
 def test_nothing_is_written_for_no_prompts(tokenizer):
-    assert write(model_of(), tokenizer, [], 5) == []
+    assert write(model_of(dtype=torch.float32), tokenizer, [], 5) == []
 
 
 def test_of_one_likeliest_the_likeliest_is_drawn(tokenizer):
-    model = model_of()
+    model = model_of(dtype=torch.float32)
     assert write(model, tokenizer, PROMPTS, 6, top_k=1) == write(model, tokenizer, PROMPTS, 6)
 
 
 def test_tokens_are_drawn_by_their_probability_among_the_likeliest():
     """Logits ln 1, ln 2, ln 3, ln 4: of the three likeliest, 2/9, 3/9 and 4/9."""
-    model = always(model_of(), {10 + n: math.log(n) for n in (1, 2, 3, 4)})
+    model = always(model_of(dtype=torch.float32), {10 + n: math.log(n) for n in (1, 2, 3, 4)})
     starts = [[3 + n] for n in range(300)]
     drawn = Counter(token for text in continuations(model, starts, [10] * 300, top_k=3) for token in text)
     assert drawn.keys() == {12, 13, 14}
@@ -194,7 +177,7 @@ def test_tokens_are_drawn_by_their_probability_among_the_likeliest():
 
 
 def test_another_seed_and_another_prompt_draw_otherwise():
-    model = always(model_of(), {10: 0.0, 11: 0.0})
+    model = always(model_of(dtype=torch.float32), {10: 0.0, 11: 0.0})
     one, two = continuations(model, [[3], [4]], [40, 40], top_k=2)
     (other,) = continuations(model, [[3]], [40], top_k=2, seed=1)
     assert len({tuple(one), tuple(two), tuple(other)}) == 3
@@ -475,7 +458,7 @@ def test_without_scikit_learn_the_remedy_is_named_at_once(monkeypatch, snippets)
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "bloom"])
 def test_texts_follow_the_definitions_fact_by_fact(name, tokenizer, snippets):
-    model = model_of(name, dtype=torch.float64)
+    model = model_of(name)
     started = write(model, tokenizer, ["The capital of Spain is"], 3)[0]
     said = (re.findall(r"\w+", started) or ["x"])[0]
     facts = [
@@ -510,7 +493,7 @@ def test_texts_follow_the_definitions_fact_by_fact(name, tokenizer, snippets):
 
 def test_a_model_that_always_says_the_object_says_it_freely_and_without_variety(tokenizer):
     (paris,) = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
-    model = always(model_of(), {paris: 1.0})
+    model = always(model_of(dtype=torch.float32), {paris: 1.0})
     facts = [fact("Paris"), fact("Rome"), fact("Paris Paris"), fact("Par")]
     found = Texts()(model, tokenizer, facts, None)
     assert [record["free"] for record in found.records] == [1.0, 0.0, 1.0, 0.0]
@@ -523,7 +506,7 @@ def test_a_model_that_always_says_the_object_says_it_freely_and_without_variety(
 
 def test_a_long_prompt_leaves_room_to_write_all_the_same(tokenizer):
     (paris,) = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
-    model = always(model_of(), {paris: 1.0})
+    model = always(model_of(dtype=torch.float32), {paris: 1.0})
     prompt = " ".join(["Paris"] * (TEXT_TOKENS - 30))
     found = Texts()(model, tokenizer, [fact(generation=(prompt,))], None)
     assert found.records[0]["texts"] == [{"prompt": prompt, "text": " Paris" * NEW_TOKENS}]
@@ -532,7 +515,7 @@ def test_a_long_prompt_leaves_room_to_write_all_the_same(tokenizer):
 def test_two_near_equals_that_change_places_do_not_swap_their_draws():
     """Rounding decides which of two such tokens is the likelier one: what is drawn must not hang on that."""
     drawn = [
-        continuations(always(model_of(), scores), starts_of((3, 5)), [40, 40], top_k=2)
+        continuations(always(model_of(dtype=torch.float32), scores), starts_of((3, 5)), [40, 40], top_k=2)
         for scores in ({9: 5.0, 70: 5.0 + 1e-6}, {9: 5.0 + 1e-6, 70: 5.0})
     ]
     assert drawn[0] == drawn[1]
@@ -541,13 +524,13 @@ def test_two_near_equals_that_change_places_do_not_swap_their_draws():
 
 def test_a_long_object_gets_the_room_that_it_needs(tokenizer):
     (paris,) = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
-    model = always(model_of(), {paris: 1.0})
+    model = always(model_of(dtype=torch.float32), {paris: 1.0})
     found = Texts()(model, tokenizer, [fact(" ".join(["Paris"] * (FREE_TOKENS + 9)))], None)
     assert found.estimates["free"].value == 1.0
 
 
 def test_all_checkpoints_write_about_the_same_first_facts(tokenizer):
-    model = model_of()
+    model = model_of(dtype=torch.float32)
     facts = [fact(target) for target in ("Rome", "Paris", "Ghana")]
     few, many = Texts(limit=2)(model, tokenizer, facts[:2], None), Texts(limit=2)(model, tokenizer, facts, None)
     assert few == many

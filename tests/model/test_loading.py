@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.sessions import assert_same, everything
+from support.weights import assert_same, everything
 from support.tiny import tiny
 
 from alphaedit_plugin.errors import ModelStructureError, StoreError

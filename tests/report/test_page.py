@@ -14,8 +14,8 @@ from support.comparisons import comparison
 
 from alphaedit_plugin.comparison.results import Comparison
 from alphaedit_plugin.errors import CompareError
-from alphaedit_plugin.report.page import write_report
 from alphaedit_plugin.report.figures import layers_panel
+from alphaedit_plugin.report.page import write_report
 from alphaedit_plugin.report.sections import sections
 from alphaedit_plugin.report.style import THEME, Style, styles
 from alphaedit_plugin.report.words import finding, projection

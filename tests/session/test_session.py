@@ -6,7 +6,6 @@ import copy
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,7 +23,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from support.mishaps import cut, flip
 from support.paths import SUPPORT, TESTS
+from support.processes import exit_code_of
 from support.sessions import (
     BATCHES,
     CONTEXTS,
@@ -32,16 +33,13 @@ from support.sessions import (
     HYPERPARAMETERS,
     LAYERS,
     METHODS,
-    assert_same,
     assert_same_session,
     assert_state,
     covariances_of,
-    differ,
     edited,
-    everything,
     in_memory,
     large_targets,
-    model_of,
+    model_of_kind,
     reference,
     session_of,
     spaces_of,
@@ -51,6 +49,7 @@ from support.sessions import (
 )
 from support.spaces import random_covariance, random_spaces
 from support.tiny import tiny
+from support.weights import assert_same, differ, everything
 from transformers import AutoModelForCausalLM
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
@@ -105,7 +104,7 @@ def batch_files(folder: Path) -> list[Path]:
 
 
 def assert_folder_holds(folder: Path, expected: Session, kind: str = "llama") -> None:
-    assert_same_session(Session.resume(folder, model_of(kind)), expected)
+    assert_same_session(Session.resume(folder, model_of_kind(kind)), expected)
 
 
 # --------------------------------------------------------------------------------------------------------- undo
@@ -113,7 +112,7 @@ def assert_folder_holds(folder: Path, expected: Session, kind: str = "llama") ->
 
 @every_trial
 def test_undo_leaves_what_was_never_edited(method, kind, tokenizer):
-    base = everything(model_of(kind))
+    base = everything(model_of_kind(kind))
     editing = edited(kind, tokenizer, method, 0, 1, 2)
     assert differ(everything(editing.model), everything(reference(kind, tokenizer, method, 0, 1).model))
     undone = editing.undo()
@@ -135,9 +134,9 @@ def test_undo_leaves_what_was_never_edited(method, kind, tokenizer):
 @pytest.mark.parametrize("method", ["memit-seq", "alphaedit"])
 def test_undo_from_more_facts_than_dimensions_to_fewer_is_exact_for_the_weights(method, tokenizer):
     """The memory is then formed anew: what is edited afterwards agrees up to rounding."""
-    model = model_of("gpt2 float64")
+    model = model_of_kind("gpt2 float64")
     editing = session_of(model, tokenizer, method, "gpt2 float64")
-    fewer = session_of(model_of("gpt2 float64"), tokenizer, method, "gpt2 float64")
+    fewer = session_of(model_of_kind("gpt2 float64"), tokenizer, method, "gpt2 float64")
     for seed in range(4):
         editing.edit(FACTS[:10], large_targets(model, 10, seed))
         if seed < 2:
@@ -155,7 +154,7 @@ def test_undo_from_more_facts_than_dimensions_to_fewer_is_exact_for_the_weights(
 @pytest.mark.parametrize("batches", [4, 100, 0, -1, True, 1.0, "1", None])
 @pytest.mark.parametrize("method", ["memit", "alphaedit", "prune"])
 def test_undoing_what_there_is_not_is_refused_and_changes_nothing(method, batches, tokenizer, tmp_path):
-    editing = session_of(model_of(), tokenizer, method, autosave=tmp_path / "s")
+    editing = session_of(model_of_kind(), tokenizer, method, autosave=tmp_path / "s")
     write(editing, 0, 1, 2)
     editing.finish()
     before, on_disk = state(editing), (tmp_path / "s" / MANIFEST).read_bytes()
@@ -167,7 +166,7 @@ def test_undoing_what_there_is_not_is_refused_and_changes_nothing(method, batche
 
 def test_a_session_without_edits_has_nothing_to_undo(tokenizer):
     with pytest.raises(EditError, match="0"):
-        session_of(model_of(), tokenizer, "memit").undo()
+        session_of(model_of_kind(), tokenizer, "memit").undo()
 
 
 # ------------------------------------------------------------------------------------------------------- finish
@@ -194,7 +193,7 @@ def test_finishing_damps_once_and_is_taken_back_by_whatever_follows(method, kind
     editing.finish()
     assert_same(everything(editing.model), damped)
     editing.undo(3)
-    assert_same(everything(editing.model), everything(model_of(kind)))
+    assert_same(everything(editing.model), everything(model_of_kind(kind)))
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if "prune" not in method])
@@ -206,7 +205,7 @@ def test_finishing_means_nothing_to_other_methods(method, tokenizer):
 
 
 def test_finishing_before_anything_was_edited_does_nothing(tokenizer):
-    editing = session_of(model_of(), tokenizer, "prune")
+    editing = session_of(model_of_kind(), tokenizer, "prune")
     before = state(editing)
     editing.finish()
     assert_state(editing, before)
@@ -250,7 +249,7 @@ def test_a_resumed_session_goes_on_bit_for_bit(method, kind, tokenizer, tmp_path
     whole = edited(kind, tokenizer, method, *range(10))
     first = reference(kind, tokenizer, method, *range(6))
     first.save(tmp_path / "half")
-    model = model_of(kind)
+    model = model_of_kind(kind)
     second = Session.resume(tmp_path / "half", model)
     assert_same_session(second, first)
     write(second, *range(6, 10))
@@ -270,9 +269,9 @@ def test_a_session_of_more_facts_than_dimensions_goes_on_bit_for_bit(method, tok
             session.edit(FACTS[:7], large_targets(session.model, 7, seed))
         return session
 
-    whole = go_on(session_of(model_of(kind), tokenizer, method, kind), range(6))
-    go_on(session_of(model_of(kind), tokenizer, method, kind), range(4)).save(tmp_path / "s")
-    resumed = go_on(Session.resume(tmp_path / "s", model_of(kind)), range(4, 6))
+    whole = go_on(session_of(model_of_kind(kind), tokenizer, method, kind), range(6))
+    go_on(session_of(model_of_kind(kind), tokenizer, method, kind), range(4)).save(tmp_path / "s")
+    resumed = go_on(Session.resume(tmp_path / "s", model_of_kind(kind)), range(4, 6))
     assert resumed.editor.memory[0].count > width_of(kind)
     assert_same_session(resumed, whole)
 
@@ -282,7 +281,7 @@ def test_the_tokenizer_is_the_folders_or_the_one_given(given, tokenizer, bos_tok
     edited("llama", bos_tokenizer, "alphaedit", 0).save(tmp_path / "s")
     if given:
         shutil.rmtree(tmp_path / "s" / "tokenizer")
-    resumed = Session.resume(tmp_path / "s", model_of(), bos_tokenizer if given else None)
+    resumed = Session.resume(tmp_path / "s", model_of_kind(), bos_tokenizer if given else None)
     assert (resumed.tokenizer is bos_tokenizer) == given
     assert resumed.tokenizer("The king")["input_ids"] == bos_tokenizer("The king")["input_ids"]
     assert resumed.tokenizer("The king")["input_ids"] != tokenizer("The king")["input_ids"]
@@ -292,10 +291,10 @@ def test_the_tokenizer_is_the_folders_or_the_one_given(given, tokenizer, bos_tok
 
 def test_context_templates_that_the_model_wrote_itself_are_kept(tokenizer, tmp_path):
     """The edited model would write others."""
-    first = session_of(model_of(), tokenizer, "memit", contexts=None)
+    first = session_of(model_of_kind(), tokenizer, "memit", contexts=None)
     first.edit(FACTS[:2], large_targets(first.model, 2, 0))
     first.save(tmp_path / "s")
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert len(first.editor.contexts) > 1
     assert resumed.editor.contexts == first.editor.contexts
     fresh = session_of(first.model, tokenizer, "memit", contexts=None)
@@ -316,9 +315,9 @@ def test_context_templates_that_the_model_wrote_itself_are_kept(tokenizer, tmp_p
 def test_every_setting_is_resumed(method, values, tokenizer, tmp_path):
     chosen = Hyperparameters.from_mapping({"layers": [0, 1], **values}, "a test")
     assert {**chosen.as_dict(), **values} == chosen.as_dict(), "a setting is not even read"
-    first = session_of(model_of(), tokenizer, method, hyperparameters=chosen)
+    first = session_of(model_of_kind(), tokenizer, method, hyperparameters=chosen)
     first.save(tmp_path / "s")
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert resumed.variant == first.variant
     assert resumed.hyperparameters == first.hyperparameters
 
@@ -328,20 +327,20 @@ def test_a_session_that_edits_another_module_is_resumed_there(tokenizer, tmp_pat
     chosen = Hyperparameters(layers=(0, 1), v_num_grad_steps=3, rewrite_module_tmp=template)
     covariances = {layer: random_covariance(16, layer) for layer in (0, 1)}
     spaces = {layer: NullSpace.of(covariance, Criterion(nullity=8)) for layer, covariance in covariances.items()}
-    provenance = {**random_spaces(model_of(), (0, 1)).provenance, "template": template}
-    model = model_of()
+    provenance = {**random_spaces(model_of_kind(), (0, 1)).provenance, "template": template}
+    model = model_of_kind()
     first = Session(
         model, tokenizer, "memit+P", NullSpaces(spaces, provenance), hyperparameters=chosen, covariances=covariances,
         autosave=tmp_path / "s",
     )  # fmt: skip
     first.edit(FACTS[:2])
-    assert differ(everything(model), everything(model_of()))
+    assert differ(everything(model), everything(model_of_kind()))
     assert_folder_holds(tmp_path / "s", first)
 
 
 def test_a_session_without_edits_is_saved_and_resumed(tokenizer, tmp_path):
-    session_of(model_of(), tokenizer, "alphaedit").save(tmp_path / "s")
-    resumed = Session.resume(tmp_path / "s", model_of())
+    session_of(model_of_kind(), tokenizer, "alphaedit").save(tmp_path / "s")
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert resumed.facts == []
     write(resumed, 0, 1)
     assert_same_session(resumed, reference("llama", tokenizer, "alphaedit", 0, 1))
@@ -350,13 +349,13 @@ def test_a_session_without_edits_is_saved_and_resumed(tokenizer, tmp_path):
 @pytest.mark.parametrize("method", ["memit-seq", "rect+P", "alphaedit", "prune+P"])
 @pytest.mark.parametrize("autosave", [False, True], ids=["saved", "saves itself"])
 def test_a_session_is_resumed_after_undoing(autosave, method, tokenizer, tmp_path):
-    first = session_of(model_of(), tokenizer, method, autosave=tmp_path / "s" if autosave else None)
+    first = session_of(model_of_kind(), tokenizer, method, autosave=tmp_path / "s" if autosave else None)
     write(first, 0, 1, 2)
     first.undo(2)
     write(first, 4)
     if not autosave:
         first.save(tmp_path / "s")
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert_same_session(resumed, reference("llama", tokenizer, method, 0, 4))
     resumed.undo()
     write(resumed, 1, 2)
@@ -371,13 +370,13 @@ def test_a_finished_session_is_resumed_damped_and_goes_on_undamped(method, kind,
     undamped = everything(first.model)
     first.finish()
     first.save(tmp_path / "s")
-    resumed = Session.resume(tmp_path / "s", model_of(kind))
+    resumed = Session.resume(tmp_path / "s", model_of_kind(kind))
     assert resumed.finished
     assert_same_session(resumed, first)
     assert differ(everything(resumed.model), undamped)
     write(resumed, 2)
     assert_same_session(resumed, reference(kind, tokenizer, method, 0, 1, 2))
-    assert not Session.resume(tmp_path / "s", model_of(kind)).finished
+    assert not Session.resume(tmp_path / "s", model_of_kind(kind)).finished
     resumed.undo()
     assert_same(everything(resumed.model), undamped)
 
@@ -385,15 +384,15 @@ def test_a_finished_session_is_resumed_damped_and_goes_on_undamped(method, kind,
 def test_what_was_resumed_goes_on_saving_itself_in_its_folder(tokenizer, tmp_path):
     edited("llama", tokenizer, "alphaedit", 0).save(tmp_path / "s")
     for number in (1, 2):
-        write(Session.resume(tmp_path / "s", model_of()), number)
+        write(Session.resume(tmp_path / "s", model_of_kind()), number)
     assert_folder_holds(tmp_path / "s", reference("llama", tokenizer, "alphaedit", 0, 1, 2))
 
 
 def test_a_moved_folder_is_resumed_where_it_is(tokenizer, tmp_path):
-    first = session_of(model_of(), tokenizer, "alphaedit", autosave=tmp_path / "s")
+    first = session_of(model_of_kind(), tokenizer, "alphaedit", autosave=tmp_path / "s")
     write(first, 0)
     (tmp_path / "s").rename(tmp_path / "moved")
-    resumed = Session.resume(tmp_path / "moved", model_of())
+    resumed = Session.resume(tmp_path / "moved", model_of_kind())
     write(resumed, 1)
     assert_folder_holds(tmp_path / "moved", resumed)
     assert not (tmp_path / "s").exists()
@@ -401,12 +400,12 @@ def test_a_moved_folder_is_resumed_where_it_is(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("method", ["memit+P", "alphaedit"])
 def test_a_session_that_saves_itself_can_be_saved_to_a_second_place_too(method, tokenizer, tmp_path):
-    first = session_of(model_of(), tokenizer, method, autosave=tmp_path / "here")
+    first = session_of(model_of_kind(), tokenizer, method, autosave=tmp_path / "here")
     write(first, 0, 1)
     first.save(tmp_path / "there")
     assert_folder_holds(tmp_path / "there", first)
     assert_folder_holds(tmp_path / "here", first)
-    resumed = Session.resume(tmp_path / "here", model_of())
+    resumed = Session.resume(tmp_path / "here", model_of_kind())
     shutil.rmtree(tmp_path / "there")
     resumed.save(tmp_path / "there")
     shutil.rmtree(tmp_path / "here")
@@ -418,7 +417,7 @@ def test_saving_over_another_session_is_refused_or_replaces_all_of_it(method, to
     """Never this one's edits with that one's null spaces."""
     edited("llama", tokenizer, "alphaedit", 0, 1).save(tmp_path / "s")
     other = Session(
-        model_of(), tokenizer, method, random_spaces(model_of(), LAYERS, nullity=9, seed=50),
+        model_of_kind(), tokenizer, method, random_spaces(model_of_kind(), LAYERS, nullity=9, seed=50),
         hyperparameters=HYPERPARAMETERS, covariances=covariances_of(), contexts=("{}",),
     )  # fmt: skip
     write(other, 2)
@@ -429,7 +428,7 @@ def test_saving_over_another_session_is_refused_or_replaces_all_of_it(method, to
         assert_folder_holds(tmp_path / "s", reference("llama", tokenizer, "alphaedit", 0, 1))
         return
     assert_folder_holds(tmp_path / "s", other)
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     for each in (resumed, other):
         write(each, 3)
     assert_same_session(resumed, other)
@@ -438,10 +437,10 @@ def test_saving_over_another_session_is_refused_or_replaces_all_of_it(method, to
 def test_a_folder_that_holds_a_session_is_not_taken_for_another(tokenizer, tmp_path):
     first = edited("llama", tokenizer, "alphaedit", 0)
     first.save(tmp_path / "s")
-    model = model_of()
+    model = model_of_kind()
     with pytest.raises(SessionError, match=str(tmp_path / "s")):
         session_of(model, tokenizer, "alphaedit", autosave=tmp_path / "s")
-    assert_same(everything(model), everything(model_of()))
+    assert_same(everything(model), everything(model_of_kind()))
     assert_folder_holds(tmp_path / "s", first)
 
 
@@ -451,7 +450,7 @@ def identities(folder: Path) -> dict[Path, tuple]:
 
 @pytest.mark.parametrize("autosave", [False, True], ids=["saved", "saves itself"])
 def test_batches_saved_before_are_not_written_again_and_those_undone_disappear(autosave, tokenizer, tmp_path):
-    editing = session_of(model_of(), tokenizer, "alphaedit", autosave=tmp_path / "s" if autosave else None)
+    editing = session_of(model_of_kind(), tokenizer, "alphaedit", autosave=tmp_path / "s" if autosave else None)
 
     def saved(*_: object) -> dict[Path, tuple]:
         if not autosave:
@@ -468,14 +467,14 @@ def test_batches_saved_before_are_not_written_again_and_those_undone_disappear(a
     again = saved(write(editing, 3))
     assert one.items() <= again.items()
     assert len(again) == 2
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     write(resumed, 4)
     assert again.items() <= identities(tmp_path / "s").items()
 
 
 def test_a_session_is_saved_with_relative_paths_as_with_absolute_ones(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = session_of(model_of(), tokenizer, "alphaedit", autosave="a/s")
+    first = session_of(model_of_kind(), tokenizer, "alphaedit", autosave="a/s")
     write(first, 0)
     first.save(tmp_path / "a" / "s")
     assert_folder_holds(tmp_path / "a" / "s", first)
@@ -507,7 +506,7 @@ def test_a_process_killed_after_six_of_ten_batches_is_resumed_bit_for_bit(method
                 child.stdin.flush()
         child.kill()
     assert child.returncode == -signal.SIGKILL
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert len(resumed.batches) == 6
     write(resumed, *range(6, 10))
     assert_same_session(resumed, reference("llama", tokenizer, method, *range(10)))
@@ -553,21 +552,13 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_process(work: Callable[[], object]) -> int | None:
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(60)
-    assert not process.is_alive()
-    return process.exitcode
-
-
 @pytest.mark.parametrize("method", ["rect+P", "alphaedit"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_process_killed_while_it_writes_weights_is_resumed_bit_for_bit(layer, method, tokenizer, tmp_path):
     """In the middle of the seventh batch."""
 
     def work() -> None:
-        editing = session_of(model_of(), tokenizer, method, autosave=tmp_path / "s")
+        editing = session_of(model_of_kind(), tokenizer, method, autosave=tmp_path / "s")
         write(editing, *range(6))
         once = editing.editor.write
 
@@ -579,8 +570,8 @@ def test_a_process_killed_while_it_writes_weights_is_resumed_bit_for_bit(layer, 
         editing.editor.write = then_die
         write(editing, 6)
 
-    assert in_a_process(work) == -signal.SIGKILL
-    resumed = Session.resume(tmp_path / "s", model_of())
+    assert exit_code_of(work) == -signal.SIGKILL
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert_same_session(resumed, reference("llama", tokenizer, method, *range(6)))
     write(resumed, *range(6, 10))
     assert_same_session(resumed, reference("llama", tokenizer, method, *range(10)))
@@ -594,14 +585,14 @@ def test_a_process_killed_at_any_moment_of_saving_is_resumed_bit_for_bit(tokeniz
     for moment in range(100):
 
         def work(at: int = moment // 2, after: bool = moment % 2 == 1) -> None:
-            editing = Session.resume(tmp_path / "s", model_of())
+            editing = Session.resume(tmp_path / "s", model_of_kind())
             with failing(at, kill, after=after):
                 write(editing, 6)
 
         shutil.copytree(tmp_path / "six", tmp_path / "s")
-        if not in_a_process(work):
+        if not exit_code_of(work):
             break
-        resumed = Session.resume(tmp_path / "s", model_of())
+        resumed = Session.resume(tmp_path / "s", model_of_kind())
         found.add(len(resumed.batches))
         write(resumed, *range(len(resumed.batches), 10))
         assert_same_session(resumed, ten)
@@ -643,7 +634,7 @@ CALLS: dict[str, Callable[[Session], object]] = {
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_that_cannot_be_saved_changes_nothing_in_memory_or_on_disk(call, fail, tokenizer, tmp_path):
     """Whichever step it is that fails. Then the disk is free again, and the same call does all of its work."""
-    editing = session_of(model_of(), tokenizer, "prune+P", autosave=tmp_path / "s")
+    editing = session_of(model_of_kind(), tokenizer, "prune+P", autosave=tmp_path / "s")
     write(editing, 0, 1)
     if call == "edit after finish":
         editing.finish()
@@ -672,7 +663,7 @@ def test_a_call_that_cannot_be_saved_changes_nothing_in_memory_or_on_disk(call, 
 @pytest.mark.parametrize("method", ["memit", "memit+P", "alphaedit"])
 def test_a_first_save_that_fails_leaves_the_session_as_it_was_and_no_session_on_disk(method, fail, tokenizer, tmp_path):
     """Statistics, null spaces and tokenizer are written then, too."""
-    editing = session_of(model_of(), tokenizer, method, autosave=tmp_path / "s")
+    editing = session_of(model_of_kind(), tokenizer, method, autosave=tmp_path / "s")
     before = state(editing)
     for step in range(100):
         with failing(step, fail):
@@ -682,7 +673,7 @@ def test_a_first_save_that_fails_leaves_the_session_as_it_was_and_no_session_on_
         assert_saying_so(failure, fail, tmp_path / "s")
         assert_state(editing, before)
         with pytest.raises(SessionError, match="no session"):
-            Session.resume(tmp_path / "s", model_of())
+            Session.resume(tmp_path / "s", model_of_kind())
     assert step >= 8
     assert_same_session(editing, reference("llama", tokenizer, method, 0))
     assert_folder_holds(tmp_path / "s", editing)
@@ -690,7 +681,7 @@ def test_a_first_save_that_fails_leaves_the_session_as_it_was_and_no_session_on_
 
 def test_an_interrupt_right_after_any_step_leaves_a_whole_session_behind(tokenizer, tmp_path):
     """Memory is as before; the folder may have got further, but holds one of the two, and the next call mends it."""
-    editing = session_of(model_of(), tokenizer, "alphaedit", autosave=tmp_path / "s")
+    editing = session_of(model_of_kind(), tokenizer, "alphaedit", autosave=tmp_path / "s")
     write(editing, 0, 1)
     two, three = state(editing), reference("llama", tokenizer, "alphaedit", 0, 1, 2)
     for step in range(100):
@@ -699,7 +690,7 @@ def test_an_interrupt_right_after_any_step_leaves_a_whole_session_behind(tokeniz
         if failure is None:
             break
         assert_state(editing, two)
-        on_disk = Session.resume(tmp_path / "s", model_of())
+        on_disk = Session.resume(tmp_path / "s", model_of_kind())
         assert_same_session(on_disk, editing if len(on_disk.batches) == 2 else three)
     assert step >= 4
     assert_same_session(editing, three)
@@ -718,7 +709,7 @@ def test_a_save_of_another_history_that_is_interrupted_leaves_the_one_or_the_oth
     for step in range(100):
         with failing(step, interrupt, after=after):
             failure = raised(lambda: editing.save(tmp_path / "s"))
-        on_disk = Session.resume(tmp_path / "s", model_of())
+        on_disk = Session.resume(tmp_path / "s", model_of_kind())
         found.add(len(on_disk.facts))
         assert_same_session(on_disk, old if on_disk.facts == old.facts else new)
         if failure is None:
@@ -734,7 +725,7 @@ def test_what_goes_wrong_while_tidying_up_is_no_error_of_the_disks_and_is_mended
     fail, tokenizer, tmp_path, monkeypatch
 ):
     """When the file of an undone batch is removed, the folder holds the new state already."""
-    editing = session_of(model_of(), tokenizer, "alphaedit", autosave=tmp_path / "s")
+    editing = session_of(model_of_kind(), tokenizer, "alphaedit", autosave=tmp_path / "s")
     write(editing, 0, 1)
     unlink = Path.unlink
 
@@ -768,16 +759,6 @@ def test_a_place_that_cannot_be_written_is_a_session_error(method, tokenizer, tm
 
 
 # -------------------------------------------------------------------------------------- what cannot be resumed
-
-
-def cut(path: Path, share: float = 0.5) -> None:
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 def rewritten(path: Path, **changes: object) -> None:
@@ -844,11 +825,11 @@ def test_a_damaged_session_is_an_error_that_names_the_file_and_leaves_the_model_
     shutil.copytree(saved, tmp_path / "s")
     name, apply = DAMAGES[damage]
     apply(tmp_path / "s" / name)
-    model = model_of()
+    model = model_of_kind()
     with pytest.raises(AlphaEditError) as caught:
         Session.resume(tmp_path / "s", model)
     assert str(tmp_path / "s" / name.partition("/tokenizer.json")[0]) in str(caught.value)
-    assert_same(everything(model), everything(model_of()))
+    assert_same(everything(model), everything(model_of_kind()))
 
 
 def test_a_tokenizer_that_is_not_there_is_not_looked_for_on_the_network(saved, tmp_path, monkeypatch):
@@ -857,7 +838,7 @@ def test_a_tokenizer_that_is_not_there_is_not_looked_for_on_the_network(saved, t
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was asked"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SessionError, match="s/tokenizer"):
-        Session.resume("s", model_of())
+        Session.resume("s", model_of_kind())
 
 
 def named(name: str, model):
@@ -866,17 +847,17 @@ def named(name: str, model):
 
 
 def edited_elsewhere():
-    model = model_of()
+    model = model_of_kind()
     Decoder(model).out_projection(1).matrix[0, 0] += 1
     return model
 
 
 STRANGERS = {
-    "another seed": lambda: model_of(seed=1),
-    "another precision": lambda: model_of(dtype=torch.bfloat16),
+    "another seed": lambda: model_of_kind(seed=1),
+    "another precision": lambda: model_of_kind(dtype=torch.bfloat16),
     "an edited one": edited_elsewhere,
-    "fewer layers": lambda: model_of(num_hidden_layers=2),
-    "another width": lambda: model_of(intermediate_size=32),
+    "fewer layers": lambda: model_of_kind(num_hidden_layers=2),
+    "another width": lambda: model_of_kind(intermediate_size=32),
     "another architecture": lambda: tiny("gpt2", vocab_size=512),
 }
 
@@ -884,7 +865,7 @@ STRANGERS = {
 @pytest.mark.parametrize("stranger", STRANGERS)
 @pytest.mark.parametrize("method", ["memit", "alphaedit"])
 def test_another_model_is_refused_naming_both(method, stranger, tokenizer, tmp_path):
-    first = session_of(named("acme/base", model_of()), tokenizer, method)
+    first = session_of(named("acme/base", model_of_kind()), tokenizer, method)
     write(first, 0)
     first.save(tmp_path / "s")
     model = named("acme/other", STRANGERS[stranger]())
@@ -899,7 +880,7 @@ def test_another_model_is_refused_naming_both(method, stranger, tokenizer, tmp_p
 def test_the_models_name_and_the_layers_above_do_not_matter(tokenizer, tmp_path):
     first = edited("llama", tokenizer, "alphaedit", 0)
     first.save(tmp_path / "s")
-    model = named("another/name", model_of())
+    model = named("another/name", model_of_kind())
     Decoder(model).out_projection(3).matrix[0, 0] += 1
     resumed = Session.resume(tmp_path / "s", model)
     assert resumed.facts == first.facts
@@ -907,23 +888,23 @@ def test_the_models_name_and_the_layers_above_do_not_matter(tokenizer, tmp_path)
         assert torch.equal(resumed.projections[layer].matrix, projection.matrix)
     resumed.undo()
     resumed.edit(FACTS[:1])
-    again = Session.resume(tmp_path / "s", named("a third/name", model_of()))
+    again = Session.resume(tmp_path / "s", named("a third/name", model_of_kind()))
     assert again.facts == resumed.facts
     again.save(tmp_path / "s")
 
 
 def test_a_model_that_was_forced_can_be_edited_further(tokenizer, tmp_path):
     edited("llama", tokenizer, "alphaedit", 0).save(tmp_path / "s")
-    resumed = Session.resume(tmp_path / "s", model_of(seed=1), check_model=False)
+    resumed = Session.resume(tmp_path / "s", model_of_kind(seed=1), check_model=False)
     write(resumed, 1)
-    again = Session.resume(tmp_path / "s", model_of(seed=1), check_model=False)
+    again = Session.resume(tmp_path / "s", model_of_kind(seed=1), check_model=False)
     assert_same_session(again, resumed)
 
 
 def test_another_model_may_be_forced_and_the_difference_is_said(tokenizer, tmp_path, caplog):
     first = edited("llama", tokenizer, "alphaedit", 0, 1)
     first.save(tmp_path / "s")
-    other = model_of(seed=1)
+    other = model_of_kind(seed=1)
     with caplog.at_level(logging.WARNING):
         resumed = Session.resume(tmp_path / "s", other, check_model=False)
     assert str(tmp_path / "s") in caplog.text
@@ -932,11 +913,11 @@ def test_another_model_may_be_forced_and_the_difference_is_said(tokenizer, tmp_p
         assert torch.allclose(moved, first.projections[layer].matrix - first.base[layer], atol=1e-5)
         assert float(moved.norm()) > 0
     resumed.undo(2)
-    assert_same(everything(other), everything(model_of(seed=1)))
+    assert_same(everything(other), everything(model_of_kind(seed=1)))
 
 
 def test_a_resumption_that_fails_halfway_leaves_the_model_as_it_was(saved, monkeypatch):
-    model = model_of()
+    model = model_of_kind()
 
     def poisoned(projection, update) -> None:
         projection.matrix.fill_(torch.nan)
@@ -944,13 +925,13 @@ def test_a_resumption_that_fails_halfway_leaves_the_model_as_it_was(saved, monke
     monkeypatch.setattr("alphaedit_plugin.editors.update.Write.__call__", lambda self, *args: poisoned(*args))
     with pytest.raises(AlphaEditError):
         Session.resume(saved, model)
-    assert_same(everything(model), everything(model_of()))
+    assert_same(everything(model), everything(model_of_kind()))
 
 
 # ------------------------------------------------------------------------------------------- with nothing else given
 
 
-def assert_inside(session: Session) -> None:
+def assert_reported_inside(session: Session) -> None:
     """Rounding W to its own precision is all that leads out of the null spaces."""
     report = session.report()
     assert set(report.outside) == set(report.drift)
@@ -960,7 +941,7 @@ def assert_inside(session: Session) -> None:
 
 def with_small_keys():
     """Keys with variances around the paper's threshold, as real models have them, so that some directions are null."""
-    model = model_of()
+    model = model_of_kind()
     for block in Decoder(model).blocks:
         block.mlp.up_proj.weight *= 0.2
     return model
@@ -974,7 +955,7 @@ def test_everything_a_method_needs_is_prepared_once(method, tokenizer, monkeypat
     editing.edit(FACTS[:3])
     assert differ(everything(model), everything(with_small_keys()))
     assert set(editing.report().outside) == set(editing.hyperparameters.layers)
-    assert_inside(editing)
+    assert_reported_inside(editing)
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this is in the store")
@@ -991,10 +972,10 @@ def test_everything_a_method_needs_is_prepared_once(method, tokenizer, monkeypat
 def test_what_was_prepared_is_saved_with_the_session(method, tokenizer, tmp_path, monkeypatch):
     """A resumed session needs no store."""
     chosen = Hyperparameters(layers=(1, 2), v_num_grad_steps=3, null_space=Criterion(nullity=0.5))
-    first = Session(model_of(), tokenizer, method, hyperparameters=chosen, autosave=tmp_path / "s")
+    first = Session(model_of_kind(), tokenizer, method, hyperparameters=chosen, autosave=tmp_path / "s")
     first.edit(FACTS[:2])
     monkeypatch.setenv("ALPHAEDIT_CACHE", str(tmp_path / "another"))
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert_same_session(resumed, first)
     for each in (first, resumed):
         each.edit(FACTS[2:4])
@@ -1006,7 +987,7 @@ def test_what_was_prepared_is_saved_with_the_session(method, tokenizer, tmp_path
 def test_nothing_is_prepared_that_the_method_does_not_need(method, more, tokenizer, tmp_path):
     store = Store(tmp_path / "store")
     chosen = Hyperparameters(layers=(1,), v_num_grad_steps=3, null_space=Criterion(nullity=0.5))
-    Session(model_of(), tokenizer, method, hyperparameters=chosen, preparation=Preparation(store=store))
+    Session(model_of_kind(), tokenizer, method, hyperparameters=chosen, preparation=Preparation(store=store))
     assert {entry.kind for entry in store.entries()} == {"text", "covariance"} | more
     assert not (tmp_path / "alphaedit-cache").exists()
 
@@ -1017,8 +998,8 @@ def test_given_statistics_and_null_spaces_are_used_as_they_are(tokenizer, monkey
 
     monkeypatch.setattr(Preparation, "statistics", never)
     for method in METHODS:
-        write(session_of(model_of(), tokenizer, method), 0)
-    only_spaces = Session(model_of(), tokenizer, "alphaedit", spaces_of(), hyperparameters=HYPERPARAMETERS)
+        write(session_of(model_of_kind(), tokenizer, method), 0)
+    only_spaces = Session(model_of_kind(), tokenizer, "alphaedit", spaces_of(), hyperparameters=HYPERPARAMETERS)
     only_spaces.edit(FACTS[:1])
     assert only_spaces.report().leakage == {}
     assert set(only_spaces.report().outside) == set(LAYERS)
@@ -1032,7 +1013,7 @@ def test_given_statistics_and_null_spaces_are_used_as_they_are(tokenizer, monkey
 def test_the_report_is_what_the_weights_say(method, kind, tokenizer):
     editing = edited(kind, tokenizer, method, 0, 1)
     editing.finish()
-    before, after = (Decoder(model).out_projections(list(LAYERS)) for model in (model_of(kind), editing.model))
+    before, after = (Decoder(model).out_projections(list(LAYERS)) for model in (model_of_kind(kind), editing.model))
     report = editing.report()
     assert (report.method, report.edits, report.batches) == (method, 3, 2)
     layers = set(editing.hyperparameters.layers)
@@ -1048,7 +1029,7 @@ def test_the_report_is_what_the_weights_say(method, kind, tokenizer):
             beyond = delta - delta @ spaces_of(kind)[layer].dense()
             assert report.outside[layer] == pytest.approx(float(beyond.norm() / delta.norm()), rel=1e-3, abs=1e-6)
     if editing.variant.projected:
-        assert_inside(editing)
+        assert_reported_inside(editing)
 
 
 @pytest.mark.parametrize("method", ["memit", "rect", "rome"])
@@ -1060,7 +1041,7 @@ def test_plain_edits_that_are_given_null_spaces_are_reported_outside_of_them(met
 
 
 def test_a_report_without_edits_is_all_zeros(tokenizer):
-    report = session_of(model_of(), tokenizer, "alphaedit").report()
+    report = session_of(model_of_kind(), tokenizer, "alphaedit").report()
     assert (report.edits, report.batches) == (0, 0)
     for values in (report.drift, report.leakage, report.outside):
         assert list(values.values()) == [0.0] * len(LAYERS)
@@ -1071,7 +1052,7 @@ def test_a_resumed_session_reports_the_same(method, tokenizer, tmp_path):
     """But for what the method does not need and so is not saved: AlphaEdit's covariances, null spaces of plain ones."""
     first = edited("llama", tokenizer, method, 0, 1)
     first.save(tmp_path / "s")
-    found, expected = Session.resume(tmp_path / "s", model_of()).report(), first.report()
+    found, expected = Session.resume(tmp_path / "s", model_of_kind()).report(), first.report()
     if not first.variant.needs_covariances and not found.leakage:
         expected = replace(expected, leakage={})
     if not first.variant.projected and not found.outside:
@@ -1086,7 +1067,7 @@ def test_a_resumed_session_reports_the_same(method, tokenizer, tmp_path):
 def test_a_patch_is_the_session_bit_for_bit_and_back(method, kind, tokenizer, tmp_path):
     editing = edited(kind, tokenizer, method, 0, 1, 2)
     editing.undo()
-    model = model_of(kind)
+    model = model_of_kind(kind)
     for finish in (False, True):
         if finish:
             editing.finish()
@@ -1096,7 +1077,7 @@ def test_a_patch_is_the_session_bit_for_bit_and_back(method, kind, tokenizer, tm
         assert about["method"] == method
         assert [fact["case_id"] for fact in about["facts"]] == [fact.case_id for fact in editing.facts]
         revert_patch(model, tmp_path / "p.safetensors")
-        assert_same(everything(model), everything(model_of(kind)))
+        assert_same(everything(model), everything(model_of_kind(kind)))
 
 
 @pytest.mark.parametrize("method", ["memit+P", "alphaedit"])
@@ -1104,7 +1085,7 @@ def test_a_patch_is_the_same_from_a_resumed_session(method, tokenizer, tmp_path)
     first = edited("wide llama", tokenizer, method, 0, 1)
     first.save(tmp_path / "s")
     first.to_patch(tmp_path / "first.safetensors")
-    Session.resume(tmp_path / "s", model_of("wide llama")).to_patch(tmp_path / "second.safetensors")
+    Session.resume(tmp_path / "s", model_of_kind("wide llama")).to_patch(tmp_path / "second.safetensors")
     (metadata, tensors), (expected, expected_tensors) = (
         contents(tmp_path / f"{n}.safetensors") for n in ("second", "first")
     )
@@ -1128,10 +1109,10 @@ def test_an_adapter_gives_the_sessions_logits(method, kind, tokenizer, tmp_path)
     editing.finish()
     ranks = editing.to_lora(tmp_path / "lora")
     assert set(ranks) == set(editing.hyperparameters.layers)
-    with_adapter = peft.PeftModel.from_pretrained(model_of(kind), tmp_path / "lora")
+    with_adapter = peft.PeftModel.from_pretrained(model_of_kind(kind), tmp_path / "lora")
     expected = logits(editing.model)
     scale = float(expected.abs().max())
-    assert float((logits(model_of(kind)) - expected).abs().max()) > 1e-3 * scale, "the edit does not show"
+    assert float((logits(model_of_kind(kind)) - expected).abs().max()) > 1e-3 * scale, "the edit does not show"
     assert float((logits(with_adapter) - expected).abs().max()) < 1e-4 * scale
 
 
@@ -1172,7 +1153,7 @@ calls = st.one_of(
 def test_any_order_of_calls_comes_to_the_edits_that_are_left(method, autosave, history, tokenizer):
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "s"
-        session = session_of(model_of(), tokenizer, method, autosave=place if autosave else None)
+        session = session_of(model_of_kind(), tokenizer, method, autosave=place if autosave else None)
         left: list[int] = []
         for call, argument in history:
             if call == "edit" and sum(len(BATCHES[n]) for n in [*left, argument]) <= 16:
@@ -1189,7 +1170,7 @@ def test_any_order_of_calls_comes_to_the_edits_that_are_left(method, autosave, h
             elif call == "save and resume":
                 if not autosave or not place.exists():
                     session.save(place)
-                session = Session.resume(place, model_of())
+                session = Session.resume(place, model_of_kind())
             expected = reference("llama", tokenizer, method, *left)
             if session.finished:
                 expected = edited("llama", tokenizer, method, *left)
@@ -1199,18 +1180,18 @@ def test_any_order_of_calls_comes_to_the_edits_that_are_left(method, autosave, h
 
 def test_a_session_goes_on_where_whole_numbers_were_given_for_others(tokenizer, tmp_path):
     """What is read back from JSON is 15.0 and 2.0: the same session."""
-    model = model_of()
+    model = model_of_kind()
     whole = replace(HYPERPARAMETERS, mom2_update_weight=2, L2=1, null_space=Criterion(nullity=15))
     start = {"hyperparameters": whole, "covariances": covariances_of("llama"), "contexts": CONTEXTS}
     session = Session(model, tokenizer, "memit", **start, autosave=tmp_path / "s", check_model=False)
     session.edit(FACTS[:1])
-    resumed = Session.resume(tmp_path / "s", model_of())
+    resumed = Session.resume(tmp_path / "s", model_of_kind())
     resumed.edit(FACTS[1:2])
-    assert len(Session.resume(tmp_path / "s", model_of()).batches) == 2
+    assert len(Session.resume(tmp_path / "s", model_of_kind()).batches) == 2
 
 
 def test_a_session_on_a_copy_of_its_model_goes_on_apart(tokenizer, tmp_path):
-    model = model_of()
+    model = model_of_kind()
     start = {"hyperparameters": HYPERPARAMETERS, "covariances": covariances_of("llama"), "contexts": CONTEXTS}
     session = Session(model, tokenizer, "memit-seq", **start, autosave=tmp_path / "s", check_model=False)
     session.edit(FACTS[:1])
@@ -1218,11 +1199,11 @@ def test_a_session_on_a_copy_of_its_model_goes_on_apart(tokenizer, tmp_path):
     twin = session.on_copy(copied)
     twin.edit(FACTS[1:2])
     assert (session.facts, len(twin.facts)) == (twin.facts[:1], 2)
-    assert len(Session.resume(tmp_path / "s", model_of()).batches) == 1
+    assert len(Session.resume(tmp_path / "s", model_of_kind()).batches) == 1
     session.edit(FACTS[1:2])
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, dict(copied.named_parameters())[name])
     twin.undo(2)
-    for name, parameter in model_of().named_parameters():
+    for name, parameter in model_of_kind().named_parameters():
         assert torch.equal(parameter, dict(copied.named_parameters())[name])
     assert len(session.facts) == 2

@@ -13,6 +13,8 @@ import platformdirs
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.mishaps import flip
+from support.weights import same_tensors
 
 from alphaedit_plugin.errors import StatisticsError, StoreError
 from alphaedit_plugin.storage import files, tensors
@@ -25,27 +27,10 @@ TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def path(tmp_path):
     path = tmp_path / "file.safetensors"
     write_tensors(path, TENSORS, {"who": "we"}, StatisticsError)
     return path
-
-
-def same(ours, theirs):
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in theirs
-    )
-
-
-def flip(path: Path, place: int, bits: int = 1) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= bits
-    path.write_bytes(data)
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -77,7 +62,7 @@ def test_tensors_and_metadata_come_back_exactly(tmp_path, tensors):
 def test_one_tensor_under_two_names_is_written_twice(tmp_path):
     tensor = torch.arange(4.0)
     write_tensors(tmp_path / "f", {"a": tensor, "b": tensor}, {}, StoreError)
-    assert same(read_tensors(tmp_path / "f", StoreError)[0], {"a": tensor, "b": tensor})
+    assert same_tensors(read_tensors(tmp_path / "f", StoreError)[0], {"a": tensor, "b": tensor})
 
 
 def test_any_truncation_is_an_error_that_names_the_file(path):
@@ -101,7 +86,7 @@ def test_any_changed_byte_is_an_error_that_names_the_file_or_changes_nothing(pat
             noticed += "file.safetensors" in str(error)
         else:
             noticed += 1
-            assert same(tensors, TENSORS)
+            assert same_tensors(tensors, TENSORS)
             assert metadata == {"who": "we"}
     assert noticed == len(data)
 
@@ -178,8 +163,8 @@ def test_the_directory_is_the_argument_else_the_environments_else_the_platforms(
 def test_what_is_put_is_what_is_got(store):
     assert store.get("kind", RECIPE) is None
     store.put("kind", RECIPE, TENSORS)
-    assert same(store.get("kind", RECIPE), TENSORS)
-    assert same(Store(store.root).get("kind", dict(reversed(RECIPE.items()))), TENSORS)
+    assert same_tensors(store.get("kind", RECIPE), TENSORS)
+    assert same_tensors(Store(store.root).get("kind", dict(reversed(RECIPE.items()))), TENSORS)
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("other", {}), ("kind", {"layer": 4}), ("kind", {"more": None})])
@@ -207,7 +192,7 @@ def test_a_failure_while_making_stores_nothing_and_lets_the_next_one_try(store):
     with pytest.raises(KeyError):
         store.get_or_make("kind", {0: RECIPE}, lambda _missing: {}["broken"])
     assert store.entries() == []
-    assert same(store.get_or_make("kind", {0: RECIPE}, lambda _missing: {0: TENSORS})[0], TENSORS)
+    assert same_tensors(store.get_or_make("kind", {0: RECIPE}, lambda _missing: {0: TENSORS})[0], TENSORS)
 
 
 def test_a_damaged_entry_is_reported_and_made_again(store, caplog):
@@ -216,9 +201,9 @@ def test_a_damaged_entry_is_reported_and_made_again(store, caplog):
     flip(path, -3)
     with caplog.at_level(logging.WARNING):
         found = store.get_or_make("kind", {0: RECIPE}, lambda _missing: {0: TENSORS})
-    assert same(found[0], TENSORS)
+    assert same_tensors(found[0], TENSORS)
     assert str(path) in caplog.text
-    assert same(read_tensors(path, StoreError)[0], TENSORS)
+    assert same_tensors(read_tensors(path, StoreError)[0], TENSORS)
 
 
 def _wants(root, ready, log):
@@ -231,7 +216,7 @@ def _wants(root, ready, log):
     ready.wait()
     found = Store(root).get_or_make("kind", {0: RECIPE}, make)
     with log.open("a") as file:
-        file.write("right\n" if same(found[0], TENSORS) else "wrong\n")
+        file.write("right\n" if same_tensors(found[0], TENSORS) else "wrong\n")
 
 
 def test_of_several_processes_that_want_the_same_one_computes_it(tmp_path):

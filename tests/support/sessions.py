@@ -13,6 +13,8 @@ from alphaedit_plugin.editors.variant import Variant
 from alphaedit_plugin.session.session import Session
 from support.spaces import random_covariance, random_spaces
 from support.tiny import tiny
+from support.weights import assert_same, everything
+from support.weights import differ as differ  # the tests of the command line look for it here
 
 LAYERS = (0, 1, 2)
 CONTEXTS = ("{}", "The river flows. {}")
@@ -51,7 +53,7 @@ BATCHES = [FACTS[n : n + size] for n, size in ((0, 1), (1, 2), (3, 1), (4, 2), (
 BATCHES += [FACTS[12:14], FACTS[14:16]]
 
 
-def model_of(kind: str = "llama", **changes):
+def model_of_kind(kind: str = "llama", **changes):
     architecture, settings = KINDS[kind]
     return tiny(architecture, **{"vocab_size": 512, **settings, **changes})
 
@@ -68,7 +70,7 @@ def covariances_of(kind: str = "llama") -> dict:
 
 @functools.cache
 def spaces_of(kind: str = "llama"):
-    return random_spaces(model_of(kind), LAYERS, nullity=round(0.6 * width_of(kind)))
+    return random_spaces(model_of_kind(kind), LAYERS, nullity=round(0.6 * width_of(kind)))
 
 
 def session_of(model, tokenizer, method: str, kind: str = "llama", **options) -> Session:
@@ -97,7 +99,7 @@ def write(session: Session, *numbers: int) -> list:
 
 def edited(kind: str, tokenizer, method: str, *numbers: int) -> Session:
     """A session that has done nothing but edit these batches."""
-    session = session_of(model_of(kind), tokenizer, method, kind)
+    session = session_of(model_of_kind(kind), tokenizer, method, kind)
     write(session, *numbers)
     return session
 
@@ -124,26 +126,6 @@ def in_memory(session: Session) -> dict[int, list[torch.Tensor]]:
     return {
         layer: tensors(tuple(vars(ridge).values())) for layer, ridge in session.editor.memory.items() if ridge.count
     }
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Tells also zeros of different signs apart."""
-    return tensor.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
-
-
-def everything(model) -> dict[str, torch.Tensor]:
-    """Every weight of a model, in bits."""
-    return {name: bits(parameter).clone() for name, parameter in model.named_parameters()}
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    different = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert not different, f"{different} differ"
-
-
-def differ(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(found[name], expected[name]) for name in expected)
 
 
 def assert_same_session(found: Session, expected: Session) -> None:
