@@ -22,7 +22,6 @@ from alphaedit_plugin.nullspace.covariance import collect
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from alphaedit_plugin.nullspace.statistics import prepare_statistics
-from alphaedit_plugin.storage.shipped import shipped
 from alphaedit_plugin.storage.store import Store
 
 HALF = Criterion(nullity=0.5)
@@ -277,8 +276,3 @@ def test_two_processes_that_share_a_store_prepare_together(model, tokenizer, sto
     assert {rank: count for rank, (_, count) in found.items()} == {0: alone.count, 1: alone.count}
     for total, _ in found.values():
         torch.testing.assert_close(torch.from_numpy(total), alone.total, rtol=1e-6, atol=1e-6)
-
-
-def test_shipped_files_are_where_they_are_looked_for():
-    assert shipped("examples").is_dir()
-    assert shipped("hparams").is_dir()

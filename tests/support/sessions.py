@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors import safe_open
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.targets import Targets
 from alphaedit_plugin.editors.variant import Variant
+from alphaedit_plugin.errors import AlphaEditError
+from alphaedit_plugin.session.folder import MANIFEST
 from alphaedit_plugin.session.session import Session
 from support.spaces import random_covariance, random_spaces
 from support.tiny import tiny
 from support.weights import assert_same, everything
-from support.weights import differ as differ  # the tests of the command line look for it here
 
 LAYERS = (0, 1, 2)
 CONTEXTS = ("{}", "The river flows. {}")
@@ -160,3 +166,50 @@ def assert_state(session: Session, before: tuple) -> None:
     assert [id(batch) for batch in session.batches] == batches
     assert session.finished == finished
     assert session.editor.memory is memory
+
+
+IDS = torch.tensor([[5, 9, 11, 3, 77, 20], [1, 2, 3, 4, 90, 100]])
+TRIALS = [(method, "llama") for method in METHODS] + [
+    (method, kind)
+    for kind, methods in {
+        "gpt2": ("memit", "memit-seq+P", "rect+P", "prune+P", "alphaedit", "rome+P"),
+        "llama bfloat16": ("memit+P", "memit-seq", "rect+P", "prune", "alphaedit", "rome"),
+        "gpt2 float64": ("memit", "memit-seq", "memit-seq+P", "alphaedit"),
+        "wide llama": ("memit+P", "memit-seq", "memit-seq+P", "alphaedit"),
+    }.items()
+    for method in methods
+]
+every_method = pytest.mark.parametrize("method", METHODS)
+every_trial = pytest.mark.parametrize(("method", "kind"), TRIALS, ids=lambda value: value)
+
+
+def raised(call: Callable[[], object]) -> BaseException | None:
+    """The error of ours, or the interrupt, that a call ends with, if it does."""
+    try:
+        call()
+    except (AlphaEditError, KeyboardInterrupt) as failure:
+        return failure
+    return None
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def batch_files(folder: Path) -> list[Path]:
+    """In the manifest's order."""
+    return [folder / "batches" / name for name in manifest(folder)["batches"]]
+
+
+def assert_folder_holds(folder: Path, expected: Session, kind: str = "llama") -> None:
+    assert_same_session(Session.resume(folder, model_of_kind(kind)), expected)
+
+
+def contents(path: Path) -> tuple:
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -14,6 +14,16 @@ from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 
 
+def rotation(d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator)).Q
+
+
+def matrix_with(eigenvalues, seed=0):
+    q = rotation(len(eigenvalues), seed)
+    return (q * torch.as_tensor(eigenvalues, dtype=torch.float64)) @ q.T
+
+
 def random_covariance(d: int, seed: int = 0, tokens: int = 200) -> Covariance:
     """Of random keys whose directions differ in energy by four orders of magnitude."""
     generator = torch.Generator().manual_seed(seed)
