@@ -51,6 +51,7 @@ def test_comparing_variants(tmp_path):
     assert found["memit+P"][0] > found["before"][0]
 
 
+@pytest.mark.easyedit
 @pytest.mark.user_cache
 def test_the_flag_in_easyedit(tmp_path):
     missing = [name for name in ("datasets", "higher") if find_spec(name) is None]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import oracle
 from support.editing import (
@@ -23,6 +23,7 @@ from support.editing import (
 from support.mishaps import Interrupted
 from support.spaces import outside, random_covariance, random_spaces
 from support.tiny import NAMES
+from support.tries import tries
 
 from alphaedit_plugin.editors import keys as keys_module
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
@@ -43,7 +44,7 @@ from alphaedit_plugin.session.session import Session
 # ---------------------------------------------------------------------------------------------------- formulas
 
 
-@settings(max_examples=40, deadline=None)
+@tries(40)
 @given(
     d_in=st.integers(2, 20),
     d_out=st.integers(1, 12),

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import oracle
 from support.editing import (
@@ -25,6 +25,7 @@ from support.editing import (
 )
 from support.mishaps import Interrupted
 from support.spaces import assert_inside, outside, random_covariance, random_spaces
+from support.tries import tries
 from support.weights import assert_same
 from torch import Tensor, nn
 
@@ -557,7 +558,7 @@ def matrix_pairs(draw) -> tuple[Tensor, Tensor]:
     return delta, weight
 
 
-@settings(max_examples=300, deadline=None)
+@tries(300)
 @given(pair=matrix_pairs(), keep=st.floats(0, 1) | st.just(PAPER_KEEP))
 def test_rect_keeps_the_share_of_entries_with_the_largest_ratio(pair, keep):
     """A change of a zero weight is infinitely large; no change is none, even of a zero weight."""
@@ -577,7 +578,7 @@ def test_rect_keeps_the_share_of_entries_with_the_largest_ratio(pair, keep):
         assert torch.equal(found, oracle.rect(delta, weight, keep))
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(rows=st.integers(1, 8), columns=st.integers(1, 8), keep=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_rect_is_the_textbooks(rows, columns, keep, seed):
     """Weights in 16 bits, float32 and float64 included."""
@@ -602,7 +603,7 @@ def test_rect_leaves_all_other_entries_of_the_weight_bit_for_bit(name, method, t
 # ---------------------------------------------------------------------------------------------------------- PRUNE
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(
     rows=st.integers(1, 8),
     columns=st.integers(1, 8),
@@ -741,7 +742,7 @@ def test_nothing_but_the_edited_weights_changes(method, tokenizer):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@settings(max_examples=20, deadline=None)
+@tries(20)
 @given(rank=st.integers(1, 5), layer=st.integers(0, 9), seed=st.integers(0, 1000))
 def test_an_updates_factors_are_its_matrix(rank, layer, seed):
     generator = torch.Generator().manual_seed(seed)

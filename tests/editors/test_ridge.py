@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support import oracle
 from support.tiny import tiny
+from support.tries import tries
 from torch import Tensor
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
@@ -91,7 +92,7 @@ def assert_same_ridge(found: Ridge, expected: Ridge) -> None:
 # ------------------------------------------------------------------------------------------------ growing and shrinking
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(d=dimensions, batches=sizes, weight=weights, seed=seeds)
 def test_every_batch_is_solved_as_by_dense_algebra(d, batches, weight, seed):
     """More keys than dimensions included, and the step from one size to the other within a batch."""
@@ -108,7 +109,7 @@ def test_every_batch_is_solved_as_by_dense_algebra(d, batches, weight, seed):
         assert_invariant(ridge)
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(d=dimensions, batches=sizes, weight=st.one_of(st.just(0.0), weights), seed=seeds, data=st.data())
 def test_a_truncated_ridge_is_one_that_was_never_extended(d, batches, weight, seed, data):
     """At the end of any batch, bit for bit, in both sizes and from one to the other."""
@@ -125,7 +126,7 @@ def test_a_truncated_ridge_is_one_that_was_never_extended(d, batches, weight, se
     assert_same_ridge(longer, never_longer)
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(d=dimensions, batches=sizes, weight=weights, seed=seeds, data=st.data())
 def test_a_truncation_may_cut_a_batch_in_two(d, batches, weight, seed, data):
     ridge = ridge_of(weight, d, keys_of(d, batches, seed))
@@ -137,7 +138,7 @@ def test_a_truncation_may_cut_a_batch_in_two(d, batches, weight, seed, data):
     assert relative(found.add(new)[0], dense(weight, all_keys(found), new)) <= 1e-8
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(d=dimensions, batches=sizes, weight=st.one_of(st.just(0.0), weights), seed=seeds)
 def test_nothing_changes_in_place(d, batches, weight, seed):
     """A memory that is replaced as a whole can be put back as a whole."""
@@ -152,7 +153,7 @@ def test_nothing_changes_in_place(d, batches, weight, seed):
     assert torch.equal(keys[-1], given)
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(d=dimensions, batches=sizes, seed=seeds)
 def test_keys_stay_in_the_type_they_come_in(d, batches, seed):
     """float32 keys are solved for exactly as the float64 keys of the same value."""
@@ -174,7 +175,7 @@ def test_a_weight_too_small_to_tell_keys_apart_is_an_error_that_names_it():
     assert torch.isfinite(found).all()
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(rows=st.integers(1, 5000), columns=st.tuples(st.integers(0, 3), st.integers(1, 3)), seed=seeds)
 def test_the_product_is_that_of_float64_however_many_rows(rows, columns, seed):
     a, b = keys_of(rows, list(columns), seed, torch.float32)
@@ -184,7 +185,7 @@ def test_the_product_is_that_of_float64_however_many_rows(rows, columns, seed):
 # -------------------------------------------------------------------------------------------------------------- λ = 0
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(d=dimensions, batches=sizes, seed=seeds, data=st.data())
 def test_without_regularisation_it_is_the_pseudo_inverse(d, batches, seed, data):
     """Also for keys that come twice, within a batch and in different ones, and for more keys than dimensions."""

@@ -7,14 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.tries import tries
 
 from alphaedit_plugin.evaluation.measure import estimate, mean_of
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
-@settings(max_examples=25, deadline=None)
+@tries(25)
 def test_an_interval_holds_the_mean_and_lies_within_the_values(values):
     found = mean_of([*values, math.nan])
     assert found.value == pytest.approx(sum(values) / len(values))

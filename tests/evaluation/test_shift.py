@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import SHARED
 from support.tiny import ARCHITECTURES, NAMES, tiny
+from support.tries import tries
 
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import AlphaEditError, ModelStructureError, RequestError
@@ -142,7 +143,7 @@ SETS = st.tuples(st.integers(0, 10_000), st.integers(5, 40), st.floats(0, 4), st
 
 
 @given(SETS)
-@settings(deadline=None, max_examples=20)
+@tries(20)
 def test_overlap_is_the_area_under_both_curves(drawn):
     seed, n, apart, width = drawn
     random_ = np.random.default_rng(seed)
@@ -178,7 +179,7 @@ def test_the_overlaps_interval_is_that_of_prompts_drawn_again():
 
 
 @given(SETS)
-@settings(deadline=None, max_examples=20)
+@tries(20)
 def test_the_region_holds_95_percent_of_the_points_before_and_is_where_they_are_densest(drawn):
     seed, n, apart, width = drawn
     random_ = np.random.default_rng(seed)
@@ -192,7 +193,7 @@ def test_the_region_holds_95_percent_of_the_points_before_and_is_where_they_are_
 
 
 @given(SETS)
-@settings(deadline=None, max_examples=20)
+@tries(20)
 def test_hausdorff_is_the_farthest_nearest_neighbour_in_units_of_the_spread(drawn):
     seed, n, apart, width = drawn
     random_ = np.random.default_rng(seed)

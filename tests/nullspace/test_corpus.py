@@ -7,8 +7,9 @@ import logging
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.tries import tries
 
 from alphaedit_plugin.errors import CorpusError
 from alphaedit_plugin.nullspace.corpus import documents, windows
@@ -46,7 +47,7 @@ def test_a_file_shorter_than_a_piece_loses_nothing(tmp_path, text):
     assert [piece.strip() for piece in documents(path)] == [text.strip()]
 
 
-@settings(max_examples=20, deadline=None)
+@tries(20)
 @given(text=st.text(min_size=1, max_size=400), window=st.integers(1, 20))
 def test_pieces_never_hold_a_broken_character_or_text_that_is_not_in_the_file(tmp_path_factory, text, window):
     path = tmp_path_factory.mktemp("corpus") / "any.txt"
@@ -124,7 +125,7 @@ def test_the_order_is_decided_by_the_seed_alone(long_file):
 # ---------------------------------------------------------------------------------------------------- windows
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(
     texts=st.lists(st.text(max_size=60), min_size=1, max_size=8),
     budget=st.integers(1, 80),

@@ -7,11 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.processes import results_of_two
 from support.spaces import same_covariances
 from support.tiny import ARCHITECTURES, NAMES, tiny
+from support.tries import tries
 
 from alphaedit_plugin.errors import StatisticsError
 from alphaedit_plugin.model.decoder import Decoder
@@ -74,7 +75,7 @@ class interrupted_at:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(windows=windows_of_any_length, batch_tokens=st.integers(1, 120), data=st.data())
 def test_any_batching_and_any_order_give_the_oracles_covariance(name, windows, batch_tokens, data):
     model = fixed(name, dtype=torch.float64)
@@ -105,7 +106,7 @@ def test_keys_of_16_bit_models_are_summed_in_float64(dtype):
     assert distance(found.matrix, expected) < 1e-10
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(chunks=st.lists(st.integers(1, 50), min_size=1, max_size=6), d_in=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_sum_is_exact_and_symmetric_for_any_width_and_any_chunks(chunks, d_in, seed):
     keys = torch.randn(sum(chunks), d_in, generator=torch.Generator().manual_seed(seed))
@@ -159,7 +160,7 @@ def test_merging_two_halves_gives_the_whole(model):
     assert distance(merged.matrix, whole.matrix) < 1e-6  # the model's float32, not the sum
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(a=st.integers(1, 30), b=st.integers(1, 30), d_in=st.integers(1, 20))
 def test_merging_is_addition_and_leaves_its_arguments_alone(a, b, d_in):
     keys = torch.randn(a + b, d_in, generator=torch.Generator().manual_seed(a))
@@ -244,7 +245,7 @@ def test_a_checkpoint_of_other_text_or_other_layers_is_not_continued(model, tmp_
 # ------------------------------------------------------------------------------------------------------ files
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(d_in=st.integers(1, 30), tokens=st.integers(1, 40))
 def test_packing_is_exact(d_in, tokens):
     covariance = Covariance.empty(d_in)

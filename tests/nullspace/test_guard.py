@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.spaces import assert_inside, outside, random_spaces
 from support.tiny import tiny
+from support.tries import tries
 from support.weights import assert_unchanged, parameters
 from torch import Tensor, nn
 
@@ -145,7 +146,7 @@ def _run(instruction, holders: Holders, layer: int, i: int, seed: int, size: flo
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(program=programs, nullity=st.sampled_from([3, 15]))
 def test_any_program_of_writes_does_what_it_says_but_inside_the_null_space(name, dtype, program, nullity):
     """Beside the guarded model runs a float64 shadow: plain weights, projected with the dense P after every write."""

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.oracle import projection
 from support.spaces import matrix_with
+from support.tries import tries
 
 from alphaedit_plugin.errors import NullSpaceError
 from alphaedit_plugin.nullspace.covariance import Covariance
@@ -39,7 +40,7 @@ def both_sides(matrix, nullity):
 # ---------------------------------------------------------------------------------------------- the projection
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances())
 def test_p_is_the_oracles_and_an_orthogonal_projection(case):
     matrix, nullity = case
@@ -53,7 +54,7 @@ def test_p_is_the_oracles_and_an_orthogonal_projection(case):
     assert abs(float(p.trace()) - nullity) < 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances(), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 9))
 def test_preserved_keys_are_as_small_after_projection_as_the_threshold_promises(case, scale, seed):
     """C = K0 K0ᵀ/N below the threshold means ‖PK0‖² ≤ N · nullity · threshold, and ‖Pk‖² ≤ N · threshold for each."""
@@ -70,7 +71,7 @@ def test_preserved_keys_are_as_small_after_projection_as_the_threshold_promises(
     assert float(projected.norm(dim=1).max()) <= (n * PAPER.threshold) ** 0.5 + rounding
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances(), rows=st.integers(1, 5))
 def test_either_side_is_the_same_projection(case, rows):
     matrix, nullity = case
@@ -83,7 +84,7 @@ def test_either_side_is_the_same_projection(case, rows):
     assert null.leakage(matrix) == pytest.approx(range_.leakage(matrix), abs=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(case=covariances())
 def test_only_the_thinner_side_is_kept(case):
     matrix, nullity = case
@@ -132,7 +133,7 @@ def test_a_covariance_object_serves_as_well_as_its_matrix():
     assert from_object.leakage(covariance) == from_matrix.leakage(covariance.matrix)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances(), seed=st.integers(100, 199))
 def test_leakage_is_the_energy_of_other_keys_that_p_lets_through(case, seed):
     matrix, nullity = case
@@ -183,7 +184,7 @@ def test_a_senseless_criterion_is_refused(settings_):
         Criterion(**settings_)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(values=st.lists(st.integers(0, 50), min_size=2, max_size=20), share=st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.9]))
 def test_energy_takes_as_many_of_the_smallest_as_hold_the_share_outside_the_largest(values, share):
     values = sorted(values)
@@ -207,7 +208,7 @@ def test_nullity_is_a_share_or_a_number_of_the_smallest_dimensions(nullity, expe
     torch.testing.assert_close(space.dense(), projection(matrix, float(boundary)), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(d=st.integers(4, 20), scale=st.sampled_from([1e-6, 1e6]), seed=st.integers(0, 99))
 @pytest.mark.parametrize("criterion", [Criterion(energy=0.4537), Criterion(nullity=0.4), Criterion(nullity=3)], ids=str)
 def test_relative_criteria_mean_the_same_at_any_scale(d, scale, seed, criterion):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.spaces import random_covariance
+from support.tries import tries
 
 from alphaedit_plugin.nullspace.covariance import Covariance
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
@@ -25,7 +26,7 @@ def _three(shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, tor
     )
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(shape=matrices)
 def test_drift_and_leakage_are_their_dense_formulas(shape):
     before, after, keys = _three(shape)
@@ -43,7 +44,7 @@ def test_nothing_changed_is_no_drift_no_leakage_and_nothing_outside():
     assert outside(before, before.clone(), NullSpace.of(random_covariance(6), Criterion(nullity=3))) == 0
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(shape=matrices, nullity=st.integers(1, 7))
 def test_what_is_outside_a_null_space_is_its_dense_formula(shape, nullity):
     """1 for an update of the preserved directions alone, 0 for one of the null ones alone."""
@@ -57,7 +58,7 @@ def test_what_is_outside_a_null_space_is_its_dense_formula(shape, nullity):
     assert outside(before, before + delta - delta @ inside, space) == pytest.approx(1, abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@tries(40)
 @given(seed=st.integers(0, 10_000))
 def test_a_perfect_null_space_leaks_nothing(seed):
     """Keys that span half of the space: what rounding leaves may have either sign, the leakage may not."""

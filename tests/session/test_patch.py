@@ -7,10 +7,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.spaces import random_spaces
 from support.tiny import tiny
+from support.tries import tries
 from support.weights import assert_same, bits, differ, everything, matrices
 from torch import nn
 
@@ -120,7 +121,7 @@ def test_a_sparse_update_that_is_of_no_low_rank_is_exact_and_small(path, name, d
     assert same_bits(model, edited)
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 999),
@@ -177,7 +178,7 @@ def test_factors_that_fit_are_used_exactly_even_where_the_sum_overflows(dtype):
         assert torch.equal(bits(patch._backward(after, parts)), bits(before))
 
 
-@settings(max_examples=40, deadline=None)
+@tries(40)
 @given(
     rank=st.integers(0, 70),
     seed=st.integers(0, 999),

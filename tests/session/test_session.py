@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.sessions import (
     BATCHES,
@@ -34,6 +34,7 @@ from support.sessions import (
     width_of,
     write,
 )
+from support.tries import tries
 from support.weights import assert_same, differ, everything
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
@@ -306,7 +307,7 @@ calls = st.one_of(
 
 @pytest.mark.parametrize("autosave", [False, True], ids=["saved", "saves itself"])
 @pytest.mark.parametrize("method", ["memit-seq", "alphaedit", "rect+P", "prune+P"])
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(calls, min_size=1, max_size=8))
 def test_any_order_of_calls_comes_to_the_edits_that_are_left(method, autosave, history, tokenizer):
     with tempfile.TemporaryDirectory() as folder:
