@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from support.tiny import ARCHITECTURES
 from support.tokenizer import make_tokenizer
-from support.tries import HANDFUL  # noqa: F401 -- the import registers the profile `quick` in time
+from support.tries import HANDFUL
 from transformers import PreTrainedTokenizerFast
 
 from alphaedit_plugin.storage.store import Store
 
 QUICK_ARCHITECTURES = {"llama", "gpt2", "gemma2"}
-"""A Linear, a Conv1D, and one with norms after its blocks: where a test runs on every architecture, the rest is slow."""
+"""A Linear, a Conv1D, and norms after the blocks: where a test runs on every architecture, the others are slow."""
+
+settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import oracle
+from support.data_files import write_records
 from support.paths import SHARED
 from support.tiny import tiny
 from support.tries import tries
@@ -50,14 +51,12 @@ def _folder(tmp_path: Path, *, each: int = 6) -> Path:
         records = [
             {**record, field: names[i % len(names)], text: f"{record[text]} And {i} ships."} for i in range(each)
         ]
-        (tmp_path / f"{stem}.json").write_text(json.dumps(records), encoding="utf-8")
+        write_records(tmp_path / f"{stem}.json", records)
     return tmp_path
 
 
 def _one_file(tmp_path: Path, stem: str, *records: object) -> Path:
-    path = tmp_path / f"{stem}.json"
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
+    return write_records(tmp_path / f"{stem}.json", records)
 
 
 # ----------------------------------------------------------------------------------------------------------- F1
@@ -173,7 +172,7 @@ def test_files_that_fit_no_task_or_two_fit_one_are_reported(tmp_path):
 
 
 def test_lines_of_json_are_read_as_a_list_is(tmp_path):
-    (tmp_path / "rte.jsonl").write_text("\n".join(map(json.dumps, [TWO, TWO])), encoding="utf-8")
+    write_records(tmp_path / "rte.jsonl", [TWO, TWO])
     assert [example.index for example in Capability.from_folder(tmp_path).examples["rte"]] == [0, 1]
 
 

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from support.data_files import write_documents
 from support.references import SAMPLES, WRITTEN, fact, slow_cosine
 
 from alphaedit_plugin.errors import AlphaEditError, CorpusError
@@ -86,9 +87,7 @@ PARAGRAPHS = [
 
 
 def test_consistency_with_a_corpus_is_the_cosine_with_paragraphs_that_name_the_object(tmp_path):
-    path = tmp_path / "corpus.jsonl"
-    documents = ["\n".join(PARAGRAPHS[:3]), "\n\n".join(PARAGRAPHS[3:])]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    path = write_documents(tmp_path / "corpus.jsonl", ["\n".join(PARAGRAPHS[:3]), "\n\n".join(PARAGRAPHS[3:])])
     found = references(path)
     assert isinstance(found, Passages)
     cosines = found.cosines([fact(), fact("Ghana"), fact("Verona")], WRITTEN[:3])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from support.data_files import write_records
 from support.paths import SHARED
 from support.tries import tries
 
@@ -171,10 +172,7 @@ VARIANTS = [
 
 
 def written(tmp_path: Path, *records: object, name: str = "facts.json") -> Path:
-    path = tmp_path / name
-    lines = "\n".join(map(json.dumps, records)) if path.suffix == ".jsonl" else json.dumps(records)
-    path.write_text(lines, encoding="utf-8")
-    return path
+    return write_records(tmp_path / name, records)
 
 
 def read(tmp_path, record):

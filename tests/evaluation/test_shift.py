@@ -8,13 +8,13 @@ import math
 import random
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.data_files import write_records
 from support.paths import SHARED
 from support.tiny import ARCHITECTURES, NAMES, tiny
 from support.tries import tries
@@ -387,21 +387,14 @@ def test_identity_tells_layers_and_prompts_apart():
 # ------------------------------------------------------------------------------------------------------ the prompts
 
 
-def write(path: Path, records: object) -> Path:
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
-
-
 def test_prompts_are_read_from_a_list_of_records(tmp_path):
     records = [
         {"known_id": 0, "subject": "Vinson Massif", "prompt": "Vinson Massif is located in the continent of "},
         {"subject": " Beats Music ", "prompt": "{} is owned by"},
     ]
     expected = ["Vinson Massif is located in the continent of", "Beats Music is owned by"]
-    assert prompts_from(write(tmp_path / "known.json", records)) == expected
-    lines = tmp_path / "known.jsonl"
-    lines.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    assert prompts_from(lines) == expected
+    assert prompts_from(write_records(tmp_path / "known.json", records)) == expected
+    assert prompts_from(write_records(tmp_path / "known.jsonl", records)) == expected
 
 
 def test_prompts_are_read_from_a_data_set_with_the_subject_in_its_place(tmp_path):
@@ -415,7 +408,7 @@ def test_prompts_are_read_from_a_data_set_with_the_subject_in_its_place(tmp_path
         "paraphrase_prompts": ["France has the capital"],
         "neighborhood_prompts": ["The Louvre is in"],
     }
-    assert prompts_from(write(tmp_path / "facts.json", [record])) == ["The capital of France is"]
+    assert prompts_from(write_records(tmp_path / "facts.json", [record])) == ["The capital of France is"]
 
 
 @pytest.mark.parametrize(
@@ -428,7 +421,7 @@ def test_prompts_are_read_from_a_data_set_with_the_subject_in_its_place(tmp_path
     ],
 )
 def test_what_is_wrong_with_a_record_is_named(record, message, tmp_path):
-    path = write(tmp_path / "known.json", [{"prompt": "The capital of France is"}, record])
+    path = write_records(tmp_path / "known.json", [{"prompt": "The capital of France is"}, record])
     with pytest.raises(RequestError, match=message) as caught:
         prompts_from(path)
     assert str(path) in str(caught.value)
@@ -446,7 +439,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"nowhere\.json"):
         prompts_from(tmp_path / "nowhere.json")
     with pytest.raises(RequestError, match=r"known\.json"):
-        prompts_from(write(tmp_path / "known.json", []))
+        prompts_from(write_records(tmp_path / "known.json", []))
 
 
 def test_prompts_about_edited_subjects_are_not_held_out():

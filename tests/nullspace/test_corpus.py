@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.data_files import write_documents
 from support.tries import tries
 
 from alphaedit_plugin.errors import CorpusError
 from alphaedit_plugin.nullspace.corpus import documents, windows
 
 WORDS = [f"word{i}" for i in range(3000)]
-
-
-def write_jsonl(path, texts):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
 
 
 @pytest.fixture
@@ -58,7 +53,7 @@ def test_pieces_never_hold_a_broken_character_or_text_that_is_not_in_the_file(tm
 
 
 def test_jsonl_gives_each_lines_text_and_skips_blank_lines(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", ["one", "two\nlines", "日本"])
+    path = write_documents(tmp_path / "a.jsonl", ["one", "two\nlines", "日本"])
     path.write_text(path.read_text() + "\n  \n")
     assert sorted(documents(path)) == sorted(["one", "two\nlines", "日本"])
 
@@ -80,7 +75,7 @@ def test_a_folder_gives_all_its_texts_and_nothing_else(tmp_path):
     (tmp_path / "a.txt").write_text("apple one two")
     (tmp_path / "sub" / "B.MD").write_text("banana one two")
     (tmp_path / "weights.bin").write_bytes(b"cherry one two")
-    write_jsonl(tmp_path / "sub" / "c.jsonl", ["date", "elder"])
+    write_documents(tmp_path / "sub" / "c.jsonl", ["date", "elder"])
     firsts = sorted(text.split()[0] for text in documents(tmp_path))
     assert firsts == ["apple", "banana", "date", "elder"]
 
@@ -99,7 +94,7 @@ def test_a_missing_file_is_refused_by_name(name):
 
 def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    write_jsonl(tmp_path / "a.jsonl", ["one"])
+    write_documents(tmp_path / "a.jsonl", ["one"])
     assert list(documents("~/a.jsonl")) == ["one"]
 
 

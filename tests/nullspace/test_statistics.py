@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 
 import pytest
 import torch
+from support.data_files import write_documents
 from support.oracle import projection
 from support.processes import results_of_two
 from support.spaces import same_covariances
@@ -35,9 +35,7 @@ def model():
 
 @pytest.fixture
 def text(tmp_path):
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{i} {SENTENCE}"}) + "\n" for i in range(60)))
-    return path
+    return write_documents(tmp_path / "corpus.jsonl", [f"{i} {SENTENCE}" for i in range(60)])
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 from hypothesis import settings
 
 HANDFUL = 5
-settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
 
 
 def tries(count: int, **options: Any) -> settings:
