@@ -39,6 +39,7 @@ from alphaedit_plugin.storage import files, tensors
 # -------------------------------------------------------------------------------------------- killed, for real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["alphaedit"])
 def test_a_process_killed_after_six_of_ten_batches_is_resumed_bit_for_bit(method, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -108,6 +109,7 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rect+P", "alphaedit"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_process_killed_while_it_writes_weights_is_resumed_bit_for_bit(layer, method, tokenizer, tmp_path):
@@ -133,6 +135,7 @@ def test_a_process_killed_while_it_writes_weights_is_resumed_bit_for_bit(layer, 
     assert_same_session(resumed, reference("llama", tokenizer, method, *range(10)))
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_of_saving_is_resumed_bit_for_bit(tokenizer, tmp_path):
     """Before or after every single call: the folder holds six batches or seven, and nothing gets in the way later."""
     ten = reference("llama", tokenizer, "alphaedit", *range(10))
@@ -186,6 +189,7 @@ CALLS: dict[str, Callable[[Session], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail", [full, interrupt])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_that_cannot_be_saved_changes_nothing_in_memory_or_on_disk(call, fail, tokenizer, tmp_path):
@@ -215,6 +219,7 @@ def test_a_call_that_cannot_be_saved_changes_nothing_in_memory_or_on_disk(call, 
     assert sorted(batch_files(tmp_path / "s")) == sorted((tmp_path / "s" / "batches").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail", [full, interrupt])
 @pytest.mark.parametrize("method", ["memit", "memit+P", "alphaedit"])
 def test_a_first_save_that_fails_leaves_the_session_as_it_was_and_no_session_on_disk(method, fail, tokenizer, tmp_path):
@@ -235,6 +240,7 @@ def test_a_first_save_that_fails_leaves_the_session_as_it_was_and_no_session_on_
     assert_folder_holds(tmp_path / "s", editing)
 
 
+@pytest.mark.slow
 def test_an_interrupt_right_after_any_step_leaves_a_whole_session_behind(tokenizer, tmp_path):
     """Memory is as before; the folder may have got further, but holds one of the two, and the next call mends it."""
     editing = session_of(model_of_kind(), tokenizer, "alphaedit", autosave=tmp_path / "s")
@@ -253,6 +259,7 @@ def test_an_interrupt_right_after_any_step_leaves_a_whole_session_behind(tokeniz
     assert_folder_holds(tmp_path / "s", three)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["halfway", "right after"])
 def test_a_save_of_another_history_that_is_interrupted_leaves_the_one_or_the_other(after, tokenizer, tmp_path):
     """The batches that were undone since have the numbers of the new ones; their files are needed to the last."""

@@ -305,6 +305,7 @@ calls = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autosave", [False, True], ids=["saved", "saves itself"])
 @pytest.mark.parametrize("method", ["memit-seq", "alphaedit", "rect+P", "prune+P"])
 @tries(8, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -62,6 +62,7 @@ def test_any_truncation_is_an_error_that_names_the_file(path):
             read_tensors(path, StatisticsError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 0x20, 0x80])
 def test_any_changed_byte_is_an_error_that_names_the_file_or_changes_nothing(path, bits):
     data = path.read_bytes()

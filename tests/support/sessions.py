@@ -170,7 +170,7 @@ def assert_state(session: Session, before: tuple) -> None:
 
 IDS = torch.tensor([[5, 9, 11, 3, 77, 20], [1, 2, 3, 4, 90, 100]])
 TRIALS = [(method, "llama") for method in METHODS] + [
-    (method, kind)
+    pytest.param(method, kind, marks=pytest.mark.slow)
     for kind, methods in {
         "gpt2": ("memit", "memit-seq+P", "rect+P", "prune+P", "alphaedit", "rome+P"),
         "llama bfloat16": ("memit+P", "memit-seq", "rect+P", "prune", "alphaedit", "rome"),
