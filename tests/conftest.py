@@ -19,8 +19,10 @@ from transformers import PreTrainedTokenizerFast
 
 from alphaedit_plugin.storage.store import Store
 
-QUICK_ARCHITECTURES = {"llama", "gpt2", "gemma2"}
-"""A Linear, a Conv1D, and norms after the blocks: where a test runs on every architecture, the others are slow."""
+QUICK_ARCHITECTURES = {"llama", "gpt2"}
+"""A Linear and a Conv1D: where a test runs on every architecture, the others are slow."""
+QUICK_METHODS = {"rome", "memit", "memit+P", "rect+P", "prune+P", "alphaedit"}
+"""Likewise where a test runs with every method."""
 
 settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
 
@@ -38,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
         if runs_real_easyedit(item):
             item.add_marker("easyedit")
-        if is_one_of_every_architecture(item):
+        if is_one_of_many(item):
             item.add_marker("slow")
 
 
@@ -46,11 +48,12 @@ def runs_real_easyedit(item: pytest.Item) -> bool:
     return getattr(getattr(item, "module", None), "real_easyedit", None) is not None
 
 
-def is_one_of_every_architecture(item: pytest.Item) -> bool:
-    """Beyond the few that stand for all."""
+def is_one_of_many(item: pytest.Item) -> bool:
+    """Of another architecture or with another method than the few that stand for all."""
     call = getattr(item, "callspec", None)
-    names = {value for value in call.params.values() if isinstance(value, str)} if call else set()
-    return bool(names & ARCHITECTURES.keys() - QUICK_ARCHITECTURES)
+    chosen = {name: value for name, value in call.params.items() if isinstance(value, str)} if call else {}
+    others = ARCHITECTURES.keys() - QUICK_ARCHITECTURES
+    return bool(others & set(chosen.values())) or not {chosen.get("method", "memit")} <= QUICK_METHODS
 
 
 @pytest.fixture(scope="session")

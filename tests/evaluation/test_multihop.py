@@ -49,6 +49,7 @@ def slow_text(model, tokenizer, prompt: str, tokens: int, stop: str) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)[len(prompt) :].split(stop)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "bloom", "opt"])
 def test_each_question_is_asked_after_the_examples_with_and_without_thoughts(name, tokenizer, monkeypatch):
     monkeypatch.setattr(multihop, "THOUGHT_TOKENS", 5)
@@ -150,6 +151,7 @@ def test_a_model_that_always_says_the_answer_is_right_without_thoughts_and_comes
     assert values == {"multihop": 1.0, "multihop_cot": 0.0, "hops": 0.5}
 
 
+@pytest.mark.slow
 def test_model_and_random_states_are_left_alone(tokenizer):
     model = with_room("gpt2").train()
     case = replace(CASE, questions=CASE.questions[:1])

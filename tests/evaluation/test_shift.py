@@ -162,6 +162,7 @@ def test_overlap_goes_from_all_to_nothing_as_one_set_moves_away():
     assert overlap(before, np.full(50, before.mean())).value < 0.9, "a set that collapsed is another one"
 
 
+@pytest.mark.slow
 def test_the_overlaps_interval_is_that_of_prompts_drawn_again():
     random_ = np.random.default_rng(3)
     before = _standard(random_.normal(size=30))

@@ -112,6 +112,7 @@ def test_words_and_signs_are_told_apart():
 # ----------------------------------------------------------------------------------------------------- the measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "bloom"])
 def test_texts_follow_the_definitions_fact_by_fact(name, tokenizer, snippets):
     model = model_of(name)
