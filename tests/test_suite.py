@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from support.paths import TESTS
 
 FILES = sorted(TESTS.rglob("*.py"))
@@ -49,10 +48,14 @@ def calls_of(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
-def test_no_file_imports_from_a_test(path):
-    found = [name for name in imports_of(TREES[path]) if name.rpartition(".")[2].startswith(("test_", "conftest"))]
-    assert found == [], "what several files need belongs in tests/support/ or in a conftest.py"
+def test_no_file_imports_from_a_test():
+    found = {
+        str(path.relative_to(TESTS)): name
+        for path, tree in TREES.items()
+        for name in imports_of(tree)
+        if name.rpartition(".")[2].startswith(("test_", "conftest"))
+    }
+    assert found == {}, "what several files need belongs in tests/support/ or in a conftest.py"
 
 
 def test_no_helper_is_written_twice():
@@ -73,16 +76,16 @@ def test_every_test_file_has_a_name_of_its_own():
     assert {name: folders for name, folders in places.items() if len(folders) > 1} == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TESTS)))
-def test_every_skip_says_why(path):
+def test_every_skip_says_why():
+    """`importorskip` does so by itself."""
     silent = []
-    for name, call in calls_of(TREES[path]):
-        reasons = [keyword.arg for keyword in call.keywords if keyword.arg in ("reason", "msg")]
-        if name.endswith(("mark.skip", "mark.skipif", "mark.xfail")) and not reasons:
-            silent.append(call.lineno)
-        if name in ("pytest.skip", "pytest.xfail") and not call.args and not reasons:
-            silent.append(call.lineno)
-    assert silent == [], f"{path.name} skips in silence in these lines"
+    for path, tree in TREES.items():
+        for name, call in calls_of(tree):
+            said = bool(call.args) and name in ("pytest.skip", "pytest.xfail")
+            said |= any(keyword.arg in ("reason", "msg") for keyword in call.keywords)
+            if name.endswith(("pytest.skip", "pytest.xfail", "mark.skip", "mark.skipif", "mark.xfail")) and not said:
+                silent.append(f"{path.relative_to(TESTS)}:{call.lineno}")
+    assert silent == []
 
 
 def test_the_folders_mirror_the_packages():
