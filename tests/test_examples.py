@@ -10,11 +10,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from support.paths import ROOT, TESTS
+from support.paths import IMPORTS, ROOT
 
 
 def run(tmp_path, *command: str) -> str:
-    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORTS}
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

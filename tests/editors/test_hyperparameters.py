@@ -319,6 +319,7 @@ def test_every_method_has_a_file_for_every_model():
         assert {path.stem for path in SHIPPED if path.parent.name == folder} == MODELS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_file_is_found_by_its_own_name_and_by_the_hubs(path):
     """Whatever folder or organisation comes before it, in capitals or not."""

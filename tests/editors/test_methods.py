@@ -146,6 +146,7 @@ def textbook(model, tokenizer, method: str, spaces: NullSpaces, batches=BATCHES)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [(name, method) for name in ("llama", "gpt2") for method in LAYERED if method in UNDAMPED]
@@ -177,6 +178,7 @@ def test_what_is_remembered_matters(method, tokenizer):
         assert float((weight - weights(with_memory)[layer]).norm()) > 1e-3 * float(moved.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projected", [False, True], ids=["rome", "rome+P"])
 @pytest.mark.parametrize(
     ("name", "adjusted"),
@@ -769,6 +771,7 @@ def test_the_updates_that_a_batch_returns_repeat_it_bit_for_bit(dtype, method, t
     assert_same(weights(twin), weights(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 5])
 @pytest.mark.parametrize("method", ["memit", "memit+P", "alphaedit", "rect+P"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

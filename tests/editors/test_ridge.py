@@ -263,6 +263,7 @@ def editor_of(kind: type[LayeredEditor], source: NullSpace | Covariance, **hyper
     return kind(model, None, Hyperparameters(layers=(0,), **hyperparameters), {0: source})
 
 
+@pytest.mark.slow
 def test_alphaedit_with_500_earlier_edits_is_the_dense_formula_to_1e_5(real_size):
     """Its P is the one that `NullSpace` keeps in float32; the dense formula's is float64 throughout."""
     covariance, earlier, new, residual = real_size

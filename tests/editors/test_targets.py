@@ -205,6 +205,7 @@ def test_delta_stays_within_the_clamp_and_reaches_it(tokenizer, exact):
         assert_agrees(found, row, textbook(model, tokenizer, request, settings=settings), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_tokens", [1, 512], ids=["one by one", "together"])
 def test_norms_take_the_place_of_that_of_z(name, batch_tokens, tokenizer, exact):

@@ -61,6 +61,7 @@ def assert_same_folder(found: Path, expected: Path) -> None:
         assert all(torch.equal(tensor, other_tensors[name]) for name, tensor in tensors.items())
 
 
+@pytest.mark.slow
 @every_trial
 def test_a_resumed_session_goes_on_bit_for_bit(method, kind, tokenizer, tmp_path):
     whole = edited(kind, tokenizer, method, *range(10))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.paths import SUPPORT, TESTS
+from support.paths import IMPORTS, SUPPORT
 from support.processes import exit_code_of
 from support.sessions import (
     LAYERS,
@@ -51,7 +51,7 @@ def test_a_process_killed_after_six_of_ten_batches_is_resumed_bit_for_bit(method
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORTS},
     )  # fmt: skip
     assert child.stdin is not None
     assert child.stdout is not None
