@@ -1,4 +1,5 @@
-# Two commands: `make demo` and `make test`; `make quick` for every change. Each starts from nothing and needs only Python 3.11+ and the network's PyPI.
+# Two commands: `make demo` and `make test`. Each starts from nothing and needs only Python 3.11+ and the network's PyPI.
+# For every change: `make quick`.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -25,6 +26,17 @@ types: install
 bench: install
 	for script in covariance projection hook attention targets history solve; do echo; echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
+.PHONY: docs dist
+
+# The site needs neither torch nor the package: the reference is read from the source.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.dist
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt requirements-demo.txt requirements-tests.txt
@@ -34,5 +46,15 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt requirements-demo.t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt -r requirements-tests.txt
 	touch $@
 
+$(VENV)/.docs: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs-material 'mkdocstrings[python]' ruff
+	touch $@
+
+$(VENV)/.dist: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build setuptools twine
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -1,39 +1,39 @@
 """EasyEdit's own methods as variants of a comparison: `easyedit:MEMIT`, `easyedit:GRACE`, `easyedit:MEMIT+P`.
 
-What runs is EasyEdit's editing function, called batch after batch. Ours is only what surrounds it: hyperparameters for
-any model, the comparison's statistics in the place of Wikipedia's, and a model that is afterwards what it was.
+What runs is EasyEdit's editing function, called batch after batch; for +P, inside our guard. Ours is only what
+surrounds it: hyperparameters for any model, the comparison's statistics instead of Wikipedia's, and a model that is
+afterwards what it was.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import importlib
-import importlib.metadata
 import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..editors.requests import Request
 from ..errors import AlphaEditError, CompareError, EditError
 from ..model.decoder import Decoder
+from ..nullspace.guard import guard
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
 from ..storage.files import file_digest
-from .edition import PACKAGE
+from .edition import easyedit_module, edition, source_digest
+from .grace import look_up_as_easyedit, look_up_at_every_token
+from .hush import hushed
 from .hyperparameters import hyperparameters, layers_of
-from .isolation import Memory, hushed, put_back, seeded, working_in
+from .isolation import ModuleGlobals, model_restored, seeded, working_in
 from .methods import COVERED, templates
 from .names import Named, functions, parse_baseline
+from .projected import globals_of, projectable, stacked
 
 
 @contextmanager
@@ -46,57 +46,72 @@ def baseline(
     statistics: Statistics | None = None,
     null_spaces: NullSpaces | None = None,
 ) -> Iterator[Baseline]:
-    """One of EasyEdit's methods, editing `model` for as long as the block lasts; then the model is bit for bit what it
-    was, and so are EasyEdit's own memories, the tokenizer, the random states and the working directory.
+    """One of EasyEdit's methods, for editing `model` inside the block.
 
-    A method that writes feed-forward out-projections edits the model in place, any other a copy of it (in memory,
-    the model once more). `hparams` as in `hyperparameters`. `statistics` (of `layers_of`) are what the method finds in
-    its `stats_dir`; `null_spaces`, of the same layers, are needed for +P only.
+    When the block ends the model is bit for bit what it was, and so are the globals of EasyEdit's modules, the
+    tokenizer, the random states and the working directory. A method that writes feed-forward out-projections edits the
+    model in place; any other edits a copy, which takes the model's memory once more.
 
-    Raises CompareError where EasyEdit, statistics or null spaces are missing, HyperparameterError as
-    `hyperparameters` does.
+    `hparams` as in `hyperparameters`. `statistics` (of `layers_of`) are what the method finds in its `stats_dir`.
+    `null_spaces`, of the same layers, are needed for +P only.
+
+    Raises CompareError where EasyEdit, statistics or null spaces are missing, WrongModelError or NullSpaceError for
+    null spaces of another model or other modules, HyperparameterError as `hyperparameters` does.
     """
     named = variant if isinstance(variant, Named) else parse_baseline(variant)
     settings = hyperparameters(named, model, hparams)
-    needed = layers_of(settings)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alphaedit-easyedit-")))
         if hasattr(settings, "stats_dir"):
             _lend_statistics(settings, model, statistics, named, folder)
-        if named.projected:
-            settings.null_space = {"path": _lend_null_spaces(null_spaces, needed, named, folder), "progress": False}
         if hasattr(settings, "P_loc"):  # not there yet: P is to be of this model, and of these statistics
             settings.P_loc = str(folder / "null_space_project.pt")
+        attached = _attached(null_spaces, model, settings, named) if named.projected else {}
         if named.method in COVERED:
-            stack.enter_context(put_back(model, settings))
+            stack.enter_context(model_restored(model, settings))
             subject = model
         else:
             subject = copy.deepcopy(model).requires_grad_(True)  # as a model that EasyEdit has loaded
-        yield Baseline(named, settings, functions()[named.method], subject, copy.deepcopy(tokenizer), folder)
+        yield Baseline(named, settings, subject, copy.deepcopy(tokenizer), folder, attached)
 
 
 class Baseline:
     """A method of EasyEdit on one model.
 
-    Invariant: what EasyEdit remembers between calls (templates, covariances, P, keys) belongs to this object: other
-    users of EasyEdit in the process see nothing of it.
+    Invariant: what EasyEdit remembers between calls (templates, covariances, P, keys) belongs to this object; other
+    users of EasyEdit in the process see nothing of it. Where null spaces are `attached`, every ΔW lies in them.
     """
 
     def __init__(
-        self, named: Named, settings: Any, function: Callable[..., Any], model: Any, tokenizer: Any, folder: Path
+        self,
+        named: Named,
+        settings: Any,
+        model: Any,
+        tokenizer: Any,
+        folder: Path,
+        attached: Mapping[Decoder, NullSpaces],
     ) -> None:
         self.named, self.settings = named, settings
+        function = functions()[named.method]
         executor = getattr(function, "__self__", None)  # MEND's keeps the first model that it meets
         self._apply = function if executor is None else type(executor)().apply_to_model
         self._model, self._kind, self._tokenizer, self._folder = model, type(model), tokenizer, folder
-        self._memory = Memory()
+        self._attached, self._hparams, given = attached, settings, {}
+        if attached:
+            method = COVERED[named.method]
+            self._hparams = projectable(settings, method)
+            if method.remembers:
+                (spaces,) = attached.values()
+                p = stacked(spaces, settings.layers)
+                given = globals_of(p, torch.zeros_like(p))
+        self._globals = ModuleGlobals({(function.__module__, name): value for name, value in given.items()})
         self._written = 0
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.unk_token is None:  # FT of the edition of PyPI masks it in its loss
             tokenizer.unk_token = tokenizer.eos_token
         tokenizer.padding_side = "right" if named.method in COVERED else "left"  # as EasyEdit's editors set it
-        batchable = importlib.import_module(f"{PACKAGE}.editors.batch_editor").BatchEditor.is_batchable_method
+        batchable = easyedit_module("editors.batch_editor").BatchEditor.is_batchable_method
         self._in_batches = bool(batchable(named.method))
 
     @property
@@ -130,53 +145,29 @@ class Baseline:
 
     def _call(self, batch: list[dict[str, Any]]) -> None:
         with ExitStack() as stack:
-            for context in (hushed(), seeded(self._written), self._memory.in_place(), working_in(self._folder)):
+            for context in (hushed(), seeded(self._written), self._globals.in_place(), working_in(self._folder)):
                 stack.enter_context(context)
             stack.enter_context(torch.enable_grad())
-            adapters = _codebooks(self._model)
-            for adapter in adapters:
-                adapter.__dict__.pop("forward", None)
+            for decoder, spaces in self._attached.items():
+                stack.enter_context(guard(decoder, spaces, check_model=False))
+            look_up_as_easyedit(self._model)
             edited, _ = self._apply(
                 self._model,
                 self._tokenizer,
                 batch,
-                self.settings,
+                self._hparams,
                 copy=False,
                 return_orig_weights=True,
                 keep_original_weight=False,
             )
         while not isinstance(edited, self._kind):  # a wrapper, whose adapters live in the model inside
             edited = edited.get_base_model() if hasattr(edited, "get_base_model") else edited.model
-        for adapter in _codebooks(edited):
-            adapter.forward = partial(_look_up, adapter)
+        look_up_at_every_token(edited)
         self._model = edited
 
 
-def _codebooks(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if type(module).__name__ == "GRACEAdapter"]
-
-
-def _look_up(adapter: Any, keys: Tensor, *_: Any) -> Tensor:
-    """What GRACE's adapter answers, asked at every token (… × tokens × d_in) instead of at one.
-
-    GRACE replaces a layer's output where the query, the key of the prompt's last token, is within ε of a key in its
-    codebook. EasyEdit's adapter looks at one position for a whole batch, that of the last edit's prompt or the last of
-    the row, padding or not; in a batch of prompts of different lengths, or with a target after the prompt, that is
-    another token's. For the prompt's last token the answer is the same.
-    """
-    output: Tensor = adapter.layer(keys)
-    if "keys" not in vars(adapter):
-        return output
-    codebook, values, radii = adapter.keys.float(), adapter.values, adapter.epsilons.view(-1)
-    # Not by a matrix product: of equal keys the distance is 0, and ε may be the very distance of a key.
-    apart = torch.cdist(keys.float().flatten(0, -2), codebook, compute_mode="donot_use_mm_for_euclid_dist")
-    distance, nearest = apart.min(-1)
-    within = (distance <= radii[nearest]).view(keys.shape[:-1])
-    return torch.where(within[..., None], values[nearest.view(within.shape)].to(output.dtype), output)
-
-
 def _lend_statistics(settings: Any, model: Any, statistics: Statistics | None, named: Named, folder: Path) -> None:
-    """The comparison's covariances, as the .npz that EasyEdit looks for: it computes none, and loads no Wikipedia."""
+    """Writes the comparison's covariances as the .npz that EasyEdit looks for, so that it downloads no Wikipedia."""
     found = statistics.covariances if statistics is not None else {}
     if missing := sorted(set(layers_of(settings)) - set(found)):
         raise CompareError(f"{named} needs the statistics of layers {missing}, which were not prepared")
@@ -190,12 +181,14 @@ def _lend_statistics(settings: Any, model: Any, statistics: Statistics | None, n
     settings.stats_dir = str(folder / "stats")
 
 
-def _lend_null_spaces(null_spaces: NullSpaces | None, layers: list[int], named: Named, folder: Path) -> str:
+def _attached(null_spaces: NullSpaces | None, model: Any, settings: Any, named: Named) -> dict[Decoder, NullSpaces]:
+    """The null spaces of what the method writes, for each of its templates the decoder that finds it."""
+    layers = layers_of(settings)
     if null_spaces is None or set(layers) - set(null_spaces):
         raise CompareError(f"{named} needs the null spaces of layers {layers}, which were not prepared")
-    path = folder / "null-spaces.safetensors"
-    null_spaces.save(path)
-    return str(path)
+    decoders = [Decoder(model, template) for template in templates(settings)]
+    null_spaces.check(decoders[0])
+    return {decoder: null_spaces.attached(decoder, layers, "the comparison") for decoder in decoders}
 
 
 def identity(named: Named, settings: Any) -> dict[str, Any]:
@@ -203,28 +196,16 @@ def identity(named: Named, settings: Any) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     for name in ("device", "stats_dir", "P_loc", "null_space", "model_name"):  # of this machine, or ours
         values.pop(name, None)
-    functions()  # which imports it
-    source = hashlib.sha256()
-    for path in sorted(Path(str(sys.modules[PACKAGE].__file__)).parent.rglob("*.py")):
-        source.update(path.read_bytes())
+    functions()  # which imports EasyEdit
     archive = values.pop("archive", None)
     return {
-        "easyedit": _edition(),
-        "source": source.hexdigest(),
+        "easyedit": edition(),
+        "source": source_digest(),
         "archive": file_digest(Path(archive), CompareError) if archive else None,
         "method": named.method,
         "projected": named.projected,
         "hyperparameters": json.loads(json.dumps(values, default=str)),
     }
-
-
-def _edition() -> str:
-    try:
-        installed = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return "a checkout"
-    here = Path(str(sys.modules[PACKAGE].__file__)).parent
-    return installed.version if Path(str(installed.locate_file(PACKAGE))).resolve() == here.resolve() else "a checkout"
 
 
 def _hint(failure: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from ..editors.hyperparameters import Hyperparameters, yaml_mapping
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
-from .edition import PACKAGE
+from .edition import easyedit_module
 from .methods import COVERED
 from .names import Named, functions
 
@@ -28,7 +27,7 @@ def hyperparameters(named: Named, model: Any, given: Mapping[str, Any] | str | P
     `Hyperparameters.for_model`. FT and GRACE get what EasyEdit's files say for Llama, at the same relative depth. The
     device is always the model's.
 
-    Raises HyperparameterError for keys that the method does not know, and for those that it needs and nobody gave.
+    Raises HyperparameterError for keys that the method does not know, and for missing ones that cannot be derived.
     """
     function = functions()[named.method]
     values, source = _read(given)
@@ -55,7 +54,7 @@ def hyperparameters(named: Named, model: Any, given: Mapping[str, Any] | str | P
 
 
 def layers_of(settings: Any) -> list[int]:
-    """The layers whose out-projections the method writes, and of which it is lent statistics; else none."""
+    """The layers whose out-projections the method writes; none for a method that writes something else."""
     return list(settings.layers) if settings.alg_name in COVERED else []
 
 
@@ -63,7 +62,7 @@ def _read(given: Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any],
     if given is None or isinstance(given, Mapping):
         return dict(given or {}), "the hyperparameters"
     values = yaml_mapping(given)
-    numbers = importlib.import_module(f"{PACKAGE}.util.hparams").HyperParams.construct_float_from_scientific_notation
+    numbers = easyedit_module("util.hparams").HyperParams.construct_float_from_scientific_notation
     return dict(numbers(dict(values))), str(given)
 
 
@@ -141,7 +140,7 @@ def _name_of(model: nn.Module, module: nn.Module | None) -> str:
 
 
 def _device(model: Any) -> int | str:
-    """As EasyEdit writes it: the number of a GPU."""
+    """The model's device as EasyEdit writes it: the number of a GPU, or a name such as "cpu"."""
     device = Decoder(model).device
     return device.index or 0 if device.type == "cuda" else str(device)
 

@@ -1,15 +1,13 @@
-"""What runs as if it were alone: EasyEdit's memories, the random states, the working directory, what is printed."""
+"""A method of EasyEdit runs as if it were alone: model, module globals, random states and working directory."""
 
 from __future__ import annotations
 
 import copy
-import io
-import logging
 import os
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,7 @@ import torch
 from .edition import PACKAGE
 from .methods import templates
 
-log = logging.getLogger(__name__)
-
-# What EasyEdit's modules remember between calls, whoever calls, and what that is before the first one.
+# Globals in which EasyEdit's modules keep things between calls, whoever calls; their values before the first call.
 _FRESH: dict[str, Any] = {
     "CONTEXT_TEMPLATES_CACHE": None,
     "COV_CACHE": {},
@@ -29,12 +25,12 @@ _FRESH: dict[str, Any] = {
     "P_loaded": False,
     "cache_c_new": False,
 }
-_MADE = ("P", "cache_c")  # not there before the first call
+_MADE = ("P", "cache_c")  # these do not exist before it
 
 
 @contextmanager
-def put_back(model: Any, settings: Any) -> Iterator[None]:
-    """Weights that the method writes, gradients and flags as they were, when the block ends."""
+def model_restored(model: Any, settings: Any) -> Iterator[None]:
+    """When the block ends the model is as it was: the weights that the method writes, gradients, flags, attributes."""
     written = [template.format(layer) for template in templates(settings) for layer in settings.layers]
     parameters = dict(model.named_parameters())
     before = {
@@ -56,15 +52,19 @@ def put_back(model: Any, settings: Any) -> Iterator[None]:
                 parameters[name].copy_(weight)
         for module, flag in training:
             module.training = flag
-        for ours in set(vars(model)) - attributes:  # the flag keeps its state with the model
-            delattr(model, ours)
+        for added in set(vars(model)) - attributes:
+            delattr(model, added)
 
 
-class Memory:
-    """What EasyEdit's modules remember, exchanged for ours while ours is in place."""
+class ModuleGlobals:
+    """The globals of EasyEdit's modules for one user of it, exchanged for everybody else's while `in_place`.
 
-    def __init__(self) -> None:
-        self._ours: dict[tuple[str, str], Any] = {}
+    Invariant: outside `in_place` the modules hold what they would without us. The first block begins with globals as
+    they are before any call, and with those `given`, (module, name) → value; each further one as the last has ended.
+    """
+
+    def __init__(self, given: Mapping[tuple[str, str], Any] | None = None) -> None:
+        self._ours: dict[tuple[str, str], Any] = dict(given or {})
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -102,7 +102,7 @@ class Memory:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The three random states at a known place, and back where they were afterwards."""
+    """Python's, NumPy's and torch's random states, seeded for the block and then as they were before it."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (EasyEdit draws from it)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         random.seed(seed)
@@ -117,30 +117,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """AlphaEdit saves its P in the working directory, whatever its P_loc says."""
+    """The working directory, for the block: AlphaEdit saves its P there, whatever its P_loc says."""
     before = Path.cwd()
     os.chdir(folder)
     try:
         yield
     finally:
         os.chdir(before)
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """What EasyEdit prints goes to the log, at debug level; its `logging.basicConfig` is the caller's to decide."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with redirect_stdout(_Lines()), redirect_stderr(_Lines()):
-        try:
-            yield
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-
-
-class _Lines(io.TextIOBase):
-    def write(self, text: str) -> int:
-        if text.strip():
-            log.debug("%s", text.rstrip())
-        return len(text)

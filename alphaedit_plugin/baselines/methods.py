@@ -1,4 +1,4 @@
-"""Which of EasyEdit's methods the flag covers, and why not the others."""
+"""Which of EasyEdit's methods can be projected, by +P and by the flag, and why not the others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import HyperparameterError
+from .edition import PACKAGE
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Method:
 
     `standard_targets`: its `compute_z` is MEMIT's, so that ours can stand in. `remembers`: it keeps P and the keys of
     its own edits (Kp Kpᵀ) in globals named P and cache_c. `by_substring`: it writes every parameter whose name holds
-    the template. `returns_no_weights`: not even where EasyEdit means to put them back.
+    the template. `returns_no_weights`: it does not return the original weights even when asked to.
     """
 
     standard_targets: bool = False
@@ -66,7 +67,7 @@ def effective(hparams: Any) -> Any:
 
 
 def check_covered(hparams: Any) -> None:
-    """Raises HyperparameterError, saying why, for hyperparameters of a method that the flag can do nothing for."""
+    """Raises HyperparameterError, saying why, for hyperparameters of a method that cannot be projected."""
     name = getattr(hparams, "alg_name", type(hparams).__name__)
     for each in filter(None, [name, getattr(hparams, "base_method", None)]):
         if each not in COVERED and each not in ADDED:
@@ -85,6 +86,6 @@ def templates(hparams: Any) -> list[str]:
 
 
 def restores_by_itself() -> bool:
-    """Whether this edition decides by `sequential_edit` what to put back, and not by `keep_original_weight`."""
-    editor = importlib.import_module("easyeditor.editors.editor").BaseEditor
+    """Whether this edition's editor decides by `sequential_edit`, not by `keep_original_weight`, what to put back."""
+    editor = importlib.import_module(f"{PACKAGE}.editors.editor").BaseEditor
     return "sequential_edit" in inspect.signature(editor.edit).parameters

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from ..easyedit import install
 from ..errors import CompareError, HyperparameterError
-from .edition import MISSING, PACKAGE
-from .isolation import hushed
+from .edition import PACKAGE, easyedit_module
 from .methods import COVERED, check_covered
 
 PREFIX = "easyedit:"
@@ -54,7 +50,7 @@ def is_baseline(variant: str) -> bool:
 def parse_baseline(variant: str) -> Named:
     """Raises HyperparameterError for a method that EasyEdit lacks or a comparison cannot run, or that +P cannot cover.
 
-    Where EasyEdit is not installed any name will do: `baseline` will say so.
+    Where EasyEdit is not installed every name is accepted, and `baseline` raises the error.
     """
     method, *marks = (part.strip() for part in variant.strip()[len(PREFIX) :].split("+"))
     if not is_baseline(variant) or [mark.lower() for mark in marks] not in ([], ["p"]):
@@ -78,22 +74,13 @@ def parse_baseline(variant: str) -> Named:
 
 
 def functions() -> dict[str, Callable[..., Any]]:
-    """EasyEdit's table without what the plug-in adds to it. Raises CompareError where there is no EasyEdit."""
-    install()
-    home = os.environ.get("EASYEDIT_HOME")
-    places = [home] if home and PACKAGE not in sys.modules else []
-    sys.path[:0] = places
-    try:
-        with hushed():
-            importlib.import_module(PACKAGE)
-            table = importlib.import_module(f"{PACKAGE}.util.alg_dict").ALG_DICT
-    except ImportError as failure:
-        if getattr(failure, "name", None) == PACKAGE:
-            raise CompareError(f"{PREFIX} needs EasyEdit. {MISSING}, or a checkout that EASYEDIT_HOME names") from None
-        raise CompareError(
-            f"EasyEdit cannot be imported: {failure}. It imports all that its requirements.txt lists: install that"
-        ) from failure
-    finally:
-        for place in places:
-            sys.path.remove(place)
-    return {name: function for name, function in table.items() if function.__module__.startswith(f"{PACKAGE}.")}
+    """EasyEdit's own editing functions by method, without what the flag adds to its table or wraps around them.
+
+    Raises CompareError where there is no EasyEdit.
+    """
+    table = easyedit_module("util.alg_dict").ALG_DICT
+    return {
+        name: inspect.unwrap(function)
+        for name, function in table.items()
+        if function.__module__.startswith(f"{PACKAGE}.")
+    }

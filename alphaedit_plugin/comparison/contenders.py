@@ -12,7 +12,8 @@ from ..errors import HyperparameterError, NullSpaceError
 from ..nullspace.statistics import Statistics
 from .contender import Contender, Entry, Ground, Needs
 from .easyedits import EasyEditMethod
-from .editing_function import PLACE, EditingFunction
+from .editing_function import EditingFunction
+from .names import check_name, is_place
 from .ours import OurMethod
 from .yours import YourEditor
 
@@ -30,12 +31,11 @@ def contender(given: Given, name: str | None = None) -> Contender:
     if not isinstance(given, str):
         label, projected = (name[:-2], True) if name is not None and name[-2:].upper() == "+P" else (name, False)
         return YourEditor(EditingFunction.of(given, label), projected)
+    check_name(given)
     if is_baseline(given):
         return EasyEditMethod(parse_baseline(given))
-    if PLACE.fullmatch(given.strip()):
+    if is_place(given):
         return YourEditor(*EditingFunction.parse(given))
-    if given.partition("@")[0].partition("+")[0].strip().endswith(".py"):
-        raise HyperparameterError(f"{given!r} names a file and no function in it: write FILE.py:FUNCTION")
     return OurMethod(Variant.parse(given))
 
 

@@ -11,7 +11,6 @@ import importlib.util
 import inspect
 import json
 import marshal
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +21,8 @@ from typing import Any
 
 from ..editors.changes import parse_changes, show_changes
 from ..errors import HyperparameterError
+from .names import PLACE
 
-PLACE = re.compile(r"(?P<where>[^@]+?):(?P<function>[A-Za-z_]\w*)(?P<changes>(@.*?)?)(?P<projected>\+[pP])?", re.DOTALL)
 SIGNATURE = "(model, tokenizer, requests, **settings)"
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..baselines.edition import PACKAGE
 from ..baselines.methods import ADDED, COVERED, check_covered
 from .added import added_methods
 from .flag import Options
 from .flagged import constrained
-
-_ABSENT = object()
+from .undoable import put, set_attribute
 
 
 class Adapter:
@@ -27,11 +27,11 @@ class Adapter:
 
     def attach(self) -> None:
         """Call when `easyeditor` has been imported."""
-        package = importlib.import_module("easyeditor")
+        package = importlib.import_module(PACKAGE)
         # Not by attribute: after the import `easyeditor.util` is another package's.
-        hyperparams = importlib.import_module("easyeditor.util.hparams").HyperParams
-        table = importlib.import_module("easyeditor.util.alg_dict").ALG_DICT
-        batchable = importlib.import_module("easyeditor.editors.batch_editor").BatchEditor
+        hyperparams = importlib.import_module(f"{PACKAGE}.util.hparams").HyperParams
+        table = importlib.import_module(f"{PACKAGE}.util.alg_dict").ALG_DICT
+        batchable = importlib.import_module(f"{PACKAGE}.editors.batch_editor").BatchEditor
 
         for cls in (hyperparams, *_subclasses(hyperparams)):
             self._understand_flag(cls)
@@ -71,28 +71,10 @@ class Adapter:
         self._set(cls, "__init__", __init__)
 
     def _set(self, owner: Any, name: str, value: Any) -> None:
-        before = vars(owner).get(name, _ABSENT)
-        setattr(owner, name, value)
-
-        def undo() -> None:
-            if before is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
-
-        self._undo.append(undo)
+        self._undo.append(set_attribute(owner, name, value))
 
     def _put(self, table: dict[str, Any], key: str, value: Any) -> None:
-        before = table.get(key, _ABSENT)
-        table[key] = value
-
-        def undo() -> None:
-            if before is _ABSENT:
-                del table[key]
-            else:
-                table[key] = before
-
-        self._undo.append(undo)
+        self._undo.append(put(table, key, value))
 
 
 class _Flag:

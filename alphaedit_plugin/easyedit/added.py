@@ -13,17 +13,19 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from ..baselines.edition import PACKAGE
 from ..baselines.methods import ADDED, restores_by_itself, templates
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
 from ..errors import HyperparameterError
+from ..model.decoder import Decoder
 from ..model.fingerprint import weights_digest
 from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces
 from ..session.session import Session
 from .flag import Options
-from .registry import put_run, run_of
-from .statistics import Preserved
+from .kept import keep, kept
+from .prepared import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def added_methods(names: Sequence[str]) -> dict[str, tuple[type, Callable[..., A
 
 def _hyperparameter_class(name: str) -> type:
     """MEMIT's, of this edition, under another name; AlphaEdit's has its L2 and threshold too."""
-    memit: Any = importlib.import_module("easyeditor.models.memit").MEMITHyperParams
+    memit: Any = importlib.import_module(f"{PACKAGE}.models.memit").MEMITHyperParams
 
     @dataclass
     class Added(memit):  # type: ignore[misc]
@@ -82,32 +84,32 @@ def _apply(name: str) -> Callable[..., Any]:
         reset_cache: bool = False,
         **_: Any,
     ) -> tuple[nn.Module, dict[str, Tensor]]:
-        run = run_of(model, hparams, name, lambda: AddedRun(name, model, tok))
+        method = kept(model, hparams, name, lambda: AddedMethod(name, model, tok))
         if copy:
             model = copying.deepcopy(model)
-            run = run.of_copy(model)
-            put_run(model, hparams, name, run)
+            method = method.of_copy(model)
+            keep(model, hparams, name, method)
         if reset_cache:
-            run.session = None
-        before = run.edit(requests, hparams)
-        kept = return_orig_weights and (keep_original_weight or restores_by_itself())
-        return model, before if kept else {}
+            method.session = None
+        before = method.edit(requests, hparams)
+        wanted = return_orig_weights and (keep_original_weight or restores_by_itself())
+        return model, before if wanted else {}
 
     apply.__name__ = apply.__qualname__ = f"apply_{name}_to_model"
     apply.__doc__ = f"{name}, in the form of EasyEdit's editing functions."
     return apply
 
 
-class AddedRun:
+class AddedMethod:
     """One of our methods on one model, edited through EasyEdit.
 
-    The invariant is `Run`'s: statistics and P are of the model at the first call, and what is remembered of earlier
-    edits is that of those in the weights. `weights[i]` is a digest of what the weights are after i batches.
+    Invariant: statistics and P come from the model as it was at the first call, and the session's history is that of
+    the edits that are in the weights. `weights[i]` is a digest of the weights after i batches.
     """
 
     def __init__(self, name: str, model: nn.Module, tokenizer: Any) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.preserved = Preserved(model, tokenizer)
+        self.preserved = Prepared(tokenizer)
         self.session: Session | None = None
         self.weights: list[str] = []
         self._setup: Any = None
@@ -122,15 +124,15 @@ class AddedRun:
         self.weights.append(weights_digest(session.projections))
         return before
 
-    def of_copy(self, model: nn.Module) -> AddedRun:
-        """The run of a copy of the model; the two go on apart."""
-        run = copying.copy(self)
-        run.model, run.weights, run.preserved = model, list(self.weights), self.preserved.of_copy(model)
-        run.session = self.session.on_copy(model) if self.session is not None else None
-        return run
+    def of_copy(self, model: nn.Module) -> AddedMethod:
+        """The same for a copy of the model; the two go on independently."""
+        other = copying.copy(self)
+        other.model, other.weights, other.preserved = model, list(self.weights), self.preserved.copy()
+        other.session = self.session.on_copy(model) if self.session is not None else None
+        return other
 
     def _continued(self, hparams: Any) -> Session:
-        """The session, standing where the weights are."""
+        """The session whose last edit is the last one in the weights; a new one where nothing fits."""
         flag = Options.parse(getattr(hparams, "null_space", None), self.name)
         variant = Variant.parse(ADDED[self.name] + ("+P" if flag is not None else ""))
         given = {key: value for key, value in asdict(hparams).items() if key != "null_space" and value is not None}
@@ -169,7 +171,7 @@ class AddedRun:
     ) -> tuple[NullSpaces | None, dict[int, Covariance]]:
         """What the method needs of null spaces and covariances."""
         (template,) = templates(hparams)
-        arguments = (hparams, options, template, values.layers)
+        arguments = (hparams, options, Decoder(self.model, template), values.layers)
         spaces = self.preserved.null_spaces(*arguments) if variant.projected else None
         needed = variant.needs_covariances or (spaces is not None and options.path is None)
         return spaces, self.preserved.statistics(*arguments).covariances if needed else {}

@@ -10,6 +10,8 @@ from typing import Any
 from ..editors.hyperparameters import as_number, parse_criterion
 from ..errors import HyperparameterError
 from ..nullspace.projection import Criterion
+from ..nullspace.statistics import Preparation
+from ..storage.store import Store
 
 _CRITERION = ("threshold", "energy", "nullity")
 _TEXTS = ("corpus", "path", "cache_dir")
@@ -19,12 +21,12 @@ KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES)
 
 @dataclass(frozen=True)
 class Options:
-    """How a flagged run finds its null spaces.
+    """How a flagged method finds its null spaces.
 
     `criterion` (keys threshold, energy or nullity): the method's own `nullspace_threshold` if it has one, else the
     paper's, by default. `corpus` and `tokens` as in `alphaedit prepare`; without a corpus, the .npz files below
     EasyEdit's `stats_dir`, else text that the model writes. `path`: a file of null spaces, made by `alphaedit prepare
-    --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser in the place of `compute_z`. `progress`:
+    --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser instead of `compute_z`. `progress`:
     bars on stderr while statistics are computed.
     """
 
@@ -35,6 +37,16 @@ class Options:
     cache_dir: str | None = None
     fast_targets: bool = False
     progress: bool = True
+
+    @property
+    def preparation(self) -> Preparation:
+        return Preparation(
+            self.corpus,
+            tokens=self.tokens,
+            criterion=self.criterion,
+            store=Store(self.cache_dir),
+            progress=self.progress,
+        )
 
     @classmethod
     def parse(cls, value: Any, name: str) -> Options | None:

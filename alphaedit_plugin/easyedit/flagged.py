@@ -1,4 +1,4 @@
-"""A flagged method on one model: what its calls have in common, and what one call does."""
+"""A method of EasyEdit under the flag: what one call does, and what its calls on one model have in common."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import copy
 import functools
 import inspect
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..baselines.methods import COVERED, check_covered, effective, restores_by_itself, templates
+from ..baselines.projected import globals_of, projectable, stacked
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
 from ..model.fingerprint import weights_digest
@@ -24,16 +24,17 @@ from ..nullspace.covariance import Covariance
 from ..nullspace.guard import guard
 from ..nullspace.null_spaces import NullSpaces
 from .flag import Options
+from .kept import keep, kept
+from .prepared import Prepared
 from .private import another, lend, private_module
-from .registry import put_run, run_of
-from .statistics import Preserved
 from .targets import fast_compute_z
+from .undoable import put
 
 log = logging.getLogger(__name__)
 
 Apply = Callable[..., Any]
 
-_CALLER = "_called_by_a_flagged_run"
+_CALLER = "_called_by_a_flagged_method"
 
 
 def constrained(name: str, original: Apply) -> Apply:
@@ -44,14 +45,14 @@ def constrained(name: str, original: Apply) -> Apply:
     def apply(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs)
         model, hparams = call.arguments["model"], call.arguments["hparams"]
-        caller: Run | None = vars(hparams).get(_CALLER)
+        caller: FlaggedMethod | None = vars(hparams).get(_CALLER)
         if caller is not None:
             return caller.base(original, call)
         options = flag_of(hparams, name)
         if options is None:
             return original(*args, **kwargs)
-        run = run_of(model, hparams, name, lambda: Run(name, original, model, call.arguments["tok"]))
-        return run(call, options)
+        method = kept(model, hparams, name, lambda: FlaggedMethod(name, original, call.arguments["tok"]))
+        return method(call, options)
 
     return apply
 
@@ -68,41 +69,41 @@ def flag_of(hparams: Any, name: str) -> Options | None:
     return own or theirs
 
 
-class Run:
-    """One flagged method on one model.
+class FlaggedMethod:
+    """One method of EasyEdit on one model, under the flag.
 
     Invariant: P comes from the model as it was before it was edited, and the keys that the method remembers (Kp Kpᵀ)
     are those of the edits that are in the weights: whoever puts weights back takes the keys back too.
     """
 
-    def __init__(self, name: str, original: Apply, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, name: str, original: Apply, tokenizer: Any) -> None:
         self.name, self.method, self.original = name, COVERED[name], original
         self.module = private_module(original)
         self.base_module: ModuleType | None = None
-        self.preserved = Preserved(model, tokenizer)
+        self.preserved = Prepared(tokenizer)
         self.lent: dict[str, dict[int, Covariance]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
-        self.memory: Memory | None = None
+        self.keys: EditedKeys | None = None
 
     def __call__(self, call: inspect.BoundArguments, options: Options) -> Any:
         model, hparams = call.arguments["model"], call.arguments["hparams"]
         check_covered(hparams)
         settings = effective(hparams)
-        spaces = [self._null_spaces(settings, options, template, model) for template in templates(hparams)]
-        if self.method.by_substring:
-            call.arguments["hparams"] = _naming_weights(hparams)
-        before = self._snapshot(call, spaces)
+        attached = {}
+        for template in templates(hparams):
+            decoder = Decoder(model, template)
+            attached[decoder] = self._null_spaces(settings, options, decoder, template)
+        before = self._snapshot(call, attached)
+        call.arguments["hparams"] = projectable(hparams, self.method)
         with ExitStack() as stack:
             if options.fast_targets:
-                stack.enter_context(self._fast_targets(call, settings))
+                fast = self._fast_targets(call, settings, next(iter(attached)))
+                stack.callback(put(vars(self.module), "compute_z", fast))
             if settings is not hparams:
-                stack.enter_context(_put(vars(settings), _CALLER, self))
-            if self.method.remembers:
-                edited, weights = self._remembering(call, spaces)
-            else:
-                edited, weights = self._projected(call, spaces)
+                stack.callback(put(vars(settings), _CALLER, self))
+            edited, weights = (self._remembering if self.method.remembers else self._projected)(call, attached)
         if edited is not model:  # copy=True: its P is that of the model it was copied from
-            put_run(edited, hparams, self.name, self._moved(edited))
+            keep(edited, hparams, self.name, self._moved())
         return edited, weights or before
 
     def base(self, original: Apply, call: inspect.BoundArguments) -> Any:
@@ -113,80 +114,75 @@ class Run:
             lend(self.base_module, covariances, call.arguments["model"], template)
         return getattr(self.base_module, original.__name__)(*call.args, **call.kwargs)
 
-    def _null_spaces(self, settings: Any, options: Options, template: str, model: nn.Module) -> NullSpaces:
-        spaces = self.preserved.null_spaces(settings, options, template, settings.layers)
+    def _null_spaces(self, settings: Any, options: Options, decoder: Decoder, template: str) -> NullSpaces:
+        spaces = self.preserved.null_spaces(settings, options, decoder, settings.layers)
         if options.path is None:
-            self.lent[template] = self.preserved.statistics(settings, options, template, settings.layers).covariances
-            lend(self.module, self.lent[template], model, template)
+            self.lent[template] = self.preserved.statistics(settings, options, decoder, settings.layers).covariances
+            lend(self.module, self.lent[template], decoder.model, template)
         return spaces
 
-    def _snapshot(self, call: inspect.BoundArguments, spaces: Sequence[NullSpaces]) -> dict[str, Tensor]:
+    def _snapshot(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> dict[str, Tensor]:
         """The weights before the call, for a method that does not return them though EasyEdit will ask for them."""
         if not (self.method.returns_no_weights and call.arguments.get("return_orig_weights") and restores_by_itself()):
             return {}
-        model = call.arguments["model"]
         return {
             f"{projection.name}.weight": projection.stored.detach().clone()
-            for each in spaces
-            for projection in Decoder(model, each.provenance["template"]).out_projections(list(each)).values()
+            for decoder, spaces in attached.items()
+            for projection in decoder.out_projections(list(spaces)).values()
         }
 
-    @contextmanager
-    def _fast_targets(self, call: inspect.BoundArguments, settings: Any) -> Iterator[None]:
-        model, tokenizer = call.arguments["model"], call.arguments["tok"]
+    def _fast_targets(self, call: inspect.BoundArguments, settings: Any, decoder: Decoder) -> Callable[..., Tensor]:
         records = call.arguments.get("requests") or call.arguments["request"]
-        fast = fast_compute_z(self.name, self.module, model, tokenizer, records, settings)
-        with _put(vars(self.module), "compute_z", fast):
-            yield
+        return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], records, settings)
 
-    def _projected(self, call: inspect.BoundArguments, spaces: Sequence[NullSpaces]) -> Any:
+    def _projected(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
         with ExitStack() as stack:
-            for each in spaces:
-                stack.enter_context(guard(call.arguments["model"], each, check_model=False))
+            for decoder, spaces in attached.items():
+                stack.enter_context(guard(decoder, spaces, check_model=False))
             return getattr(self.module, self.original.__name__)(*call.args, **call.kwargs)
 
     # ------------------------------------------------------------------------------------------ AlphaEdit's memory
 
-    def _remembering(self, call: inspect.BoundArguments, spaces: Sequence[NullSpaces]) -> Any:
+    def _remembering(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
         """The call, with P and Kp Kpᵀ in the globals where the method looks for them."""
-        (space,) = spaces
-        model, hparams = call.arguments["model"], call.arguments["hparams"]
-        order, forget = tuple(hparams.layers), call.arguments.pop("reset_cache", False)
-        before = _digest(model, space, order)
-        if self.p is None or self.p[0] is not space:
-            self.p = space, torch.stack([space[layer].dense().to(torch.float32) for layer in order])
-        if self.memory is not None and self.memory.order != order:
+        ((decoder, spaces),) = attached.items()
+        order, forget = tuple(call.arguments["hparams"].layers), call.arguments.pop("reset_cache", False)
+        before = weights_digest(decoder.out_projections(order))
+        if self.p is None or self.p[0] is not spaces:
+            self.p = spaces, stacked(spaces, order)
+        if self.keys is not None and self.keys.order != order:
             log.warning("%s: other layers than before: the keys of earlier edits are forgotten", self.name)
-        if self.memory is None or self.memory.order != order or forget:
-            self.memory = Memory(order, before, torch.zeros_like(self.p[1]))
-        known = self.memory.recall(before)
-        call.arguments["hparams"] = hparams = copy.copy(hparams)
-        hparams.P_loc = os.devnull  # a file that exists: otherwise P would be computed
-        vars(self.module).update(P=self.p[1], P_loaded=True, cache_c=known.clone(), cache_c_new=True)
+        if self.keys is None or self.keys.order != order or forget:
+            self.keys = EditedKeys(order, before, torch.zeros_like(self.p[1]))
+        known = self.keys.recall(before)
+        vars(self.module).update(globals_of(self.p[1], known.clone()))
         try:
-            edited, weights = self._projected(call, spaces)
-            after: Tensor = self.module.cache_c
+            edited, weights = self._projected(call, attached)
+            grown: Tensor = self.module.cache_c
         finally:
             del self.module.P, self.module.cache_c
-        self.memory = self.memory.then(before, known, _digest(edited, space, order), after)
+        if edited is not decoder.model:
+            decoder = Decoder(edited, decoder.template)
+        after = weights_digest(decoder.out_projections(order))
+        self.keys = self.keys.then(before, known, after, grown)
         return edited, weights
 
-    def _moved(self, edited: nn.Module) -> Run:
-        """The run of a copy that was edited; this one's memory is as if it had not been."""
+    def _moved(self) -> FlaggedMethod:
+        """The same for a copy that was edited; this one's keys are as if it had not been."""
         moved = copy.copy(self)
         moved.module, moved.base_module = another(self.module, self.original), None
-        moved.preserved, moved.lent = self.preserved.of_copy(edited), dict(self.lent)
-        if self.memory is not None:
-            self.memory = self.memory.before_last()
+        moved.preserved, moved.lent = self.preserved.copy(), dict(self.lent)
+        if self.keys is not None:
+            self.keys = self.keys.before_last()
         return moved
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Kp Kpᵀ of AlphaEdit's edits, layers × d_in × d_in, by the weights that hold these edits.
+class EditedKeys:
+    """Kp Kpᵀ of AlphaEdit's edits, layers × d_in × d_in, by a digest of the weights that hold these edits.
 
-    Known are those of the weights `base`, where nothing is edited (`none`, zeros), and of those before and after the
-    last call.
+    Kept are those of the unedited weights `base` (`none`, zeros), and of the weights before and after the last call.
+    `order` is that of the layers.
     """
 
     order: tuple[int, ...]
@@ -202,33 +198,8 @@ class Memory:
         log.warning("the weights were changed by something else: the keys of all edits so far are kept in mind")
         return self.by_weights[-1][1] if self.by_weights else self.none
 
-    def then(self, before: str, known: Tensor, after: str, grown: Tensor) -> Memory:
+    def then(self, before: str, known: Tensor, after: str, grown: Tensor) -> EditedKeys:
         return replace(self, by_weights=((before, known), (after, grown)))
 
-    def before_last(self) -> Memory:
+    def before_last(self) -> EditedKeys:
         return replace(self, by_weights=self.by_weights[:1])
-
-
-def _digest(model: nn.Module, spaces: NullSpaces, order: Sequence[int]) -> str:
-    return weights_digest(Decoder(model, spaces.provenance["template"]).out_projections(order))
-
-
-def _naming_weights(hparams: Any) -> Any:
-    """FT and DINM train every parameter whose name holds the template: with it, a bias that nothing would project."""
-    named = copy.copy(hparams)
-    named.rewrite_module_tmp = named.rewrite_module_tmp.removesuffix(".weight") + ".weight"
-    return named
-
-
-@contextmanager
-def _put(table: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    """An entry for as long as the block lasts."""
-    before = table.get(key, _put)
-    table[key] = value
-    try:
-        yield
-    finally:
-        if before is _put:
-            table.pop(key, None)
-        else:
-            table[key] = before

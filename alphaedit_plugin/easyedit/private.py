@@ -1,7 +1,7 @@
 """A method of EasyEdit with globals of its own.
 
 EasyEdit keeps context templates, covariances, P and the keys of earlier edits in globals of the method's module, which
-all editors of a process share. A flagged run executes that module once more, for itself alone.
+all editors of a process share. For a flagged method on a model that module is executed once more.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def another(module: ModuleType, function: Callable[..., Any]) -> ModuleType:
 
 
 def lend(module: ModuleType, covariances: Mapping[int, Covariance], model: Any, template: str) -> None:
-    """The method needs no statistics of its own, and no Wikipedia to make them from: it finds C in its cache."""
+    """Puts C where the method looks first, so that it neither computes statistics nor downloads Wikipedia."""
     if "COV_CACHE" in vars(module):
         name = model.config._name_or_path.replace("/", "_")
         for layer, covariance in covariances.items():

@@ -1,4 +1,4 @@
-"""Our target optimiser in the place of a method's `compute_z`, for the requests of one call."""
+"""Our target optimiser instead of a method's `compute_z`, for the requests of one call."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Key = tuple[str, str, str]
 
 
 def fast_compute_z(
-    name: str, module: ModuleType, model: Any, tokenizer: Any, records: Sequence[Mapping[str, Any]], hparams: Any
+    name: str, module: ModuleType, decoder: Decoder, tokenizer: Any, records: Sequence[Mapping[str, Any]], hparams: Any
 ) -> Callable[..., Tensor]:
-    """A `compute_z` that knows the answers: all requests are optimised at once, before anything is written.
+    """A `compute_z` that looks its answers up: all requests are optimised at once, before anything is written.
 
-    A request that we would read otherwise than EasyEdit does (spaces at its ends, for instance) is left to the
+    A request that we would read differently from EasyEdit (one with spaces at its ends, for instance) is left to the
     method's own. Raises HyperparameterError where the method's targets are not those that we optimise.
     """
-    last = len(Decoder(model)) - 1
+    last = len(decoder) - 1
     if not COVERED[name].standard_targets:
         able = ", ".join(each for each, method in COVERED.items() if method.standard_targets)
         raise HyperparameterError(
@@ -42,7 +42,7 @@ def fast_compute_z(
     understood = {key: request for key, request in map(_understood, records) if request is not None}
     known: dict[Key, Tensor] = {}
     if understood:
-        contexts = [each for group in module.get_context_templates(model, tokenizer) for each in group]
+        contexts = [each for group in module.get_context_templates(decoder.model, tokenizer) for each in group]
         settings = TargetSettings(
             steps=hparams.v_num_grad_steps,
             lr=hparams.v_lr,
@@ -50,9 +50,9 @@ def fast_compute_z(
             kl_factor=hparams.kl_factor,
             clamp=hparams.clamp_norm_factor,
         )
-        with evaluating(model):
+        with evaluating(decoder.model):
             found = optimise_targets(
-                model, tokenizer, list(understood.values()), contexts, hparams.layers[-1], settings
+                decoder, tokenizer, list(understood.values()), contexts, hparams.layers[-1], settings
             )
         known = dict(zip(understood, found.z_star, strict=True))
 
@@ -64,7 +64,7 @@ def fast_compute_z(
 
 
 def _understood(record: Mapping[str, Any]) -> tuple[Key, Request | None]:
-    """A record as EasyEdit's loop will hand it to `compute_z`, and as ours if that is the same."""
+    """A record as EasyEdit's loop will hand it to `compute_z`, and our request of it, None where the two differ."""
     prompt, subject, target = (str(record.get(field, "")) for field in ("prompt", "subject", "target_new"))
     key = (prompt.replace(subject, "{}"), subject, target if target.startswith(" ") else f" {target}")
     try:

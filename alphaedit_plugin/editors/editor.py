@@ -11,12 +11,22 @@ from torch import Tensor, nn
 
 from ..model.decoder import Decoder
 from ..model.trace import evaluating
+from ..nullspace.covariance import Covariance
+from ..nullspace.projection import NullSpace
 from .hyperparameters import Hyperparameters
 from .keys import context_templates
 from .requests import Request
 from .ridge import Ridge
 from .targets import Targets
 from .update import Update, Write
+
+
+@dataclass(frozen=True)
+class Preserved:
+    """What edits are to preserve, by layer: covariances of preserved keys, and the null spaces that these have."""
+
+    covariances: Mapping[int, Covariance] = field(default_factory=dict)
+    null_spaces: Mapping[int, NullSpace] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,18 +53,27 @@ class Editor(ABC):
         model: nn.Module,
         tokenizer: Any,
         hyperparameters: Hyperparameters,
+        preserved: Preserved,
         *,
         contexts: Sequence[str] | None = None,
         write: Write | None = None,
         progress: bool = False,
     ) -> None:
-        """`contexts` are templates that keys are averaged over; by default the model writes them at the first edit."""
+        """`contexts` are templates that keys are averaged over; by default the model writes them at the first edit.
+
+        Raises StatisticsError or NullSpaceError where the method needs more of `preserved`, or it is another model's.
+        """
         self.model, self.tokenizer, self.hyperparameters = model, tokenizer, hyperparameters
+        self.preserved = preserved
         self.write, self.progress = write or Write(), progress
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
         self.projections = self.decoder.out_projections(hyperparameters.layers)
         self.memory: Mapping[int, Ridge] = {}
         self._contexts = tuple(contexts) if contexts else None
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 - a method may need nothing
+        """Raises StatisticsError or NullSpaceError where something is missing that the method needs."""
 
     @property
     def contexts(self) -> tuple[str, ...]:

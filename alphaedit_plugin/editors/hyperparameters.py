@@ -16,6 +16,7 @@ from ..errors import HyperparameterError, NullSpaceError
 from ..model.decoder import Decoder
 from ..nullspace.projection import PAPER_THRESHOLD, Criterion
 from ..storage.shipped import shipped
+from .registry import find_method, find_modifier, is_modifier, own_settings
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,6 @@ _EASYEDIT_ONLY = frozenset(
 
 # Keys of EasyEdit of which one value is implemented: any other would silently be another method.
 _IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all"}
-
-METHODS = {"rome": "ROME", "memit": "MEMIT", "rect": "RECT", "prune": "PRUNE", "alphaedit": "AlphaEdit"}
-"""The methods that have files of their own, and the folders these are in."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ class Hyperparameters:
     ROME measures keys by their covariance. `context_template_length_params` are pairs (tokens, number) of context
     templates. `null_space` says which directions count as null when updates are projected: a threshold on
     eigenvalues (EasyEdit's `nullspace_threshold`), an energy, or a nullity (see `Criterion`). `tokens` of text go into
-    the covariances; None leaves it to what prepares them.
+    the covariances; None leaves it to what prepares them. `own` are the settings that only a method or modifier has
+    for itself (see `registry`), as far as they were given, sorted by name.
     """
 
     layers: tuple[int, ...]
@@ -80,6 +79,7 @@ class Hyperparameters:
     reduced_precision: bool = False
     null_space: Criterion = field(default_factory=lambda: Criterion(threshold=PAPER_THRESHOLD))
     tokens: int | None = None
+    own: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for each in fields(self):  # 1000 and 1000.0 are the same setting, also as text
@@ -103,7 +103,12 @@ class Hyperparameters:
         values["layers"] = list(self.layers)
         values["context_template_length_params"] = [list(pair) for pair in self.context_template_length_params]
         values["null_space"] = {k: v for k, v in values["null_space"].items() if v is not None}
-        return values
+        return {**values, **dict(values.pop("own"))}
+
+    def setting(self, name: str) -> Any:
+        """One of a method's own settings: as it was given, else its default."""
+        own = dict(self.own)
+        return own[name] if name in own else own_settings()[name]
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
@@ -115,12 +120,16 @@ class Hyperparameters:
 
     def changed(self, values: Mapping[str, Any], name: str) -> Hyperparameters:
         """With some settings changed; raises as `from_mapping` does."""
-        return replace(self, **self._settings(values, name))
+        settings = self._settings(values, name)
+        if "own" in settings:
+            settings["own"] = tuple(sorted({**dict(self.own), **dict(settings["own"])}.items()))
+        return replace(self, **settings)
 
     @classmethod
     def _settings(cls, values: Mapping[str, Any], name: str) -> dict[str, Any]:
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"own"}
         settings: dict[str, Any] = {}
+        own: dict[str, Any] = {}
         for key, value in values.items():
             if key in _IMPLEMENTED and value != _IMPLEMENTED[key]:
                 raise HyperparameterError(f"{name}: {key} {value!r} is not implemented, only {_IMPLEMENTED[key]!r}")
@@ -134,12 +143,16 @@ class Hyperparameters:
                     raise HyperparameterError(f"{name}: nullspace_threshold must be a positive number, not {value!r}")
                 settings["null_space"] = Criterion(threshold=number)
                 continue
+            if key not in known and key in (defaults := own_settings()):
+                own[key] = _like(defaults[key], key, value, name)
+                continue
             if key not in known:
-                near = difflib.get_close_matches(str(key), known | _EASYEDIT_ONLY | {"nullspace_threshold"}, n=1)
+                candidates = known | _EASYEDIT_ONLY | {"nullspace_threshold"} | own_settings().keys()
+                near = difflib.get_close_matches(str(key), candidates, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
                 raise HyperparameterError(f"{name}: unknown key {key!r}{hint}")
             settings[key] = _typed(key, value, name)
-        return settings
+        return {**settings, "own": tuple(sorted(own.items()))} if own else settings
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hyperparameters:
@@ -155,7 +168,7 @@ class Hyperparameters:
         log.warning(
             "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor %g (derived, not "
             "tuned)",
-            METHODS[method],
+            _folder(method) or method,
             name,
             list(derived.layers),
             derived.v_lr,
@@ -166,27 +179,17 @@ class Hyperparameters:
     @classmethod
     def shipped_for(cls, method: str, name: str) -> Hyperparameters | None:
         """Those of the file that is called as the last part of `name`, or whose model_name ends so; None without."""
-        short = _short(name)
-        for path in sorted(shipped(f"hparams/{METHODS[method]}").glob("*.yaml")):
+        short, folder = _short(name), _folder(method)
+        for path in sorted(shipped(f"hparams/{folder}").glob("*.yaml")) if folder is not None else ():
             if path.stem == short or _short(str(yaml.safe_load(path.read_text("utf-8")).get("model_name"))) == short:
                 return cls.from_yaml(path)
         return None
 
     @classmethod
     def derived(cls, method: str, model: nn.Module) -> Hyperparameters:
-        """Five consecutive layers from one seventh of the way up, where the paper's models are edited; for ROME the
-        second of them, and ROME's settings.
-        """
-        depth = len(Decoder(model))
-        first = max(0, min(depth // 7, depth - 5))
-        if method != "rome":
-            return cls(layers=tuple(range(first, min(first + 5, depth))))
-        return cls(
-            layers=(min(first + 1, depth - 1),),
-            v_num_grad_steps=20,
-            clamp_norm_factor=4.0,
-            context_template_length_params=((5, 10), (10, 10)),
-        )
+        """For a model without a file: the layers and defaults that the method declares for one of this depth."""
+        declared = find_method((find_modifier(method).alone or "memit") if is_modifier(method) else method)
+        return cls(layers=declared.layers(len(Decoder(model))), **declared.defaults)
 
     def with_layers(self, layers: tuple[int, ...] | None) -> Hyperparameters:
         return self if layers is None else replace(self, layers=layers)
@@ -201,6 +204,25 @@ def yaml_mapping(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise HyperparameterError(f"{path} holds no keys: it must be a YAML mapping such as 'layers: [4, 5, 6]'")
     return values
+
+
+def _folder(method: str) -> str | None:
+    """The folder of hparams/ that a method or modifier has its files in."""
+    return find_modifier(method).folder if is_modifier(method) else find_method(method).folder
+
+
+def _like(default: Any, key: str, value: Any, name: str) -> Any:
+    """A setting of a method's own, in the type of its default. Raises HyperparameterError for one of another type."""
+    if isinstance(default, bool | str):
+        if not isinstance(value, type(default)):
+            expected = "true or false" if isinstance(default, bool) else "text"
+            raise HyperparameterError(f"{name}: {key} must be {expected}, not {value!r}")
+        return value
+    number = as_number(value)
+    if number is None or number != number or (isinstance(default, int) and number != int(number)):
+        expected = "a whole number" if isinstance(default, int) else "a number"
+        raise HyperparameterError(f"{name}: {key} must be {expected}, not {value!r}")
+    return int(number) if isinstance(default, int) else number
 
 
 def _short(name: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cached_property
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..nullspace.covariance import Covariance
-from .hyperparameters import Hyperparameters
 from .layered import LayeredEditor
-from .update import Write
+from .registry import method
 from .whitening import Whitening
 
 
+@method(
+    "memit",
+    summary="many facts over several layers, λC in the solve",
+    source="Meng et al. 2023, arXiv 2210.07229",
+    folder="MEMIT",
+)
 class MEMIT(LayeredEditor):
     """Δ = R K1ᵀ (λC + K1K1ᵀ)⁻¹ (eq. 14), in its dual form R (λI + K1ᵀC⁻¹K1)⁻¹ (C⁻¹K1)ᵀ.
 
@@ -22,31 +25,30 @@ class MEMIT(LayeredEditor):
 
     sequential = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        hyperparameters: Hyperparameters,
-        covariances: Mapping[int, Covariance],
-        *,
-        contexts: Sequence[str] | None = None,
-        write: Write | None = None,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(model, tokenizer, hyperparameters, contexts=contexts, write=write, progress=progress)
-        self.whitening = Whitening(covariances, self.projections)
+    @cached_property
+    def whitening(self) -> Whitening:
+        return Whitening(self.preserved.covariances, self.projections)
+
+    def check(self) -> None:
+        _ = self.whitening
 
     @property
-    def _weight(self) -> float:
+    def regularisation(self) -> float:
         return self.hyperparameters.mom2_update_weight
 
-    def _into(self, layer: int, keys: Tensor) -> Tensor:
+    def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
         return self.whitening.whiten(layer, keys)
 
-    def _out_of(self, layer: int, solution: Tensor) -> Tensor:
+    def restore_solution(self, layer: int, solution: Tensor) -> Tensor:
         return self.whitening.unwhiten(layer, solution)
 
 
+@method(
+    "memit-seq",
+    summary="memit, with the keys of its own earlier edits beside λC",
+    source="Meng et al. 2023, sequentially",
+    folder="MEMIT",
+)
 class MEMITSequential(MEMIT):
     """Δ = R K1ᵀ (λC + KpKpᵀ + K1K1ᵀ)⁻¹: the keys Kp of facts written before count as preserved too."""
 

@@ -5,6 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .registry import modifier
+from .update import Site
+
+
+@modifier(
+    "prune",
+    summary="at the end of the sequence, singular values of ΔW above W's largest are damped",
+    source="Ma et al. 2024, arXiv 2405.16821",
+    acts="end",
+    folder="PRUNE",
+    alone="memit",
+)
+def prune(accumulated: Tensor, site: Site) -> Tensor:
+    """`damped`, against W before the first edit."""
+    return damped(accumulated, site.base)
+
 
 def damped(delta: Tensor, weight: Tensor) -> Tensor:
     """The accumulated ΔW with every singular value σ above σ_max(W) made log σ − log σ_max + σ_max; float64.

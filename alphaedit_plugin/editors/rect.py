@@ -5,7 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import HyperparameterError
+from .registry import modifier
+from .update import Site, Update
+
 PAPER_KEEP = 0.4
+
+
+@modifier(
+    "rect",
+    summary="of every update only the 40 % of entries with the largest |Δ/W|",
+    source="Gu et al. 2024, arXiv 2401.04700",
+    folder="RECT",
+    alone="memit",
+)
+def rect(update: Update, site: Site, *, keep: float = PAPER_KEEP) -> Tensor:
+    """Δ, d_out × d_in, float64. Raises HyperparameterError unless 0 < `keep` ≤ 1."""
+    if not 0 < keep <= 1:
+        raise HyperparameterError(f"rect: keep is the share of entries that are written, above 0 up to 1, not {keep}")
+    return sparsified(update.dense(), site.weight.to(update.left.device), keep)
 
 
 def sparsified(delta: Tensor, weight: Tensor, keep: float = PAPER_KEEP) -> Tensor:

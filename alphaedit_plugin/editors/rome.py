@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..model.decoder import OutProjection
 from ..model.trace import evaluating
-from ..nullspace.covariance import Covariance
 from .editor import Editor, Written
-from .hyperparameters import Hyperparameters
 from .keys import Sweep
+from .registry import five_layers, method
 from .requests import Request
 from .targets import Targets, optimise_targets
-from .update import Update, Write
+from .update import Update
 from .whitening import Whitening
 
 log = logging.getLogger(__name__)
 
 
+@method(
+    "rome",
+    summary="rank one, one fact after the other",
+    source="Meng et al. 2022, arXiv 2202.05262",
+    folder="ROME",
+    layers=lambda depth: five_layers(depth)[:2][-1:],
+    defaults={
+        "v_num_grad_steps": 20,
+        "clamp_norm_factor": 4.0,
+        "context_template_length_params": ((5, 10), (10, 10)),
+    },
+)
 class ROME(Editor):
     """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model as the last one left it.
 
@@ -31,20 +42,13 @@ class ROME(Editor):
     is the key averaged over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        hyperparameters: Hyperparameters,
-        covariances: Mapping[int, Covariance],
-        *,
-        contexts: Sequence[str] | None = None,
-        write: Write | None = None,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(model, tokenizer, hyperparameters, contexts=contexts, write=write, progress=progress)
-        adjusted = self.projections if hyperparameters.mom2_adjustment else {}
-        self.whitening = Whitening(covariances, adjusted)
+    @cached_property
+    def whitening(self) -> Whitening | None:
+        adjusted = self.hyperparameters.mom2_adjustment
+        return Whitening(self.preserved.covariances, self.projections) if adjusted else None
+
+    def check(self) -> None:
+        _ = self.whitening
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
         """Write `requests` in their order. The target of each depends on those before it, so none can be given."""
@@ -73,7 +77,7 @@ class ROME(Editor):
             self.hyperparameters.target_settings,
             norms=value.norm(dim=1),
         )
-        right = rome_direction(keys, self.whitening if self.hyperparameters.mom2_adjustment else None, projection.layer)
+        right = rome_direction(keys, self.whitening, projection.layer)
         kept = torch.promote_types(projection.matrix.dtype, torch.float32)
         log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, found.delta.norm(), value.norm())
         return Update(projection.layer, found.delta.T.to(right.device, kept), right.to(kept))

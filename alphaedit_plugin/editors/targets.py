@@ -53,7 +53,7 @@ class Targets:
 
 
 def optimise_targets(
-    model: nn.Module,
+    model: nn.Module | Decoder,
     tokenizer: Any,
     requests: Sequence[Request],
     contexts: Sequence[str],
@@ -75,18 +75,19 @@ def optimise_targets(
     encoded = [_Rows.of(tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix, reverse=True)
     found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+    decoder = Decoder.of(model)
     if settings.reduced_precision:
-        model = in_bfloat16(model)
+        decoder = Decoder(in_bfloat16(decoder.model))
     with (
-        eager_attention(model),
+        eager_attention(decoder.model),
         tqdm(total=len(requests), desc="targets", unit="fact", disable=not progress, leave=False) as bar,
     ):
-        tokens = batch_tokens or _affordable_tokens(model, layer)
+        tokens = batch_tokens or _affordable_tokens(decoder, layer)
         while order:
             size = max(1, tokens // (encoded[order[0]].suffix * (len(contexts) + 1)))
             chunk = order[:size]
             try:
-                problem = _Problem(model, layer, [encoded[i] for i in chunk], use_prefix_cache)
+                problem = _Problem(decoder, layer, [encoded[i] for i in chunk], use_prefix_cache)
                 if norms is not None:
                     problem.norms = norms[chunk].to(problem.z)
                 z, delta, losses, steps = _minimise(problem, settings, [requests[i] for i in chunk], bar)
@@ -105,13 +106,12 @@ def optimise_targets(
     return Targets(z, delta, losses, steps)
 
 
-def _affordable_tokens(model: nn.Module, layer: int) -> int:
+def _affordable_tokens(decoder: Decoder, layer: int) -> int:
     """A power of two: up to as many tokens as a device works on best, fewer where main memory is short.
 
     More than some 500 tokens at a time outgrow a processor's caches and get slower again (`benchmarks/targets.py`).
     An accelerator says itself when its memory is too small.
     """
-    decoder = Decoder(model)
     if decoder.device.type != "cpu":
         return _ACCELERATOR_TOKENS
     matrices = [m for block in list(decoder.blocks)[layer + 1 :] for m in block.modules() if isinstance(m, Projection)]
@@ -150,8 +150,8 @@ class _Problem:
     no usable cache the prefix is empty and the suffix is the whole sequence.
     """
 
-    def __init__(self, model: nn.Module, layer: int, rows: Sequence[_Rows], use_prefix_cache: bool) -> None:
-        self.model, self.decoder, self.layer = model, Decoder(model), layer
+    def __init__(self, decoder: Decoder, layer: int, rows: Sequence[_Rows], use_prefix_cache: bool) -> None:
+        self.model, self.decoder, self.layer = decoder.model, decoder, layer
         self.contexts = len(rows[0].rewrites)
         self.device = self.decoder.device
         sequences, starts, wanted = [], [], []
@@ -172,9 +172,9 @@ class _Problem:
         self.width = self.contexts + 1  # rows of one request
         self.subject_last = torch.tensor(starts)
         self._lay_out(sequences, starts if use_prefix_cache else [0] * len(starts))
-        self._first_pass(use_prefix_cache and self.ids.shape[1] < _window(model))
+        self._first_pass(use_prefix_cache and self.ids.shape[1] < _window(self.model))
         if self.cache is None and self.prefix:
-            log.info("%s has no cache that can be cut: targets run whole sequences", type(model).__name__)
+            log.info("%s has no cache that can be cut: targets run whole sequences", type(self.model).__name__)
             self._lay_out(sequences, [0] * len(starts))
             self._first_pass(False)
 

@@ -92,6 +92,13 @@ class Decoder:
             )
         self.blocks_name, self.blocks = _find_blocks(model)
 
+    @classmethod
+    def of(cls, model: nn.Module | Decoder, template: str | None = None) -> Decoder:
+        """The decoder itself where it is given instead of a model, unless another `template` is asked for."""
+        if not isinstance(model, Decoder):
+            return cls(model, template)
+        return model if template in (None, model.template) else cls(model.model, template)
+
     def __len__(self) -> int:
         return len(self.blocks)
 

@@ -32,29 +32,29 @@ def weights_digest(projections: Mapping[int, OutProjection]) -> str:
     return " ".join(tensor_digest(projection.stored) for projection in projections.values())
 
 
-def fingerprints(model: Any, layers: Sequence[int]) -> dict[int, str]:
+def fingerprints(model: nn.Module | Decoder, layers: Sequence[int]) -> dict[int, str]:
     """layer → hash of the class, the settings, the embeddings and the weights of blocks 0 … layer, as they are now.
 
     Equal for two copies of one model; different after any change of a weight or a setting that the keys of `layer`,
     or the edited matrix itself, depend on. Layers above do not matter, nor does where the weights are kept. Reads
     every byte once (0.2 s for SmolLM2 up to layer 8); the hash of layer n extends that of n − 1.
     """
-    decoder = Decoder(model)
+    decoder = Decoder.of(model)
     top = max(layers)
     decoder.block(top)
     above = {id(decoder.head), id(decoder.final_norm)}
     skipped = (
         f"{decoder.blocks_name}.",
-        *(f"{name}." for name, module in model.named_modules() if id(module) in above),
+        *(f"{name}." for name, module in decoder.model.named_modules() if id(module) in above),
     )
 
-    stages = [[(name, tensor) for name, tensor in _tensors(model) if not name.startswith(skipped)]]
+    stages = [[(name, tensor) for name, tensor in _tensors(decoder.model) if not name.startswith(skipped)]]
     stages += [list(_tensors(decoder.blocks[layer], buffers=False)) for layer in range(top + 1)]
     flat = [tensor for stage in stages for _, tensor in stage]
     with ThreadPoolExecutor() as pool:  # hashlib lets go of the GIL
         digests = iter(list(pool.map(tensor_digest, flat)))
 
-    running = f"{type(model).__name__} {_settings(model.config)}"
+    running = f"{type(decoder.model).__name__} {_settings(decoder.model.config)}"
     chain: list[str] = []
     for stage in stages:
         lines = [running, *(f"{name} {next(digests)}" for name, _ in stage)]

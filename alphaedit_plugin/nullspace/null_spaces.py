@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelStructureError, NullSpaceError, WrongModelError
+from ..model.decoder import Decoder
 from ..model.fingerprint import fingerprints, model_name
 from ..storage.store import Store
 from ..storage.tensors import read_tensors, tensor_digest, write_tensors
@@ -73,7 +74,7 @@ class NullSpaces(Mapping[int, NullSpace]):
     def layers(self) -> list[int]:
         return sorted(self.by_layer)
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module | Decoder) -> None:
         """Raises WrongModelError unless these null spaces were made from this very model, unedited.
 
         The message names both. To attach them to an edited or otherwise different model on purpose, skip the
@@ -81,7 +82,7 @@ class NullSpaces(Mapping[int, NullSpace]):
         """
         expected = {int(layer): value for layer, value in self.provenance.get("fingerprints", {}).items()}
         made_from = self.provenance.get("model", "an unnamed model")
-        given = model_name(model)
+        given = model_name(model.model if isinstance(model, Decoder) else model)
         missing = set(self.layers) - set(expected)
         if missing:
             raise WrongModelError(f"the null spaces of layers {sorted(missing)} carry no fingerprint of their model")
@@ -98,6 +99,21 @@ class NullSpaces(Mapping[int, NullSpace]):
                 f"not to the given {given} ({actual[wrong[0]][:12]}): another model, another precision, or one that "
                 "has been edited. Prepare them for this model, or pass check_model=False to use them all the same"
             )
+
+    def attached(self, decoder: Decoder, layers: Sequence[int], name: str) -> NullSpaces:
+        """Those of `layers`, for the out-projections that `decoder` finds. Does not `check` the model.
+
+        Raises NullSpaceError, calling these null spaces `name`, where they lack a layer or are of other modules.
+        """
+        missing = sorted(set(layers) - set(self))
+        if missing:
+            raise NullSpaceError(f"{name} has no null space of layers {missing}, which are to be edited")
+        template = self.provenance.get("template")
+        if template != decoder.template:
+            theirs, ours = (each.out_projection(layers[0]).name for each in (Decoder(decoder.model, template), decoder))
+            if theirs != ours:
+                raise NullSpaceError(f"{name} holds null spaces of {theirs}, but {ours} is to be edited")
+        return NullSpaces({layer: self[layer] for layer in layers}, {**self.provenance, "template": decoder.template})
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically, with the provenance as JSON in its metadata."""

@@ -63,6 +63,12 @@ class Criterion:
         return round(self.nullity * d) if self.nullity < 1 else int(self.nullity)
 
 
+def energy_share(eigenvalues: Tensor, nullity: int) -> float:
+    """tr(PCP) / tr(C) where P projects onto the eigenvectors of the `nullity` smallest of C's ascending eigenvalues."""
+    energy = eigenvalues.clamp_min(0)
+    return float(energy[:nullity].sum() / energy.sum())
+
+
 PAPER = Criterion(threshold=PAPER_THRESHOLD)
 
 
@@ -137,8 +143,13 @@ class NullSpace:
         inside = (product + product.T) / 2  # a matrix product rounds its two halves apart on some processors
         return inside if self.side == "null" else torch.eye(self.d_in, dtype=torch.float64) - inside
 
-    def leakage(self, covariance: Covariance | Tensor) -> float:
-        """tr(PCP) / tr(C): the share of the keys' energy that the null space still holds. 0 is a true null space."""
+    def leakage(self, covariance: Covariance | Tensor | None = None) -> float:
+        """tr(PCP) / tr(C): the share of the keys' energy that the null space still holds. 0 is a true null space.
+
+        C is the covariance that P was made from, known here by its eigenvalues, or any other one.
+        """
+        if covariance is None:
+            return energy_share(self.eigenvalues, self.nullity)
         c = covariance.matrix if isinstance(covariance, Covariance) else covariance
         u = self.factor.to(c.device, torch.float64)
         held = float(((c.to(torch.float64) @ u) * u).sum() / c.trace())

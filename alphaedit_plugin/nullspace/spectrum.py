@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import AlphaEditError, NullSpaceError
 from ..storage.files import atomic
-from .projection import Criterion, NullSpace
+from .projection import Criterion, NullSpace, energy_share
 
 THRESHOLDS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 
@@ -29,7 +29,7 @@ class Spectrum:
 
     def leakage(self, nullity: int) -> float:
         """tr(PCP)/tr(C) when the `nullity` smallest eigenvalues are null."""
-        return float(self.eigenvalues[:nullity].clamp_min(0).sum() / self.eigenvalues.clamp_min(0).sum())
+        return energy_share(self.eigenvalues, nullity)
 
     @property
     def boundary(self) -> float:

@@ -87,7 +87,7 @@ class Preparation:
 
     def statistics(
         self,
-        model: nn.Module,
+        model: nn.Module | Decoder,
         tokenizer: Any,
         layers: Sequence[int],
         *,
@@ -124,7 +124,7 @@ class Preparation:
 
 
 def prepare_statistics(
-    model: nn.Module,
+    model: nn.Module | Decoder,
     tokenizer: Any,
     layers: Sequence[int],
     *,
@@ -141,7 +141,8 @@ def prepare_statistics(
     10 × the largest d_in, below which a covariance is badly conditioned.
     """
     store = store or Store()
-    projections = Decoder(model, template).out_projections(layers)
+    decoder = Decoder.of(model, template)
+    projections = decoder.out_projections(layers)
     widest = max(projection.d_in for projection in projections.values())
     budget = tokens if tokens is not None else TOKENS_PER_DIMENSION * widest
     if budget <= widest:
@@ -149,11 +150,11 @@ def prepare_statistics(
             f"{budget} tokens cannot fill a covariance of {widest} dimensions: ask for at least "
             f"{TOKENS_PER_DIMENSION * widest} (10 × d_in)"
         )
-    prints = fingerprints(model, list(projections))
+    prints = fingerprints(decoder, list(projections))
     windows = (
         corpus.windows(corpus.documents(source), tokenizer, budget)
         if source is not None
-        else _self_written(model, tokenizer, budget, store, progress)
+        else _self_written(decoder, tokenizer, budget, store, progress)
     )
     text: dict[str, Any] = {"tokens": sum(map(len, windows)), "digest": digest(windows)}
     if text["tokens"] <= widest:
@@ -170,10 +171,9 @@ def prepare_statistics(
         log.info("collecting keys of layers %s over %d tokens", missing, text["tokens"])
         partial = store.path("partial", {"recipes": [recipes[layer] for layer in missing]})
         covariances = collect(
-            model,
+            decoder,
             windows,
             missing,
-            template=template,
             batch_tokens=batch_tokens,
             progress=progress,
             checkpoint=partial,
@@ -183,12 +183,12 @@ def prepare_statistics(
     packed = _made_together(store, "covariance", recipes, make)
     return Statistics(
         {layer: Covariance.unpacked(packed[layer]) for layer in projections},
-        _provenance(model, prints, template, str(source or "text written by the model itself"), text),
+        _provenance(decoder, prints, str(source or "text written by the model itself"), text),
     )
 
 
 def statistics_from_npz(
-    model: nn.Module, layers: Sequence[int], folder: str | Path, *, template: str | None = None
+    model: nn.Module | Decoder, layers: Sequence[int], folder: str | Path, *, template: str | None = None
 ) -> Statistics:
     """Covariances that ROME, MEMIT or EasyEdit left in `folder` (anywhere below it): nothing is computed.
 
@@ -196,7 +196,8 @@ def statistics_from_npz(
     the most tokens is read. They carry no trace of the model, so that it is the right one is the caller's word.
     Raises StatisticsError when a layer has no file of its width, or has them in several folders.
     """
-    projections = Decoder(model, template).out_projections(layers)
+    decoder = Decoder.of(model, template)
+    projections = decoder.out_projections(layers)
     covariances: dict[int, Covariance] = {}
     files: dict[str, str] = {}
     for layer, projection in projections.items():
@@ -218,31 +219,28 @@ def statistics_from_npz(
     tokens = min(covariance.count for covariance in covariances.values())
     return Statistics(
         covariances,
-        _provenance(model, fingerprints(model, list(projections)), template, files, {"tokens": tokens}),
+        _provenance(decoder, fingerprints(decoder, list(projections)), files, {"tokens": tokens}),
     )
 
 
-def _provenance(
-    model: nn.Module, prints: Mapping[int, str], template: str | None, source: Any, text: Mapping[str, Any]
-) -> dict[str, Any]:
+def _provenance(decoder: Decoder, prints: Mapping[int, str], source: Any, text: Mapping[str, Any]) -> dict[str, Any]:
     """What statistics were made from."""
     return {
-        "model": model_name(model),
+        "model": model_name(decoder.model),
         "fingerprints": {str(layer): value for layer, value in prints.items()},
-        "template": template,
+        "template": decoder.template,
         "source": source,
         "text": dict(text),
     }
 
 
-def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
-    decoder = Decoder(model)
+def _self_written(decoder: Decoder, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
     top = len(decoder) - 1
     window = sampling.SELF_WRITTEN_WINDOW
     recipe = {
-        "model": fingerprints(model, [top])[top],
+        "model": fingerprints(decoder, [top])[top],
         "openings": digest(sampling.openings(tokenizer, -(-budget // window))),
-        "banned": digest([sampling.unsayable(model, tokenizer)]),
+        "banned": digest([sampling.unsayable(decoder, tokenizer)]),
         "head": [tensor_digest(p) for m in (decoder.final_norm, decoder.head) if m for p in whole_weights(m)],
         "window": window,
         "seed": sampling.SEED,
@@ -250,7 +248,7 @@ def _self_written(model: nn.Module, tokenizer: Any, budget: int, store: Store, p
 
     def make(_missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
         log.info("no corpus was given: the model writes %d tokens itself", budget)
-        written = sampling.self_written(model, tokenizer, budget, progress=progress)
+        written = sampling.self_written(decoder, tokenizer, budget, progress=progress)
         return {0: {"tokens": torch.tensor(written)}}
 
     if is_distributed():

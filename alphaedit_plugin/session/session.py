@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..editors.editor import Preserved
 from ..editors.hyperparameters import Hyperparameters
-from ..editors.prune import damped
 from ..editors.requests import Request, parse_requests
 from ..editors.targets import Targets
+from ..editors.update import Site
 from ..editors.variant import Variant
 from ..errors import EditError, ModelStructureError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
@@ -106,19 +107,14 @@ class Session:
         self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
         if self.null_spaces is not None and check_model:
             self.null_spaces.check(model)
+        preserved = Preserved(self.covariances, self.null_spaces or {})
         self.editor = self.variant.editor(
-            model,
-            tokenizer,
-            self.hyperparameters,
-            self.covariances,
-            self.null_spaces or {},
-            contexts=contexts,
-            progress=progress,
+            model, tokenizer, self.hyperparameters, preserved, contexts=contexts, progress=progress
         )
         self.batches: list[Batch] = []
-        self.base = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+        self.base = self.editor.write.base
         self.autosave = Path(autosave) if autosave is not None else None
-        self._undamped: dict[int, Tensor] | None = None
+        self._before_end: dict[int, Tensor] | None = None
         self._fingerprints: dict[int, str] | None = None
         self._folders: dict[Path, SessionFolder] = {}
         if self.autosave is not None and is_session(self.autosave):
@@ -137,7 +133,7 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether the weights are those that `finish` leaves."""
-        return self._undamped is not None
+        return self._before_end is not None
 
     def edit(self, records: Sequence[Mapping[str, Any] | Request], targets: Targets | None = None) -> list[Request]:
         """Write these facts, all or none; returns them as understood.
@@ -161,7 +157,7 @@ class Session:
         if isinstance(batches, bool) or not isinstance(batches, int) or not 1 <= batches <= len(self.batches):
             raise EditError(f"cannot undo {batches!r} batches: the session holds {len(self.batches)}")
         with self.transaction():
-            self._undamped = None
+            self._before_end = None
             undone, self.batches = self.batches[-batches:], self.batches[:-batches]
             facts = [request for batch in undone for request in batch.requests]
             self.editor.forget(len(facts))
@@ -169,14 +165,14 @@ class Session:
         return facts
 
     def finish(self) -> None:
-        """Do what the method does at the end of a sequence: PRUNE's damping, then projection. Nothing otherwise.
+        """Do what the method does at the end of a sequence (PRUNE damps), then project. Nothing otherwise.
 
         It can be repeated; the next `edit` or `undo` takes it back first.
         """
-        if not self.variant.prune or self.finished or not self.batches:
+        if not self.variant.ends or self.finished or not self.batches:
             return
         with self.transaction():
-            self._damp()
+            self._end()
 
     @contextmanager
     def at(self, batches: int, *, finished: bool = False) -> Iterator[float]:
@@ -185,17 +181,17 @@ class Session:
         Yields the seconds that PRUNE's damping took. For measuring only: nothing is saved, and the session goes on
         afterwards from where it was.
         """
-        before = (self.batches, self._undamped)
+        before = (self.batches, self._before_end)
         with put_back(self.projections):
             try:
-                self.batches, self._undamped = self.batches[:batches], None
+                self.batches, self._before_end = self.batches[:batches], None
                 self._write_again()
                 started = time.perf_counter()
                 if finished:
-                    self._damp()
+                    self._end()
                 yield time.perf_counter() - started
             finally:
-                self.batches, self._undamped = before
+                self.batches, self._before_end = before
 
     def on_copy(self, model: nn.Module) -> Session:
         """The same session on a copy of its model, as that is now. The two go on apart; only this one saves itself."""
@@ -205,8 +201,8 @@ class Session:
             model,
             self.tokenizer,
             self.hyperparameters,
-            self.covariances,
-            self.null_spaces or {},
+            self.editor.preserved,
+            base=self.base,
             contexts=self.editor._contexts,
             progress=self.editor.progress,
         )
@@ -288,10 +284,10 @@ class Session:
     def to_patch(self, path: str | Path) -> None:
         """Write the edit as one small safetensors file that `patch.apply_patch` and `revert_patch` take, exactly.
 
-        It holds the factors of ΔW where the method has any (not under RECT, nor after PRUNE's damping).
+        It holds the factors of ΔW where the method has any (not under RECT, nor after what PRUNE does at the end).
         """
         factors: Mapping[int, tuple[Tensor, Tensor] | None] = {}
-        if not self.variant.rect and not self.finished:
+        if self.variant.in_factors and not self.finished:
             factors = stacked(self.batches)
         write_patch(
             path,
@@ -321,7 +317,7 @@ class Session:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Weights, history and memory that the block leaves, saved; or all as before if it fails. They nest."""
-        before = (self.batches, self._undamped, self.editor.memory)
+        before = (self.batches, self._before_end, self.editor.memory)
         self.batches = list(self.batches)
         try:
             with put_back(self.projections, only_on_error=True):
@@ -330,24 +326,26 @@ class Session:
                 if self.autosave is not None:
                     self.save(self.autosave)
         except BaseException:
-            self.batches, self._undamped, self.editor.memory = before
+            self.batches, self._before_end, self.editor.memory = before
             raise
 
     def _unfinish(self) -> None:
-        if self._undamped is not None:
-            copy_into(self._undamped, self.projections)
-            self._undamped = None
+        if self._before_end is not None:
+            copy_into(self._before_end, self.projections)
+            self._before_end = None
 
-    def _damp(self) -> None:
-        self._undamped = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+    def _end(self) -> None:
+        self._before_end = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
         for layer, projection in self.projections.items():
-            before, weight = self.base[layer].to(torch.float64), projection.matrix
+            base, weight = self.base[layer], projection.matrix
+            before = base.to(torch.float64)
             accumulated = weight.to(torch.float64) - before
-            change = damped(accumulated, before)
+            space = self.null_spaces[layer] if self.null_spaces is not None else None
+            change = self.variant.end(accumulated, Site(layer, weight, base, space), self.hyperparameters)
             if change is accumulated:
-                continue  # nothing outgrew the weight
-            if self.null_spaces is not None:
-                change = self.null_spaces[layer].project(change)
+                continue  # nothing was to be done
+            if space is not None:
+                change = space.project(change)
             weight.copy_((before + change.to(before.device)).to(weight.dtype))
 
     def _write_again(self) -> None:

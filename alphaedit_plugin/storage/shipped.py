@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
-
-_PACKAGE = Path(__file__).parent.parent
 
 
 def shipped(name: str) -> Path:
     """The path of `examples/…` or `hparams/…`: inside an installed wheel, or beside the package in a checkout."""
-    return (_PACKAGE if (_PACKAGE / "examples").is_dir() else _PACKAGE.parent) / name
+    package = Path(str(resources.files("alphaedit_plugin")))
+    return (package if (package / "examples").is_dir() else package.parent) / name

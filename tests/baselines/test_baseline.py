@@ -22,7 +22,6 @@ import yaml
 from support.easyedit_methods import FACTS, LAYERS, model_of, statistics_on_disk, weights
 from support.easyedit_methods import hyperparameters as common_hyperparameters
 
-import alphaedit_plugin.easyedit as plugin
 from alphaedit_plugin.baselines.baseline import baseline, identity
 from alphaedit_plugin.baselines.hyperparameters import hyperparameters, layers_of
 from alphaedit_plugin.baselines.names import Named, is_baseline, parse_baseline
@@ -71,8 +70,10 @@ COPIED = [pytest.param("GRACE", marks=ONLY_HEAD)]
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
+    """EasyEdit writes logs/ where it is started and believes in CUDA. The flag is not installed."""
     monkeypatch.chdir(tmp_path)
-    plugin.install()
+    if flag := sys.modules.get("alphaedit_plugin.easyedit"):
+        flag.uninstall()
     with real_easyedit.on_cpu():
         yield
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.sessions import assert_same, assert_same_session, differ, everything
+from support.command_line import FACTS, SMALL, assert_one_line
+from support.sessions import assert_same_session
 from support.tiny import tiny
+from support.weights import assert_same, differ, everything
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+from transformers.utils.logging import enable_progress_bar
 
-from alphaedit_plugin import cli
 from alphaedit_plugin.comparison.studies import REGULARISATIONS, SHARES
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.update import Write
@@ -30,85 +31,6 @@ from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.session.folder import SessionFolder
 from alphaedit_plugin.session.patch import apply_patch
 from alphaedit_plugin.session.session import Session
-
-FACTS = [
-    {
-        "case_id": number,
-        "requested_rewrite": {
-            "prompt": "{} is located in the city of",
-            "subject": subject,
-            "target_new": {"str": "Rome"},
-            "target_true": {"str": "Paris"},
-        },
-        "paraphrase_prompts": [f"Everyone knows that {subject} is in", f"You find {subject} in"],
-        "neighborhood_prompts": ["The Louvre is in", "The Seine flows through"],
-    }
-    for number, subject in enumerate(["The Eiffel Tower", "The old village", "Microsoft"])
-]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tokenizer) -> str:
-    """A tiny Llama that saves with its tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tiny("llama", vocab_size=512).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory, tokenizer) -> str:
-    """Of the same shape, with other weights."""
-    folder = tmp_path_factory.mktemp("models") / "stranger"
-    tiny("llama", vocab_size=512, seed=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def facts(tmp_path) -> str:
-    path = tmp_path / "facts.json"
-    path.write_text(json.dumps(FACTS), encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture
-def text(tmp_path) -> str:
-    path = tmp_path / "text.txt"
-    path.write_text("The river flows through the old town to the sea, where many ships lie at anchor. " * 20)
-    return str(path)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run `alphaedit …` in this process, in an empty directory; returns (exit code, standard output, errors)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")  # wide enough that no cell is cut
-    disable_progress_bar()  # of transformers, which loads the checkpoint; see the test of --quiet
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["alphaedit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    yield call
-    enable_progress_bar()
-
-
-SMALL = ("--layers", "1-2", "--tokens", "300", "--nullity", "12", "--quiet")
-
-
-def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
-    code, _, errors = result
-    assert code == 1
-    assert len(errors.strip().splitlines()) == 1, errors
-    assert errors.startswith("error:")
-    assert "Traceback" not in errors
-    for part in parts:
-        assert part in errors
-
 
 # ------------------------------------------------------------------------------------------------------ commands
 

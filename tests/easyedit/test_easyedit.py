@@ -354,6 +354,34 @@ def test_null_spaces_of_a_file_are_used_and_those_of_another_model_refused(model
         edit(editor_of(model_of(), tokenizer, dataclasses.replace(hparams, layers=[1, 3])))
 
 
+@pytest.mark.parametrize("source", ["its .npz", "text that the model writes", "a file"])
+@pytest.mark.parametrize("fast", [False, True], ids=["own targets", "fast targets"])
+@pytest.mark.parametrize("name", ["MEMIT", *(["AlphaEdit"] if HEAD else [])])
+def test_a_flagged_call_looks_for_the_models_parts_once(name, source, fast, tokenizer, tmp_path, monkeypatch):
+    """Once per template, however many stations ask for them."""
+    model, flag = model_of(), {**FLAG, "fast_targets": fast}
+    if source == "its .npz":
+        statistics_on_disk(model, tokenizer, tmp_path / "data" / "stats")
+    elif source == "a file":
+        statistics_on_disk(model, tokenizer, tmp_path / "data" / "stats")
+        spaces_of(model, tokenizer, tmp_path).save(tmp_path / "p.safetensors")
+        flag = {"path": str(tmp_path / "p.safetensors"), "fast_targets": fast}
+    else:
+        flag["cache_dir"] = str(tmp_path / "empty")
+    hparams, built, construct = hyperparameters(name, null_space=flag), [], Decoder.__init__
+
+    def counted(self, model, template=None):
+        built.append((id(model), template))
+        construct(self, model, template)
+
+    monkeypatch.setattr(Decoder, "__init__", counted)
+    for fact in FACTS[:2]:
+        built.clear()
+        call(name, model, tokenizer, [fact], hparams)
+        assert (id(model), hparams.rewrite_module_tmp) in built
+        assert len(built) == len(set(built))
+
+
 # ----------------------------------------------------------------------------------------- one editor after another
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support.tiny import tiny
 from support.tries import tries
 
-from alphaedit_plugin.editors.hyperparameters import METHODS, Hyperparameters, TargetSettings
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters, TargetSettings
+from alphaedit_plugin.editors.registry import listed
 from alphaedit_plugin.errors import HyperparameterError
 from alphaedit_plugin.nullspace.projection import PAPER_THRESHOLD, Criterion
 from alphaedit_plugin.storage.shipped import shipped
@@ -289,6 +290,7 @@ def test_a_change_is_checked_as_a_file_is_and_its_error_names_the_place():
 
 # ---------------------------------------------------------------------------------------------------- shipped files
 
+METHODS = {each.name: each.folder for each in listed() if each.name != "memit-seq"}
 SHIPPED = sorted(shipped("hparams").glob("*/*.yaml"))
 MODELS = {path.stem for path in SHIPPED}
 MODEL = tiny("llama")  # of which nothing is asked where a file is found

@@ -19,18 +19,19 @@ from support.editing import (
     LAYERS,
     RECORDS,
     REQUESTS,
-    model_of,
     session,
     weights,
 )
 from support.mishaps import Interrupted
 from support.spaces import assert_inside, outside, random_covariance, random_spaces
+from support.tiny import model_of
 from support.tries import tries
 from support.weights import assert_same
 from torch import Tensor, nn
 
 from alphaedit_plugin.editors import update as update_module
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
+from alphaedit_plugin.editors.editor import Preserved
 from alphaedit_plugin.editors.memit import MEMITSequential
 from alphaedit_plugin.editors.prune import damped
 from alphaedit_plugin.editors.rect import PAPER_KEEP, sparsified
@@ -123,7 +124,7 @@ def _post(method: str, spaces: NullSpaces) -> oracle.Post:
     variant = Variant.parse(method)
 
     def write(layer: int, delta: Tensor, weight: Tensor) -> Tensor:
-        if variant.rect:
+        if "rect" in variant.modifiers:
             delta = oracle.rect(delta, weight)
         return delta @ spaces[layer].dense() if variant.projected else delta
 
@@ -245,21 +246,21 @@ def test_rome_takes_no_targets_and_changes_nothing_when_given_some(tokenizer):
 
 def test_rome_without_adjustment_needs_no_covariance_and_with_it_does(tokenizer):
     plain = replace(HYPERPARAMETERS, mom2_adjustment=False)
-    ROME(model_of(), tokenizer, plain, {}, contexts=CONTEXTS).edit(REQUESTS[:1])
+    ROME(model_of(), tokenizer, plain, Preserved(), contexts=CONTEXTS).edit(REQUESTS[:1])
     with pytest.raises(StatisticsError, match=r"\[1, 2\]"):
-        ROME(model_of(), tokenizer, HYPERPARAMETERS, {0: COVARIANCES[0]}, contexts=CONTEXTS)
+        ROME(model_of(), tokenizer, HYPERPARAMETERS, Preserved({0: COVARIANCES[0]}), contexts=CONTEXTS)
 
 
 def test_missing_or_foreign_null_spaces_and_covariances_are_named(tokenizer):
     model = model_of()
     spaces = random_spaces(model, LAYERS)
     with pytest.raises(NullSpaceError, match="layer 2"):
-        AlphaEdit(model, tokenizer, HYPERPARAMETERS, {0: spaces[0], 1: spaces[1]})
+        AlphaEdit(model, tokenizer, HYPERPARAMETERS, Preserved(null_spaces={0: spaces[0], 1: spaces[1]}))
     wider = random_spaces(model_of(intermediate_size=32), LAYERS)
     with pytest.raises(NullSpaceError, match="layer 0 has 32"):
-        AlphaEdit(model, tokenizer, HYPERPARAMETERS, wider)
+        AlphaEdit(model, tokenizer, HYPERPARAMETERS, Preserved(null_spaces=wider))
     with pytest.raises(StatisticsError, match=r"\[0\]"):
-        MEMITSequential(model, tokenizer, HYPERPARAMETERS, {1: COVARIANCES[1], 2: COVARIANCES[2]})
+        MEMITSequential(model, tokenizer, HYPERPARAMETERS, Preserved({1: COVARIANCES[1], 2: COVARIANCES[2]}))
 
 
 def test_null_spaces_that_are_empty_are_no_null_spaces(tokenizer):
@@ -342,7 +343,7 @@ def _projected_and_plain(ours, theirs, tokenizer, method: str, spaces: NullSpace
     plain = Variant.parse(method.removesuffix("+P"))
     return (
         editing(ours, tokenizer, method, spaces, hyperparameters),
-        plain.editor(theirs, tokenizer, hyperparameters, COVARIANCES, {}, contexts=CONTEXTS),
+        plain.editor(theirs, tokenizer, hyperparameters, Preserved(COVARIANCES), contexts=CONTEXTS),
     )
 
 

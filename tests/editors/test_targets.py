@@ -307,6 +307,6 @@ def test_the_prefix_is_computed_once_on_every_architecture(name, tokenizer):
     """With a usable cache a step runs the tokens from the subject's last on, and no others."""
     model = model_of(name)
     rows = [targets_module._Rows.of(tokenizer, request, CONTEXTS) for request in REQUESTS[:2]]
-    problem = targets_module._Problem(model, LAYER, rows, True)
+    problem = targets_module._Problem(Decoder(model), LAYER, rows, True)
     assert problem.cache is not None
     assert problem.ids.shape[1] - problem.prefix == max(row.suffix for row in rows)

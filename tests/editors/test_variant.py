@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS, model_of
+from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS
 from support.spaces import random_covariance, random_spaces
-from support.tiny import tiny
+from support.tiny import model_of, tiny
+from support.tries import tries
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
-from alphaedit_plugin.editors.hyperparameters import METHODS, Hyperparameters
+from alphaedit_plugin.editors.editor import Preserved
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.memit import MEMIT, MEMITSequential
-from alphaedit_plugin.editors.rect import PAPER_KEEP
+from alphaedit_plugin.editors.registry import GRAMMAR, names
 from alphaedit_plugin.editors.rome import ROME
-from alphaedit_plugin.editors.variant import GRAMMAR, SOLVERS, Variant
+from alphaedit_plugin.editors.variant import Variant
 from alphaedit_plugin.errors import HyperparameterError
 
 MODEL = tiny("llama")  # of which nothing but its depth is asked
@@ -26,6 +29,8 @@ MODEL = tiny("llama")  # of which nothing but its depth is asked
 # ------------------------------------------------------------------------------------------------------- names
 
 _NUMBERS = st.floats(0, 1e6).filter(lambda x: x == 0 or x > 1e-4) | st.integers(0, 10**6)
+SOLVERS = ("rome", "memit", "memit-seq", "alphaedit")
+
 _CHANGES = {
     "layers": st.lists(st.integers(0, 99), min_size=1, max_size=5, unique=True),
     "v_num_grad_steps": st.integers(1, 100),
@@ -57,14 +62,18 @@ def variants(draw) -> Variant:
     keys = draw(st.lists(st.sampled_from(list(_CHANGES)), unique=True, max_size=3))
     rect, prune, projected = (draw(st.booleans()) for _ in range(3))
     changes = tuple((key, draw(_CHANGES[key])) for key in keys)
-    return Variant(solver, rect, prune, projected or solver == "alphaedit", changes)
+    return Variant(solver, marks(rect, prune), projected or solver == "alphaedit", changes)
+
+
+def marks(rect: bool, prune: bool) -> tuple[str, ...]:
+    return ("rect",) * rect + ("prune",) * prune
 
 
 def test_every_setting_can_be_changed_in_the_tests():
-    assert set(_CHANGES) == {field.name for field in fields(Hyperparameters)}
+    assert set(_CHANGES) == {field.name for field in fields(Hyperparameters)} - {"own"}
 
 
-@settings(max_examples=300, deadline=None)
+@tries(300)
 @given(variant=variants())
 def test_a_variant_is_what_its_name_says(variant):
     name = str(variant)
@@ -74,7 +83,7 @@ def test_a_variant_is_what_its_name_says(variant):
     assert [type(value) for _, value in again.changes] == [type(value) for _, value in variant.changes]
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(key=st.sampled_from(["v_lr", "L2", "mom2_update_weight"]), number=st.floats(0, allow_infinity=False))
 @example("mom2_update_weight", 1e20)
 @example("v_lr", 1e-20)
@@ -92,7 +101,7 @@ def test_a_number_is_understood_however_it_is_written(number):
     assert variant.hyperparameters(MODEL, "some/model").mom2_update_weight == 1000.0
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(variant=variants(), data=st.data())
 def test_the_order_of_suffixes_spaces_and_capitals_mean_nothing(variant, data):
     head, *marks = str(replace(variant, changes=())).split("+")
@@ -142,10 +151,10 @@ def test_each_variant_has_one_name(name, canonical):
         ("MEMIT", Variant("memit")),
         ("memit+P", Variant("memit", projected=True)),
         (" Memit+p ", Variant("memit", projected=True)),
-        ("rect", Variant("memit", rect=True)),
-        ("prune+P", Variant("memit", prune=True, projected=True)),
+        ("rect", Variant("memit", ("rect",))),
+        ("prune+P", Variant("memit", ("prune",), projected=True)),
         ("alphaedit", Variant("alphaedit", projected=True)),
-        ("rome@v_lr=0.1+rect+prune", Variant("rome", rect=True, prune=True, changes=(("v_lr", 0.1),))),
+        ("rome@v_lr=0.1+rect+prune", Variant("rome", ("rect", "prune"), changes=(("v_lr", 0.1),))),
         ("memit-seq@layers=[3, 4]", Variant("memit-seq", changes=(("layers", [3, 4]),))),
     ],
 )
@@ -174,12 +183,17 @@ def test_variants_are_parsed_and_written_canonically(text, variant):
 def test_what_is_no_variant_is_an_error_that_names_it_and_the_known_ones(text):
     with pytest.raises(HyperparameterError) as caught:
         Variant.parse(text)
-    assert repr(text) in str(caught.value)
-    assert GRAMMAR in str(caught.value)
-    assert all(solver in str(caught.value) for solver in SOLVERS)
+    message = str(caught.value)
+    if nearest := re.search(r"did you mean (\S+)\?", message):
+        assert nearest[1] in names()
+        assert set(nearest[1].split("-")) & set(re.split(r"[^a-z]", text.lower()))
+    else:
+        assert repr(text) in message
+        assert GRAMMAR in message
+        assert all(solver in message for solver in SOLVERS) or "twice" in message
 
 
-@settings(max_examples=300, deadline=None)
+@tries(300)
 @given(text=st.text(alphabet="memitrocaluPpd+@=[]{}:,. -\n!&*'\"01e", max_size=20) | st.text(max_size=8))
 def test_any_text_is_a_variant_or_an_error_that_names_it(text):
     for name in (text, f"memit@v_lr={text}", f"memit@{text}"):
@@ -240,19 +254,19 @@ def test_a_change_that_makes_no_sense_is_an_error_that_names_the_variant_and_the
 # ------------------------------------------------------------------------------------------------ what it stands for
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(variant=variants())
 def test_methods_trajectories_and_needs(variant):
-    assert variant.method in METHODS
     if variant.solver in ("rome", "alphaedit"):
         assert variant.method == variant.solver
     else:
-        assert variant.method == ("rect" if variant.rect else "prune" if variant.prune else "memit")
+        own = variant.solver if not variant.modifiers else variant.modifiers[0]
+        assert variant.method == own
     assert variant.trajectory == variant.trajectory.trajectory
-    assert not variant.trajectory.prune
-    assert replace(variant.trajectory, prune=variant.prune) == variant
+    assert "prune" not in variant.trajectory.modifiers
+    assert variant.ends == ("prune" in variant.modifiers)
+    assert replace(variant.trajectory, modifiers=variant.modifiers) == variant
     assert variant.needs_covariances == (variant.solver != "alphaedit")
-    assert variant.needs_null_spaces == variant.projected
 
 
 @pytest.mark.parametrize(
@@ -260,7 +274,7 @@ def test_methods_trajectories_and_needs(variant):
     [
         ("rome+rect", "rome"),
         ("alphaedit+prune", "alphaedit"),
-        ("memit-seq+P", "memit"),
+        ("memit-seq+P", "memit-seq"),
         ("memit-seq+rect+prune", "rect"),
         ("prune+P", "prune"),
     ],
@@ -272,7 +286,7 @@ def test_the_method_says_whose_hyperparameter_file_is_read(name, method):
     assert variant.hyperparameters(MODEL, "gpt2-xl") == expected
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(variant=variants())
 def test_hyperparameters_are_those_given_with_the_changes_of_the_name(variant):
     base = Hyperparameters(layers=(7,), v_lr=0.123)
@@ -285,17 +299,18 @@ def test_hyperparameters_are_those_given_with_the_changes_of_the_name(variant):
     assert all(getattr(found, name) == getattr(base, name) for name in untouched)
 
 
-@settings(max_examples=20, deadline=None)
+@tries(20)
 @given(rect=st.booleans(), prune=st.booleans(), projected=st.booleans(), solver=st.sampled_from(list(SOLVERS)))
 def test_a_variants_editor_solves_sparsifies_and_projects_as_its_name_says(rect, prune, projected, solver, tokenizer):
     """AlphaEdit's Δ lies in the null space already: it is projected only after RECT."""
     model = model_of(dtype=torch.float32)
-    variant = Variant(solver, rect, prune, projected or solver == "alphaedit")
+    variant = Variant(solver, marks(rect, prune), projected or solver == "alphaedit")
     spaces = random_spaces(model, LAYERS)
     covariances = {layer: random_covariance(24, layer) for layer in LAYERS}
-    editor = variant.editor(model, tokenizer, HYPERPARAMETERS, covariances, spaces, contexts=CONTEXTS)
+    preserved = Preserved(covariances, spaces)
+    editor = variant.editor(model, tokenizer, HYPERPARAMETERS, preserved, contexts=CONTEXTS)
     kinds = {"rome": ROME, "memit": MEMIT, "memit-seq": MEMITSequential, "alphaedit": AlphaEdit}
     assert type(editor) is kinds[solver]
-    assert editor.write.keep == (PAPER_KEEP if rect else None)
+    assert [modify.func.__name__ for modify in editor.write.modifiers] == ["rect"] * rect
     assert (editor.write.null_spaces is not None) == (rect if solver == "alphaedit" else projected)
     assert editor.contexts == CONTEXTS

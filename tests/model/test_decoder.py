@@ -154,6 +154,17 @@ def test_an_explicit_template_finds_the_same_modules(name):
     assert Decoder(model, ARCHITECTURES[name][1]).out_projections(LAYERS) == by_structure
 
 
+def test_a_decoder_is_used_again_unless_another_template_is_asked_for():
+    model, template = fixed("llama"), ARCHITECTURES["llama"][1]
+    plain, named = Decoder.of(model), Decoder.of(model, template)
+    assert (plain.template, named.template) == (None, template)
+    assert Decoder.of(plain) is plain
+    assert Decoder.of(named) is Decoder.of(named, template) is named
+    other = Decoder.of(plain, template)
+    assert other.model is model
+    assert other.template == template
+
+
 @pytest.mark.parametrize(
     "template",
     [

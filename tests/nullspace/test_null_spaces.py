@@ -134,6 +134,27 @@ def test_an_edited_model_is_refused_until_the_edit_is_undone(spaces, model):
     spaces.check(model)
 
 
+def test_null_spaces_are_attached_to_the_modules_that_a_decoder_finds(spaces, model):
+    by_name = Decoder(model, "model.layers.{}.mlp.down_proj")
+    found = spaces.attached(by_name, [3], "p.safetensors")
+    assert found.layers == [3]
+    assert found[3] is spaces[3]
+    assert found.provenance == {**spaces.provenance, "template": by_name.template}
+    with pytest.raises(NullSpaceError, match=r"p\.safetensors has no null space of layers \[0, 2\]"):
+        spaces.attached(by_name, [0, 1, 2], "p.safetensors")
+    other = Decoder(model, "model.layers.{}.mlp.up_proj")
+    with pytest.raises(NullSpaceError, match=r"null spaces of model\.layers\.1\.mlp\.down_proj, but .*up_proj is"):
+        spaces.attached(other, [1, 3], "p.safetensors")
+
+
+def test_a_decoder_serves_as_well_as_its_model(spaces, model):
+    decoder = Decoder(model)
+    assert fingerprints(decoder, [1, 3]) == fingerprints(model, [1, 3])
+    spaces.check(decoder)
+    with pytest.raises(WrongModelError, match="acme/base"):
+        spaces.check(Decoder(tiny("llama", seed=5)))
+
+
 def test_spaces_without_fingerprints_are_refused(spaces, model):
     with pytest.raises(WrongModelError, match="fingerprint"):
         NullSpaces(dict(spaces), {"model": "acme/base"}).check(model)

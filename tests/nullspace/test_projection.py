@@ -144,6 +144,17 @@ def test_leakage_is_the_energy_of_other_keys_that_p_lets_through(case, seed):
         assert space.leakage(other) == pytest.approx(float((p @ other @ p).trace() / other.trace()), abs=1e-6)
 
 
+@tries(25)
+@given(covariances(), st.data())
+def test_leakage_for_its_own_covariance_needs_only_the_eigenvalues(case, data):
+    matrix, _ = case
+    nullity = data.draw(st.integers(1, len(matrix) - 1))
+    for space in both_sides(matrix, nullity):
+        assert space.leakage() == pytest.approx(space.leakage(matrix), abs=1e-5)
+        p = space.dense()
+        assert space.leakage() == pytest.approx(float((p @ matrix @ p).trace() / matrix.trace()), abs=1e-5)
+
+
 @pytest.mark.parametrize("nullity", [3, 5])
 def test_leakage_of_a_true_null_space_is_a_share_and_nearly_zero(nullity):
     for seed in range(5):

@@ -8,7 +8,6 @@ from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.session.session import Session
 from support.spaces import random_covariance
-from support.tiny import model_of as model_of  # the tests of comparisons look for it here
 from support.weights import matrices
 
 LAYERS = (0, 1, 2)

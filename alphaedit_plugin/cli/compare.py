@@ -1,0 +1,229 @@
+"""`alphaedit compare`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+from rich.markup import escape
+
+from ..comparison.studies import STUDIES, Plan
+from ..errors import CompareError
+from ..model import DEMO_MODEL
+from .console import console
+from .loading import loaded
+from .options import (
+    Contender,
+    Loading,
+    Model,
+    Place,
+    Preparing,
+    Quiet,
+    parse_contenders,
+    positive,
+)
+from .run_file import NAME, write_run_file
+
+EXAMPLES = """\
+Examples:
+
+  Three methods on the demo model, with the facts that ship:
+    alphaedit compare --methods memit memit+P alphaedit --edits 50
+
+  A model and data of yours, measured along the way, in three random orders:
+    alphaedit compare gpt2-xl --data cf.json --every 100 --seeds 0 1 2
+
+  An editor of your own, plain and projected, beside AlphaEdit:
+    alphaedit compare --methods alphaedit my_editor.py:edit my_editor.py:edit+P
+
+  A run written as a file; options on the command line go before the file's:
+    alphaedit compare run.yaml --jobs 2 --quiet=false
+
+run.yaml holds options by their names (model: gpt2-xl, methods: [memit, rome],
+skip_bad: true). Each run folder holds the one that repeats the run.
+"""
+
+
+@Parameter(name="*", group=Group("What is compared", sort_key=10))
+@dataclass(frozen=True)
+class Compared:
+    """The methods, and the models they edit."""
+
+    methods: Annotated[
+        tuple[Contender, ...] | None,
+        Parameter(
+            consume_multiple=1,
+            converter=parse_contenders,
+            metavar="NAME...",
+            help="Methods such as memit+P (see `alphaedit methods`), easyedit:METHOD, my_editor.py:FUNCTION. "
+            "Default: memit memit+P alphaedit, or the study's.",
+        ),
+    ] = None
+    study: Annotated[
+        str | None, Parameter(choices=tuple(STUDIES), metavar="STUDY", help="A study of the paper, as a preset.")
+    ] = None
+    models: Annotated[
+        tuple[Place, ...] | None,
+        Parameter(consume_multiple=1, metavar="MODEL...", help="Several models, instead of MODEL."),
+    ] = None
+    baseline_hparams: Annotated[
+        Path | None, Parameter(help="Folder of METHOD.yaml, the hyperparameters of easyedit:METHOD.")
+    ] = None
+
+
+@Parameter(name="*", group=Group("Facts", sort_key=20))
+@dataclass(frozen=True)
+class Edited:
+    """The facts, and the order in which they are written."""
+
+    data: Annotated[
+        tuple[Place, ...] | None,
+        Parameter(
+            alias="--facts",
+            consume_multiple=1,
+            metavar="DATA...",
+            help="CounterFact, ZsRE, KnowEdit, MQuAKE, …: files, or names on the hub. Default: the facts that ship.",
+        ),
+    ] = None
+    edits: Annotated[
+        int | None, Parameter(validator=positive, help="How many facts. Default: all of --data, or 20 of ours.")
+    ] = None
+    batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 10
+    every: Annotated[
+        int | None, Parameter(validator=positive, help="Also measure after every so many facts, not only at the end.")
+    ] = None
+    seeds: Annotated[
+        tuple[int, ...] | None,
+        Parameter(
+            consume_multiple=1,
+            metavar="SEED...",
+            help="Draw and order the facts by each of these. Default: the file's order.",
+        ),
+    ] = None
+    skip_bad: Annotated[bool, Parameter(help="Leave out malformed records.")] = False
+
+
+@Parameter(name="*", group=Group("Measures", sort_key=30))
+@dataclass(frozen=True)
+class Measured:
+    """What is measured besides the facts themselves."""
+
+    held_out: Annotated[Path | None, Parameter(help="Text for perplexity. Default: the one that ships.")] = None
+    texts: Annotated[
+        int | None,
+        Parameter(
+            validator=Number(gte=0),
+            help="Let the model write about this many of the facts, and measure fluency. Default: none.",
+        ),
+    ] = None
+    snippets: Annotated[
+        Path | None,
+        Parameter(help="Reference texts to compare --texts with: attribute_snippets.json, or a corpus."),
+    ] = None
+    tasks: Annotated[Path | None, Parameter(help="General capability: a folder of SST, MRPC, CoLA, … as JSON.")] = None
+    task_limit: Annotated[int, Parameter(validator=positive, help="Examples per task.")] = 100
+    harness: Annotated[
+        tuple[str, ...] | None,
+        Parameter(consume_multiple=1, metavar="TASK...", help="Tasks of lm-evaluation-harness, if it is installed."),
+    ] = None
+    shift: Annotated[Path | None, Parameter(help="Held-out prompts: how far do edits move their hidden states?")] = None
+    shift_limit: Annotated[int, Parameter(validator=positive, help="How many of these prompts.")] = 200
+
+
+@Parameter(name="*", group=Group("Run", sort_key=60))
+@dataclass(frozen=True)
+class Running:
+    """Where the results go, and how the work is done."""
+
+    out: Annotated[
+        Path | None, Parameter(help="Folder for the results; a run that was killed goes on. Default: runs/TIME.")
+    ] = None
+    jobs: Annotated[int, Parameter(validator=positive, help="Processes that share the work.")] = 1
+    keep_sessions: Annotated[
+        bool, Parameter(help="Keep the edits in --out, so that other measures need no new edits later.")
+    ] = False
+    quiet: Quiet = False
+
+
+def compare(
+    model: Model = Place(DEMO_MODEL),
+    *,
+    compared: Compared = Compared(),
+    edited: Edited = Edited(),
+    measured: Measured = Measured(),
+    preparing: Preparing = Preparing(),
+    loading: Loading = Loading(),
+    running: Running = Running(),
+    worker: Annotated[bool, Parameter(show=False)] = False,
+) -> None:
+    """Edit facts with each method from the same start, and show what each keeps and breaks."""
+    from ..comparison import jobs
+    from ..comparison.campaign import Campaign
+    from ..comparison.measuring import Measuring
+    from ..comparison.run_folder import read_run
+    from ..report.export import export
+    from ..report.page import write_report
+    from ..report.tables import table
+    from .preparing import hyperparameters_of, preparation_of
+
+    started = time.perf_counter()
+    if worker:
+        jobs.end_with_parent()
+    folder = (running.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
+    arguments, of_worker = sys.argv[1:], ["--out", str(folder), "--worker", "--quiet"]
+    if worker:  # what was asked for is the command without what made this process
+        arguments = arguments[: -len(of_worker)]
+    campaign = Campaign(
+        models=compared.models or (model,),
+        folder=folder,
+        data=edited.data or (),
+        seeds=edited.seeds or (None,),
+        study=compared.study,
+        plan=Plan(compared.methods, edited.edits, edited.every, measured.texts),
+        batch=edited.batch,
+        skip_bad=edited.skip_bad,
+        measuring=Measuring(
+            measured.held_out,
+            measured.snippets,
+            measured.tasks,
+            measured.task_limit,
+            measured.harness or (),
+            measured.shift,
+            measured.shift_limit,
+        ),
+        preparation=preparation_of(preparing, loading, running.quiet),
+        layers=preparing.layers,
+        hyperparameters=hyperparameters_of(preparing),
+        baseline_hparams=compared.baseline_hparams,
+        keep_sessions=running.keep_sessions,
+        progress=not running.quiet,
+        command=("alphaedit", *arguments),
+    )
+
+    def begin(name: str) -> tuple[Any, Any]:
+        """Called once all that was asked for has been read and checked."""
+        if not worker:
+            options = (compared, edited, measured, preparing, loading, replace(running, out=folder))
+            write_run_file(folder / NAME, model, *options)
+        return loaded(name, loading)
+
+    with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker]):
+        campaign.run(begin, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder), folder))
+    if worker:
+        return
+    comparisons = read_run(folder)
+    export(comparisons, folder)
+    for comparison in comparisons:
+        console.print(table(comparison))
+    spent = time.perf_counter() - started
+    console.print(f"{spent:.0f} s in all; summary.json, .csv, .md and .tex are in {escape(str(folder))}")
+    try:
+        console.print(f"report: {escape(str(write_report(comparisons, folder)))}")
+    except CompareError as failure:  # the numbers are safe: a picture may follow
+        logging.getLogger(__name__).warning("no report: %s. Then run `alphaedit report %s`", failure, folder)

@@ -1,0 +1,68 @@
+"""`alphaedit edit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ..errors import SessionError
+from .console import console
+from .exporting import SESSION, export
+from .loading import resumed
+from .options import Loading, Method, Model, Preparing, Quiet, positive
+
+
+def edit(
+    model: Model,
+    facts: Annotated[Path, Parameter(help="JSON or .jsonl records with prompt, subject and target_new.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder for the result. One that holds a session of ours is continued.")],
+    method: Method = "alphaedit",
+    batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 50,
+    lora: Annotated[bool, Parameter(help="Write a PEFT adapter instead of the whole model.")] = False,
+    quiet: Quiet = False,
+    preparing: Preparing = Preparing(),
+    loading: Loading = Loading(),
+) -> None:
+    """Write facts into a model: a checkpoint (or adapter), a patch, and a session to continue or undo."""
+    from tqdm.auto import tqdm
+
+    from ..editors.requests import load_requests
+    from ..editors.variant import Variant
+    from ..model.fingerprint import model_name
+    from ..session.folder import is_session
+    from ..session.session import Session
+    from .preparing import Prepared
+
+    requests = load_requests(facts)
+    variant = Variant.parse(method)
+    folder = out / SESSION
+    if is_session(folder):
+        session = resumed(folder, loading, quiet)
+        if (str(session.variant), model_name(session.model)) != (str(variant), model):
+            raise SessionError(
+                f"{out} holds a session of {session.variant} on {model_name(session.model)}, not of {variant} on "
+                f"{model}: choose another folder"
+            )
+    else:
+        ready = Prepared.of(method, model, preparing, loading, quiet)
+        session = Session(
+            ready.ground.model,
+            ready.ground.tokenizer,
+            variant,
+            hyperparameters=ready.hyperparameters,
+            preparation=ready.ground.preparation,
+            autosave=folder,
+            progress=not quiet,
+        )
+    known = set(session.facts)
+    todo = [request for request in requests if request not in known]
+    if len(todo) < len(requests):
+        console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
+    with tqdm(total=len(todo), desc=str(variant), unit="fact", disable=quiet) as bar:
+        for start in range(0, len(todo), batch):
+            bar.update(len(session.edit(todo[start : start + batch])))
+    export(session, out, lora=lora, whole=not lora)

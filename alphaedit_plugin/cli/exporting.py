@@ -1,0 +1,38 @@
+"""What `alphaedit edit` and `undo` leave in their folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from .console import console
+
+if TYPE_CHECKING:
+    from ..session.session import Session
+
+SESSION, PATCH, LORA, CHECKPOINT = "session", "patch.safetensors", "lora", "model"
+
+
+def export(session: Session, out: Path, *, lora: bool = False, whole: bool = False) -> None:
+    """Finish the sequence, write what people take away from it, and say what it is."""
+    from ..model.loading import save_checkpoint
+    from ..report.tables import session_table
+
+    session.finish()
+    lora, whole = lora or (out / LORA).exists(), whole or (out / CHECKPOINT).exists()  # none is left behind
+    session.to_patch(out / PATCH)
+    written = {PATCH: "the edit, for `alphaedit apply` and `--revert`", SESSION: "to go on, or `alphaedit undo`"}
+    if lora and session.facts:
+        ranks = session.to_lora(out / LORA)
+        written[LORA] = f"PEFT adapter, rank {max(ranks.values())}"
+    elif lora:
+        shutil.rmtree(out / LORA, ignore_errors=True)
+    if whole:
+        save_checkpoint(session.model, session.tokenizer, out / CHECKPOINT)
+        written[CHECKPOINT] = "ordinary checkpoint"
+    console.print(session_table(session.report()))
+    for name, meaning in written.items():
+        console.print(f"{escape(str(out / name))}: {escape(meaning)}")

@@ -1,0 +1,42 @@
+"""Load the model that a command is about, or the session that goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from .console import console
+from .options import Loading, Placing
+
+if TYPE_CHECKING:
+    from ..session.session import Session
+
+
+def loaded(model: str, loading: Loading) -> tuple[Any, Any]:
+    """(model, tokenizer), without the progress bars of transformers."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..model.loading import load
+    from ..storage.store import Store
+
+    disable_progress_bar()
+    with console.status(f"loading {escape(model)}"):
+        return load(
+            model,
+            dtype=loading.dtype,
+            device=loading.device,
+            trust_remote_code=loading.trust_remote_code,
+            store=Store(loading.cache),
+        )
+
+
+def resumed(folder: Path, placing: Placing, quiet: bool) -> Session:
+    """The session in a folder, on the model that it names and in that model's precision."""
+    from ..session.folder import read_manifest
+    from ..session.session import Session
+
+    values = read_manifest(folder)
+    loading = Loading(placing.device, placing.trust_remote_code, placing.cache, dtype=values["dtype"])
+    return Session.resume(folder, *loaded(values["model"], loading), progress=not quiet)

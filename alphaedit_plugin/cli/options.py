@@ -1,0 +1,160 @@
+"""The options of the commands, each declared once. A class is a group of options under a heading of the help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from ..comparison.names import check_name
+from ..editors.registry import GRAMMAR, check_names
+from ..errors import HyperparameterError
+
+if TYPE_CHECKING:
+    from cyclopts import Token
+
+    from ..nullspace.projection import Criterion
+
+ARGUMENTS = Group("Arguments", sort_key=-1)
+PREPARATION = Group("Preparation", sort_key=40)
+MODEL = Group("Model", sort_key=50)
+
+
+class Place(str):
+    """A word that may be the path of a file or folder, or else a name: of a model, a data set, a corpus."""
+
+
+class Contender(str):
+    """The name of whatever edits in a comparison: a method, `easyedit:METHOD`, or `FILE.py:FUNCTION`."""
+
+
+def parse_layers(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """`4-8` or `4,5,6`, in ascending order. Raises HyperparameterError for what names no layer, or one twice."""
+    keyword, text = tokens[0].keyword, ",".join(token.value for token in tokens)
+    chosen: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            chosen += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise HyperparameterError(f"{keyword} {text!r} is not a list of layers such as 4-8 or 4,5,6") from None
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise HyperparameterError(f"{keyword} {text!r} names no layer, or one twice")
+    return tuple(sorted(chosen))
+
+
+def parse_method(type_: Any, tokens: Sequence[Token]) -> str:
+    """Raises HyperparameterError for what is no method."""
+    check_names(tokens[0].value)
+    return tokens[0].value
+
+
+def parse_contenders(type_: Any, tokens: Sequence[Token]) -> tuple[Contender, ...]:
+    """Commas separate names too, except inside brackets. Raises HyperparameterError for a word that is no method."""
+    found = []
+    for token in tokens:
+        for name in filter(None, re.split(r"[,\s]+(?![^\[{]*[\]}])", token.value)):
+            try:
+                check_name(name)
+            except HyperparameterError as failure:
+                said = f"{failure} (a model goes first: alphaedit compare MODEL --methods …)"
+                raise HyperparameterError(
+                    said if token.keyword == "--methods" else f"{token.keyword}: {failure}"
+                ) from None
+            found.append(Contender(name))
+    if not found:
+        raise HyperparameterError(f"{tokens[0].keyword} names no method")
+    return tuple(found)
+
+
+positive = Number(gte=1)
+
+Model = Annotated[Place, Parameter(group=ARGUMENTS, help="Model folder, Hugging Face name, or the demo model.")]
+Method = Annotated[
+    str,
+    Parameter(
+        converter=parse_method,
+        metavar="METHOD",
+        help=f"{GRAMMAR}; `alphaedit methods` lists them.",
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    Parameter(help="Where computed results are kept. Default: $ALPHAEDIT_CACHE, or the platform's cache folder."),
+]
+Quiet = Annotated[bool, Parameter(alias="-q", help="Show no progress bars.")]
+
+
+@Parameter(name="*", group=PREPARATION)
+@dataclass(frozen=True)
+class Preparing:
+    """Where covariances come from, and which directions count as null."""
+
+    layers: Annotated[
+        tuple[int, ...] | None,
+        Parameter(
+            converter=parse_layers,
+            n_tokens=1,
+            metavar="LAYERS",
+            help="Layers to edit, such as 4-8 or 4,5,6. Default: those of the model's hyperparameters.",
+        ),
+    ] = None
+    corpus: Annotated[
+        Place | None,
+        Parameter(
+            metavar="TEXT",
+            help="Text for the covariances: a file, a folder, a .jsonl or the name of a data set. "
+            "Default: text that the model itself writes.",
+        ),
+    ] = None
+    stats_dir: Annotated[
+        Path | None, Parameter(help="Folder of .npz statistics of EasyEdit, MEMIT or ROME, used instead of text.")
+    ] = None
+    tokens: Annotated[int | None, Parameter(help="Tokens of text to use. Default: 10 × the width of a key.")] = None
+    threshold: Annotated[
+        float | None, Parameter(help="Eigenvalues below it are null. Default: the method's; 2e-2 in the paper.")
+    ] = None
+    energy: Annotated[
+        float | None,
+        Parameter(help="Instead of --threshold: share of the keys' energy that the null space may hold."),
+    ] = None
+    nullity: Annotated[
+        float | None,
+        Parameter(help="Instead of --threshold: number of dimensions that are null, or below 1 their share."),
+    ] = None
+    hparams: Annotated[Path | None, Parameter(help="Hyperparameter YAML in EasyEdit's format.")] = None
+
+    def criterion(self) -> Criterion | None:
+        """None where no option asks for one. Raises NullSpaceError for more than one, or a number out of range."""
+        if self.threshold is self.energy is self.nullity is None:
+            return None
+        from ..nullspace.projection import Criterion
+
+        return Criterion(threshold=self.threshold, energy=self.energy, nullity=self.nullity)
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True)
+class Placing:
+    """How to load a model whose precision is known."""
+
+    device: Annotated[
+        str, Parameter(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: accelerate then places the model.")
+    ] = "cpu"
+    trust_remote_code: Annotated[bool, Parameter(help="Allow code that comes with the model to run.")] = False
+    cache: Cache = None
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True)
+class Loading(Placing):
+    """How to load a model."""
+
+    dtype: Annotated[str, Parameter(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the model's own.")] = (
+        "auto"
+    )

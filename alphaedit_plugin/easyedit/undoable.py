@@ -1,0 +1,36 @@
+"""Changes of dictionaries and attributes that know their way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+_ABSENT = object()
+
+
+def put(table: MutableMapping[str, Any], key: str, value: Any) -> Callable[[], None]:
+    """`table[key] = value`. Returns what undoes it."""
+    before = table.get(key, _ABSENT)
+    table[key] = value
+
+    def undo() -> None:
+        if before is _ABSENT:
+            table.pop(key, None)
+        else:
+            table[key] = before
+
+    return undo
+
+
+def set_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """`owner.name = value`. Returns what undoes it, so that an inherited attribute is inherited again."""
+    before = vars(owner).get(name, _ABSENT)
+    setattr(owner, name, value)
+
+    def undo() -> None:
+        if before is _ABSENT:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+    return undo
