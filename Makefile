@@ -1,16 +1,20 @@
 # Two commands: `make demo` and `make test`. Each starts from nothing and needs only Python 3.11+ and the network's PyPI.
+# For every change: `make quick`.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types bench install clean
+.PHONY: demo test quick lint types bench install clean
 
 demo: install
 	$(BIN)/alphaedit compare
 
 test: install
 	$(BIN)/pytest
+
+quick: install
+	$(BIN)/pytest --hypothesis-profile=quick -m "not slow and not real_model and not easyedit and not browser"
 
 lint: install
 	$(BIN)/ruff check .

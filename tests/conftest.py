@@ -1,7 +1,8 @@
 """What every test file shares: a tokenizer that fits the tiny models, and a cache that no test shares with another.
 
 Tests run on the tiny models of `tiny.py`. One that needs the demo model asks for the fixture `demo`; one that should
-also read and fill the user's own cache (because its results take long to compute) is marked `user_cache`.
+also read and fill the user's own cache (because its results take long to compute) is marked `user_cache`. The markers
+that `make quick` leaves out are declared in pyproject.toml; what can be told from a test itself is marked here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,49 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+from support.tiny import ARCHITECTURES
 from support.tokenizer import make_tokenizer
+from support.tries import HANDFUL
 from transformers import PreTrainedTokenizerFast
+
+from alphaedit_plugin.storage.store import Store
+
+QUICK_ARCHITECTURES = {"llama", "gpt2"}
+"""A Linear and a Conv1D: where a test runs on every architecture, the others are slow."""
+QUICK_METHODS = {"rome", "memit", "memit+P", "rect+P", "prune+P", "alphaedit"}
+"""Likewise where a test runs with every method."""
+
+settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "user_cache: reads and fills the user's own cache, not an empty one")
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "demo" in fixtures or item.get_closest_marker("user_cache"):
+            item.add_marker("real_model")
+        if "browser" in fixtures:
+            item.add_marker("browser")
+        if runs_real_easyedit(item):
+            item.add_marker("easyedit")
+        if is_one_of_many(item):
+            item.add_marker("slow")
+
+
+def runs_real_easyedit(item: pytest.Item) -> bool:
+    return getattr(getattr(item, "module", None), "real_easyedit", None) is not None
+
+
+def is_one_of_many(item: pytest.Item) -> bool:
+    """Of another architecture or with another method than the few that stand for all."""
+    call = getattr(item, "callspec", None)
+    chosen = {name: value for name, value in call.params.items() if isinstance(value, str)} if call else {}
+    others = ARCHITECTURES.keys() - QUICK_ARCHITECTURES
+    return bool(others & set(chosen.values())) or not {chosen.get("method", "memit")} <= QUICK_METHODS
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +81,9 @@ def demo():
     from alphaedit_plugin.model.loading import DEMO_MODEL, load
 
     return load(DEMO_MODEL)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store of its own."""
+    return Store(tmp_path / "store")

@@ -10,11 +10,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from support.paths import ROOT, TESTS
+from support.paths import IMPORTS, ROOT
 
 
 def run(tmp_path, *command: str) -> str:
-    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "COLUMNS": "120", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORTS}
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -51,6 +51,7 @@ def test_comparing_variants(tmp_path):
     assert found["memit+P"][0] > found["before"][0]
 
 
+@pytest.mark.easyedit
 @pytest.mark.user_cache
 def test_the_flag_in_easyedit(tmp_path):
     missing = [name for name in ("datasets", "higher") if find_spec(name) is None]

@@ -17,8 +17,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.command_line import FACTS, SMALL, assert_one_line
-from support.sessions import assert_same, assert_same_session, differ, everything
+from support.sessions import assert_same_session
 from support.tiny import tiny
+from support.weights import assert_same, differ, everything
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import enable_progress_bar
 

@@ -10,11 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.comparing import LONG, compared, facts_of, fresh, statistics_of, timeless
-from support.editing import LAYERS, model_of
+from support.editing import LAYERS
+from support.mishaps import Interrupted
 from support.spaces import random_covariance
+from support.tiny import model_of
+from support.tries import tries
 
 from alphaedit_plugin.comparison.course import checkpoints_of
 from alphaedit_plugin.comparison.results import BEFORE, Comparison
@@ -129,10 +132,6 @@ def test_the_model_ends_as_it_began_and_every_row_is_told_of(names, tokenizer):
     assert told[-1].rows == result.rows
 
 
-class _Interrupted(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("after", [1, 2])
 def test_an_interrupted_comparison_leaves_the_model_as_it_was(after, tokenizer):
     """Between two variants that share their edits, too."""
@@ -141,9 +140,9 @@ def test_an_interrupted_comparison_leaves_the_model_as_it_was(after, tokenizer):
 
     def interrupt(comparison: Comparison) -> None:
         if len(comparison.rows) == 1 + after:
-            raise _Interrupted
+            raise Interrupted
 
-    with pytest.raises(_Interrupted):
+    with pytest.raises(Interrupted):
         compared(model, tokenizer, ["memit", "prune", "alphaedit"], on_row=interrupt)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -167,12 +166,12 @@ def test_a_run_that_was_killed_goes_on_and_repeats_nothing(killed_at, uninterrup
     def counted(self, *args):
         calls.append(self)
         if len(calls) in killed_at:
-            raise _Interrupted
+            raise Interrupted
         return edit(self, *args)
 
     monkeypatch.setattr(Session, "edit", counted)
     for _ in killed_at:
-        with pytest.raises(_Interrupted):
+        with pytest.raises(Interrupted):
             compared(fresh(), tokenizer, RESUMED, folder=tmp_path / "run", every=2)
     result = compared(fresh(), tokenizer, RESUMED, folder=tmp_path / "run", every=2)
     assert list(map(timeless, result.rows)) == list(map(timeless, uninterrupted.rows))
@@ -188,14 +187,14 @@ def test_what_was_measured_before_a_kill_is_kept(killed_at, uninterrupted, token
         def counted(self, *args, of=measure.__call__, **options):
             calls.append(self)
             if len(calls) == killed_at:
-                raise _Interrupted
+                raise Interrupted
             return of(self, *args, **options)
 
         monkeypatch.setattr(measure, "__call__", counted)
     edit = Session.edit
     monkeypatch.setattr(Session, "edit", lambda self, *args: (edits.append(self), edit(self, *args))[1])
     model = fresh()
-    with pytest.raises(_Interrupted):
+    with pytest.raises(Interrupted):
         compared(model, tokenizer, RESUMED, folder=tmp_path / "run", every=2)
     result = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", every=2)
     assert list(map(timeless, result.rows)) == list(map(timeless, uninterrupted.rows))
@@ -359,7 +358,7 @@ def test_what_is_no_run_is_an_error_that_names_the_folder(tmp_path):
 _numbers = st.floats(allow_nan=False, allow_infinity=True)
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(
     estimates=st.dictionaries(st.text(), st.builds(Estimate, _numbers, st.none() | _numbers, st.none() | _numbers)),
     records=st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.booleans())),
@@ -380,7 +379,7 @@ def test_what_was_measured_reads_back_as_it_was_saved(estimates, records, varian
 # ---------------------------------------------------------------------------------------------------------- the rest
 
 
-@settings(max_examples=200, deadline=None)
+@tries(200)
 @given(count=st.integers(1, 60), batch=st.integers(1, 20), every=st.none() | st.integers(1, 70), data=st.data())
 def test_checkpoints_are_ends_of_batches_and_the_last_is_the_end(count, batch, every, data):
     requests = [data.draw(st.integers(1, 3)) for _ in range(count)]

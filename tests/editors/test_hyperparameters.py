@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import tiny
+from support.tries import tries
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters, TargetSettings
 from alphaedit_plugin.editors.registry import listed
@@ -228,7 +229,7 @@ def test_layers_are_put_in_ascending_order():
     assert Hyperparameters.from_mapping({"layers": [6, 4, 5]}, "x").layers == (4, 5, 6)
 
 
-@settings(max_examples=30, deadline=None)
+@tries(30)
 @given(
     layers=st.lists(st.integers(0, 40), min_size=1, unique=True),
     numbers=st.fixed_dictionaries(
@@ -258,7 +259,7 @@ def test_what_as_dict_writes_is_read_back(tmp_path_factory, layers, numbers, swi
     assert read(tmp_path_factory.mktemp("round"), yaml.safe_dump(values)) == first
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(
     changes=st.fixed_dictionaries(
         {},
@@ -320,6 +321,7 @@ def test_every_method_has_a_file_for_every_model():
         assert {path.stem for path in SHIPPED if path.parent.name == folder} == MODELS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_shipped_file_is_found_by_its_own_name_and_by_the_hubs(path):
     """Whatever folder or organisation comes before it, in capitals or not."""

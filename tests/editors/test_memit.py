@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import oracle
 from support.editing import (
@@ -16,12 +16,13 @@ from support.editing import (
     LAYERS,
     RECORDS,
     REQUESTS,
-    model_of,
     session,
     weights,
 )
+from support.mishaps import Interrupted
 from support.spaces import outside, random_covariance, random_spaces
-from support.tiny import NAMES
+from support.tiny import NAMES, model_of
+from support.tries import tries
 
 from alphaedit_plugin.editors import keys as keys_module
 from alphaedit_plugin.editors.editor import Preserved
@@ -43,7 +44,7 @@ from alphaedit_plugin.session.session import Session
 # ---------------------------------------------------------------------------------------------------- formulas
 
 
-@settings(max_examples=40, deadline=None)
+@tries(40)
 @given(
     d_in=st.integers(2, 20),
     d_out=st.integers(1, 12),
@@ -315,11 +316,7 @@ def test_a_malformed_request_anywhere_in_the_batch_changes_nothing(method, posit
     assert editing.facts == []
 
 
-class _Interrupted(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, _Interrupted])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Interrupted])
 @pytest.mark.parametrize("method", ["memit", "memit+P"])
 def test_a_failure_in_the_middle_changes_nothing_and_the_session_goes_on(method, error, tokenizer):
     """The failure comes after the first layer has been written."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from support.tokenizers_of_many_kinds import MAKERS, TEXT, tokenizer_of
+from support.tries import tries
 
 from alphaedit_plugin.editors.requests import Request, encode, load_requests, parse_requests
 from alphaedit_plugin.errors import RequestError
@@ -110,7 +111,7 @@ records = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(facts=st.lists(records, min_size=1, max_size=4), ascii_only=st.booleans(), blank=st.booleans())
 @example(facts=[{**FLAT, "subject": "A\u2028B"}, {**FLAT, "target_new": "C\x85D"}], ascii_only=False, blank=False)
 def test_a_list_and_one_record_a_line_hold_the_same_facts(tmp_path_factory, facts, ascii_only, blank):
@@ -260,7 +261,7 @@ def test_subject_and_target_are_found_in_every_script(kind):
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(before=known, subject=words(known), after=known, target=words(known))
 @example(before="  ", subject="Paris", after=" is", target="Rome")
 @example(before="The ", subject="Paris", after="", target="Rome")
@@ -272,7 +273,7 @@ def test_subject_and_target_are_found_in_any_text(kind, before, subject, after, 
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind.startswith("byte-level") or kind == "llama 2"])
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(before=anything, subject=words(anything), after=anything, target=words(anything))
 def test_subject_and_target_are_found_where_characters_fall_apart_into_bytes(kind, before, subject, after, target):
     template = before + "{}" + after.rstrip()

@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support import oracle
 from support.tiny import tiny
+from support.tries import tries
 from torch import Tensor
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
@@ -79,7 +80,7 @@ def assert_invariant(ridge: Ridge) -> None:
     assert ridge.count == 0 or relative(factor @ factor.T, expected) <= 1e-12
 
 
-def assert_identical(found: Ridge, expected: Ridge) -> None:
+def assert_same_ridge(found: Ridge, expected: Ridge) -> None:
     """Bit for bit, block by block."""
     assert (found.weight, found.d, found.count) == (expected.weight, expected.d, expected.count)
     for blocks, others in ((found.keys, expected.keys), (found.rows, expected.rows)):
@@ -91,7 +92,7 @@ def assert_identical(found: Ridge, expected: Ridge) -> None:
 # ------------------------------------------------------------------------------------------------ growing and shrinking
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(d=dimensions, batches=sizes, weight=weights, seed=seeds)
 def test_every_batch_is_solved_as_by_dense_algebra(d, batches, weight, seed):
     """More keys than dimensions included, and the step from one size to the other within a batch."""
@@ -108,7 +109,7 @@ def test_every_batch_is_solved_as_by_dense_algebra(d, batches, weight, seed):
         assert_invariant(ridge)
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(d=dimensions, batches=sizes, weight=st.one_of(st.just(0.0), weights), seed=seeds, data=st.data())
 def test_a_truncated_ridge_is_one_that_was_never_extended(d, batches, weight, seed, data):
     """At the end of any batch, bit for bit, in both sizes and from one to the other."""
@@ -116,16 +117,16 @@ def test_a_truncated_ridge_is_one_that_was_never_extended(d, batches, weight, se
     keys = keys_of(d, batches, seed)
     never = ridge_of(weight, d, keys[:keep])
     found = ridge_of(weight, d, keys).truncated(never.count)
-    assert_identical(found, never)
+    assert_same_ridge(found, never)
     if weight:
         assert_invariant(found)
     (new,) = keys_of(d, [3], seed + 1)
     (solution, longer), (expected, never_longer) = found.add(new), never.add(new)
     assert torch.equal(solution, expected)
-    assert_identical(longer, never_longer)
+    assert_same_ridge(longer, never_longer)
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(d=dimensions, batches=sizes, weight=weights, seed=seeds, data=st.data())
 def test_a_truncation_may_cut_a_batch_in_two(d, batches, weight, seed, data):
     ridge = ridge_of(weight, d, keys_of(d, batches, seed))
@@ -137,7 +138,7 @@ def test_a_truncation_may_cut_a_batch_in_two(d, batches, weight, seed, data):
     assert relative(found.add(new)[0], dense(weight, all_keys(found), new)) <= 1e-8
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(d=dimensions, batches=sizes, weight=st.one_of(st.just(0.0), weights), seed=seeds)
 def test_nothing_changes_in_place(d, batches, weight, seed):
     """A memory that is replaced as a whole can be put back as a whole."""
@@ -147,12 +148,12 @@ def test_nothing_changes_in_place(d, batches, weight, seed):
     longer = ridge.add(keys[-1])[1]
     longer.add(keys[0])
     longer.truncated(1).add(keys[0])
-    assert_identical(ridge, before)
-    assert_identical(longer, before.add(given)[1])
+    assert_same_ridge(ridge, before)
+    assert_same_ridge(longer, before.add(given)[1])
     assert torch.equal(keys[-1], given)
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(d=dimensions, batches=sizes, seed=seeds)
 def test_keys_stay_in_the_type_they_come_in(d, batches, seed):
     """float32 keys are solved for exactly as the float64 keys of the same value."""
@@ -174,7 +175,7 @@ def test_a_weight_too_small_to_tell_keys_apart_is_an_error_that_names_it():
     assert torch.isfinite(found).all()
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(rows=st.integers(1, 5000), columns=st.tuples(st.integers(0, 3), st.integers(1, 3)), seed=seeds)
 def test_the_product_is_that_of_float64_however_many_rows(rows, columns, seed):
     a, b = keys_of(rows, list(columns), seed, torch.float32)
@@ -184,7 +185,7 @@ def test_the_product_is_that_of_float64_however_many_rows(rows, columns, seed):
 # -------------------------------------------------------------------------------------------------------------- λ = 0
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(d=dimensions, batches=sizes, seed=seeds, data=st.data())
 def test_without_regularisation_it_is_the_pseudo_inverse(d, batches, seed, data):
     """Also for keys that come twice, within a batch and in different ones, and for more keys than dimensions."""
@@ -263,6 +264,7 @@ def editor_of(kind: type[LayeredEditor], source: NullSpace | Covariance, **hyper
     return kind(model, None, Hyperparameters(layers=(0,), **hyperparameters), preserved)
 
 
+@pytest.mark.slow
 def test_alphaedit_with_500_earlier_edits_is_the_dense_formula_to_1e_5(real_size):
     """Its P is the one that `NullSpace` keeps in float32; the dense formula's is float64 throughout."""
     covariance, earlier, new, residual = real_size

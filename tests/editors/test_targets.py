@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support import oracle
-from support.tiny import NAMES, tiny
+from support.tiny import NAMES, model_of, tiny
 from torch import Tensor, nn
 
 from alphaedit_plugin.editors import targets as targets_module
@@ -26,19 +26,6 @@ REQUESTS = (
 CONTEXTS = ("{}", "The river flows. {}", "I said that they would come again. {}")
 SETTINGS = TargetSettings(steps=6, lr=0.2)
 LAYER = 1
-
-
-@pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many models compute norms and softmax in torch.float32, which for a float64 model is a loss, not a gain."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-
-
-def model_of(name: str, **changes) -> nn.Module:
-    """float64, with the attention that the model's authors wrote down, so that there is one truth."""
-    model = tiny(name, dtype=torch.float64, vocab_size=512, **changes)
-    model.set_attn_implementation("eager")
-    return model
 
 
 def textbook(
@@ -218,6 +205,7 @@ def test_delta_stays_within_the_clamp_and_reaches_it(tokenizer, exact):
         assert_agrees(found, row, textbook(model, tokenizer, request, settings=settings), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_tokens", [1, 512], ids=["one by one", "together"])
 def test_norms_take_the_place_of_that_of_z(name, batch_tokens, tokenizer, exact):

@@ -8,11 +8,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS, model_of
+from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS
 from support.spaces import random_covariance, random_spaces
-from support.tiny import tiny
+from support.tiny import model_of, tiny
+from support.tries import tries
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
 from alphaedit_plugin.editors.editor import Preserved
@@ -72,7 +73,7 @@ def test_every_setting_can_be_changed_in_the_tests():
     assert set(_CHANGES) == {field.name for field in fields(Hyperparameters)} - {"own"}
 
 
-@settings(max_examples=300, deadline=None)
+@tries(300)
 @given(variant=variants())
 def test_a_variant_is_what_its_name_says(variant):
     name = str(variant)
@@ -82,7 +83,7 @@ def test_a_variant_is_what_its_name_says(variant):
     assert [type(value) for _, value in again.changes] == [type(value) for _, value in variant.changes]
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(key=st.sampled_from(["v_lr", "L2", "mom2_update_weight"]), number=st.floats(0, allow_infinity=False))
 @example("mom2_update_weight", 1e20)
 @example("v_lr", 1e-20)
@@ -100,7 +101,7 @@ def test_a_number_is_understood_however_it_is_written(number):
     assert variant.hyperparameters(MODEL, "some/model").mom2_update_weight == 1000.0
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(variant=variants(), data=st.data())
 def test_the_order_of_suffixes_spaces_and_capitals_mean_nothing(variant, data):
     head, *marks = str(replace(variant, changes=())).split("+")
@@ -192,7 +193,7 @@ def test_what_is_no_variant_is_an_error_that_names_it_and_the_known_ones(text):
         assert all(solver in message for solver in SOLVERS) or "twice" in message
 
 
-@settings(max_examples=300, deadline=None)
+@tries(300)
 @given(text=st.text(alphabet="memitrocaluPpd+@=[]{}:,. -\n!&*'\"01e", max_size=20) | st.text(max_size=8))
 def test_any_text_is_a_variant_or_an_error_that_names_it(text):
     for name in (text, f"memit@v_lr={text}", f"memit@{text}"):
@@ -253,7 +254,7 @@ def test_a_change_that_makes_no_sense_is_an_error_that_names_the_variant_and_the
 # ------------------------------------------------------------------------------------------------ what it stands for
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(variant=variants())
 def test_methods_trajectories_and_needs(variant):
     if variant.solver in ("rome", "alphaedit"):
@@ -285,7 +286,7 @@ def test_the_method_says_whose_hyperparameter_file_is_read(name, method):
     assert variant.hyperparameters(MODEL, "gpt2-xl") == expected
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(variant=variants())
 def test_hyperparameters_are_those_given_with_the_changes_of_the_name(variant):
     base = Hyperparameters(layers=(7,), v_lr=0.123)
@@ -298,7 +299,7 @@ def test_hyperparameters_are_those_given_with_the_changes_of_the_name(variant):
     assert all(getattr(found, name) == getattr(base, name) for name in untouched)
 
 
-@settings(max_examples=20, deadline=None)
+@tries(20)
 @given(rect=st.booleans(), prune=st.booleans(), projected=st.booleans(), solver=st.sampled_from(list(SOLVERS)))
 def test_a_variants_editor_solves_sparsifies_and_projects_as_its_name_says(rect, prune, projected, solver, tokenizer):
     """AlphaEdit's Δ lies in the null space already: it is projected only after RECT."""

@@ -13,11 +13,13 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import oracle
+from support.data_files import write_records
 from support.paths import SHARED
 from support.tiny import tiny
+from support.tries import tries
 
 from alphaedit_plugin.errors import AlphaEditError, RequestError
 from alphaedit_plugin.evaluation import capability
@@ -49,14 +51,12 @@ def _folder(tmp_path: Path, *, each: int = 6) -> Path:
         records = [
             {**record, field: names[i % len(names)], text: f"{record[text]} And {i} ships."} for i in range(each)
         ]
-        (tmp_path / f"{stem}.json").write_text(json.dumps(records), encoding="utf-8")
+        write_records(tmp_path / f"{stem}.json", records)
     return tmp_path
 
 
 def _one_file(tmp_path: Path, stem: str, *records: object) -> Path:
-    path = tmp_path / f"{stem}.json"
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
+    return write_records(tmp_path / f"{stem}.json", records)
 
 
 # ----------------------------------------------------------------------------------------------------------- F1
@@ -79,13 +79,13 @@ def _slow_f1(pairs: list[tuple[int, int]]) -> float:
 answers = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30)
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(answers)
 def test_f1_is_that_of_direct_counting(pairs):
     assert float(weighted_f1(np.array(pairs))) == pytest.approx(_slow_f1(pairs))
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(answers)
 def test_f1_is_scikit_learns(pairs):
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
@@ -94,7 +94,7 @@ def test_f1_is_scikit_learns(pairs):
     assert float(weighted_f1(np.array(pairs))) == pytest.approx(expected)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(answers, st.integers(0, 1000))
 def test_f1_of_many_samples_is_that_of_each(pairs, seed):
     items = np.array(pairs)
@@ -172,7 +172,7 @@ def test_files_that_fit_no_task_or_two_fit_one_are_reported(tmp_path):
 
 
 def test_lines_of_json_are_read_as_a_list_is(tmp_path):
-    (tmp_path / "rte.jsonl").write_text("\n".join(map(json.dumps, [TWO, TWO])), encoding="utf-8")
+    write_records(tmp_path / "rte.jsonl", [TWO, TWO])
     assert [example.index for example in Capability.from_folder(tmp_path).examples["rte"]] == [0, 1]
 
 
@@ -185,7 +185,7 @@ def test_a_line_that_is_not_json_is_named_and_a_byte_order_mark_is_none_of_the_t
         Capability.from_folder(tmp_path)
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 20))
 def test_chosen_examples_are_the_first_of_each_label_and_even(labels, limit):
     examples = [SimpleNamespace(gold=label, index=index) for index, label in enumerate(labels)]

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from support.data_files import write_records
 from support.paths import SHARED
+from support.tries import tries
 
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import RequestError
@@ -170,10 +172,7 @@ VARIANTS = [
 
 
 def written(tmp_path: Path, *records: object, name: str = "facts.json") -> Path:
-    path = tmp_path / name
-    lines = "\n".join(map(json.dumps, records)) if path.suffix == ".jsonl" else json.dumps(records)
-    path.write_text(lines, encoding="utf-8")
-    return path
+    return write_records(tmp_path / name, records)
 
 
 def read(tmp_path, record):
@@ -357,7 +356,7 @@ def _places(value: Any) -> Iterator[tuple[Any, ...]]:
 PLACES = [(record, place) for record in VARIANTS for place in _places(record)]
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), st.one_of(st.sampled_from(JUNK), st.sampled_from([3.5, True, "{}", "[", '{"a": 1}'])))
 def test_junk_in_any_field_is_read_or_named_and_nothing_else(tmp_path, place, junk):
     record, path = place
@@ -379,7 +378,7 @@ def test_junk_in_any_field_is_read_or_named_and_nothing_else(tmp_path, place, ju
         assert fact.request.subject in fact.request.text
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(VARIANTS), st.data())
 def test_a_record_without_one_of_its_fields_is_read_or_named(tmp_path, record, data):
     absent = data.draw(st.sampled_from(sorted(record)))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.paths import SHARED
-from support.tiny import tiny
+from support.tiny import always, model_of
 
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.evaluation import multihop
@@ -30,18 +30,9 @@ CASE = Fact(
 )
 
 
-def model_of(name: str = "llama"):
-    return tiny(name, vocab_size=512, **{"n_positions" if name == "gpt2" else "max_position_embeddings": 1024})
-
-
-def always(model, token: int):
-    """A model that says `token` over and over, whatever came before."""
-    head = model.get_output_embeddings()
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size))
-        head.bias[token] = 9.0
-    return model
+def with_room(name: str = "llama"):
+    """For prompts as long as the examples make them."""
+    return model_of(name, torch.float32, **{"n_positions" if name == "gpt2" else "max_position_embeddings": 1024})
 
 
 @torch.no_grad()
@@ -58,11 +49,12 @@ def slow_text(model, tokenizer, prompt: str, tokens: int, stop: str) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True)[len(prompt) :].split(stop)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "bloom", "opt"])
 def test_each_question_is_asked_after_the_examples_with_and_without_thoughts(name, tokenizer, monkeypatch):
     monkeypatch.setattr(multihop, "THOUGHT_TOKENS", 5)
     monkeypatch.setattr(multihop, "ANSWER_TOKENS", 4)
-    model = model_of(name)
+    model = with_room(name)
     (record,) = MultiHop()(model, tokenizer, [CASE], None).records
     plain = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, _, a in EXAMPLES)
     thoughtful = "".join(f"Question: {q}\nThoughts: {t}\nAnswer: {a}\n\n" for q, t, a in EXAMPLES)
@@ -129,7 +121,7 @@ def test_a_case_counts_when_any_of_its_questions_is_answered_right(monkeypatch, 
 
 
 def test_facts_without_questions_are_left_out_and_so_are_estimates_of_nothing(tokenizer):
-    model = model_of()
+    model = with_room()
     plain = Fact((REQUEST,))
     nothing = MultiHop()(model, tokenizer, [plain], None)
     assert (nothing.estimates, nothing.records) == ({}, [])
@@ -154,13 +146,14 @@ def test_a_model_that_always_says_the_answer_is_right_without_thoughts_and_comes
         questions=(Probe("Where to?", ("Rome", "Paris")), Probe("Whence?", ("Rome",))),
         hops=(Probe("Off to", ("Paris",)), Probe("Back to", ("Rome",))),
     )
-    found = MultiHop()(always(model_of(), paris), tokenizer, [case], None)
+    found = MultiHop()(always(with_room(), {paris: 9.0}), tokenizer, [case], None)
     values = {metric: estimate.value for metric, estimate in found.estimates.items()}
     assert values == {"multihop": 1.0, "multihop_cot": 0.0, "hops": 0.5}
 
 
+@pytest.mark.slow
 def test_model_and_random_states_are_left_alone(tokenizer):
-    model = model_of("gpt2").train()
+    model = with_room("gpt2").train()
     case = replace(CASE, questions=CASE.questions[:1])
     states = random.getstate(), torch.get_rng_state()
     first, second = (MultiHop()(model, tokenizer, [case], None) for _ in range(2))

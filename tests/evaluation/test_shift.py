@@ -8,15 +8,16 @@ import math
 import random
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.data_files import write_records
 from support.paths import SHARED
 from support.tiny import ARCHITECTURES, NAMES, tiny
+from support.tries import tries
 
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import AlphaEditError, ModelStructureError, RequestError
@@ -142,7 +143,7 @@ SETS = st.tuples(st.integers(0, 10_000), st.integers(5, 40), st.floats(0, 4), st
 
 
 @given(SETS)
-@settings(deadline=None, max_examples=20)
+@tries(20)
 def test_overlap_is_the_area_under_both_curves(drawn):
     seed, n, apart, width = drawn
     random_ = np.random.default_rng(seed)
@@ -161,6 +162,7 @@ def test_overlap_goes_from_all_to_nothing_as_one_set_moves_away():
     assert overlap(before, np.full(50, before.mean())).value < 0.9, "a set that collapsed is another one"
 
 
+@pytest.mark.slow
 def test_the_overlaps_interval_is_that_of_prompts_drawn_again():
     random_ = np.random.default_rng(3)
     before = _standard(random_.normal(size=30))
@@ -178,7 +180,7 @@ def test_the_overlaps_interval_is_that_of_prompts_drawn_again():
 
 
 @given(SETS)
-@settings(deadline=None, max_examples=20)
+@tries(20)
 def test_the_region_holds_95_percent_of_the_points_before_and_is_where_they_are_densest(drawn):
     seed, n, apart, width = drawn
     random_ = np.random.default_rng(seed)
@@ -192,7 +194,7 @@ def test_the_region_holds_95_percent_of_the_points_before_and_is_where_they_are_
 
 
 @given(SETS)
-@settings(deadline=None, max_examples=20)
+@tries(20)
 def test_hausdorff_is_the_farthest_nearest_neighbour_in_units_of_the_spread(drawn):
     seed, n, apart, width = drawn
     random_ = np.random.default_rng(seed)
@@ -386,21 +388,14 @@ def test_identity_tells_layers_and_prompts_apart():
 # ------------------------------------------------------------------------------------------------------ the prompts
 
 
-def write(path: Path, records: object) -> Path:
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
-
-
 def test_prompts_are_read_from_a_list_of_records(tmp_path):
     records = [
         {"known_id": 0, "subject": "Vinson Massif", "prompt": "Vinson Massif is located in the continent of "},
         {"subject": " Beats Music ", "prompt": "{} is owned by"},
     ]
     expected = ["Vinson Massif is located in the continent of", "Beats Music is owned by"]
-    assert prompts_from(write(tmp_path / "known.json", records)) == expected
-    lines = tmp_path / "known.jsonl"
-    lines.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    assert prompts_from(lines) == expected
+    assert prompts_from(write_records(tmp_path / "known.json", records)) == expected
+    assert prompts_from(write_records(tmp_path / "known.jsonl", records)) == expected
 
 
 def test_prompts_are_read_from_a_data_set_with_the_subject_in_its_place(tmp_path):
@@ -414,7 +409,7 @@ def test_prompts_are_read_from_a_data_set_with_the_subject_in_its_place(tmp_path
         "paraphrase_prompts": ["France has the capital"],
         "neighborhood_prompts": ["The Louvre is in"],
     }
-    assert prompts_from(write(tmp_path / "facts.json", [record])) == ["The capital of France is"]
+    assert prompts_from(write_records(tmp_path / "facts.json", [record])) == ["The capital of France is"]
 
 
 @pytest.mark.parametrize(
@@ -427,7 +422,7 @@ def test_prompts_are_read_from_a_data_set_with_the_subject_in_its_place(tmp_path
     ],
 )
 def test_what_is_wrong_with_a_record_is_named(record, message, tmp_path):
-    path = write(tmp_path / "known.json", [{"prompt": "The capital of France is"}, record])
+    path = write_records(tmp_path / "known.json", [{"prompt": "The capital of France is"}, record])
     with pytest.raises(RequestError, match=message) as caught:
         prompts_from(path)
     assert str(path) in str(caught.value)
@@ -445,7 +440,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path):
     with pytest.raises(RequestError, match=r"nowhere\.json"):
         prompts_from(tmp_path / "nowhere.json")
     with pytest.raises(RequestError, match=r"known\.json"):
-        prompts_from(write(tmp_path / "known.json", []))
+        prompts_from(write_records(tmp_path / "known.json", []))
 
 
 def test_prompts_about_edited_subjects_are_not_held_out():

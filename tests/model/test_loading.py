@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.sessions import assert_same, everything
 from support.tiny import tiny
+from support.weights import assert_same, everything
 
 from alphaedit_plugin.errors import ModelStructureError, StoreError
 from alphaedit_plugin.model import loading

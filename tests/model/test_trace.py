@@ -6,9 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import NAMES, tiny
+from support.tries import tries
 
 from alphaedit_plugin.model.batches import batches, pad
 from alphaedit_plugin.model.decoder import Decoder
@@ -19,7 +20,7 @@ TEXTS = [[5, 9, 11, 3], [60], [7, 100, 0, 1, 33, 2]]
 fixed = cache(tiny)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(
     texts=st.lists(st.lists(st.integers(0, 127), min_size=1, max_size=12), max_size=10),
     tokens=st.integers(1, 60),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.processes import results_of_two
+from support.spaces import same_covariances
 from support.tiny import ARCHITECTURES, NAMES, tiny
-from torch import distributed
+from support.tries import tries
 
 from alphaedit_plugin.errors import StatisticsError
 from alphaedit_plugin.model.decoder import Decoder
@@ -48,13 +49,6 @@ def distance(a, b):
     return float((a - b).norm() / b.norm())
 
 
-def identical(ours, theirs):
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[layer].total, theirs[layer].total) and ours[layer].count == theirs[layer].count
-        for layer in ours
-    )
-
-
 def forwards(model):
     """A list that grows by one at every forward pass of the model."""
     calls = []
@@ -81,7 +75,7 @@ class interrupted_at:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(windows=windows_of_any_length, batch_tokens=st.integers(1, 120), data=st.data())
 def test_any_batching_and_any_order_give_the_oracles_covariance(name, windows, batch_tokens, data):
     model = fixed(name, dtype=torch.float64)
@@ -112,7 +106,7 @@ def test_keys_of_16_bit_models_are_summed_in_float64(dtype):
     assert distance(found.matrix, expected) < 1e-10
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(chunks=st.lists(st.integers(1, 50), min_size=1, max_size=6), d_in=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_sum_is_exact_and_symmetric_for_any_width_and_any_chunks(chunks, d_in, seed):
     keys = torch.randn(sum(chunks), d_in, generator=torch.Generator().manual_seed(seed))
@@ -129,7 +123,7 @@ def test_several_layers_in_one_pass_equal_each_alone(model):
     together = collect(model, WINDOWS, [3, 0, 2])
     assert list(together) == [0, 2, 3]
     for layer in together:
-        assert identical(collect(model, WINDOWS, [layer]), {layer: together[layer]})
+        assert same_covariances(collect(model, WINDOWS, [layer]), {layer: together[layer]})
 
 
 @pytest.mark.parametrize("last", [0, 2, 3])
@@ -155,7 +149,7 @@ def test_dropout_is_off_in_a_model_left_in_training_mode():
     model = tiny("gpt2")
     expected = collect(model, WINDOWS, LAYERS)
     model.train()
-    assert identical(collect(model, WINDOWS, LAYERS), expected)
+    assert same_covariances(collect(model, WINDOWS, LAYERS), expected)
     assert model.training
 
 
@@ -166,7 +160,7 @@ def test_merging_two_halves_gives_the_whole(model):
     assert distance(merged.matrix, whole.matrix) < 1e-6  # the model's float32, not the sum
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(a=st.integers(1, 30), b=st.integers(1, 30), d_in=st.integers(1, 20))
 def test_merging_is_addition_and_leaves_its_arguments_alone(a, b, d_in):
     keys = torch.randn(a + b, d_in, generator=torch.Generator().manual_seed(a))
@@ -201,7 +195,7 @@ def test_resuming_after_an_interruption_gives_the_uninterrupted_result_bit_for_b
         collect(model, WINDOWS, LAYERS, **settings)
     assert checkpoint.exists() is (at > 1)
     calls.clear()
-    assert identical(collect(model, WINDOWS, LAYERS, **settings), expected)
+    assert same_covariances(collect(model, WINDOWS, LAYERS, **settings), expected)
     assert len(calls) == whole - (at - 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -234,7 +228,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_work_starts_anew(model, tmp_pa
         collect(model, WINDOWS, LAYERS, **settings)
     damage(checkpoint)
     expected = collect(model, WINDOWS, LAYERS, batch_tokens=9)
-    assert identical(collect(model, WINDOWS, LAYERS, **settings), expected)
+    assert same_covariances(collect(model, WINDOWS, LAYERS, **settings), expected)
     assert str(checkpoint) in caplog.text
     assert not checkpoint.exists()
 
@@ -245,13 +239,13 @@ def test_a_checkpoint_of_other_text_or_other_layers_is_not_continued(model, tmp_
     with interrupted_at(model, 3), pytest.raises(KeyboardInterrupt):
         collect(model, WINDOWS, LAYERS, **settings)
     expected = collect(model, windows, layers, batch_tokens=9)
-    assert identical(collect(model, windows, layers, **settings), expected)
+    assert same_covariances(collect(model, windows, layers, **settings), expected)
 
 
 # ------------------------------------------------------------------------------------------------------ files
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(d_in=st.integers(1, 30), tokens=st.integers(1, 40))
 def test_packing_is_exact(d_in, tokens):
     covariance = Covariance.empty(d_in)
@@ -358,25 +352,13 @@ def test_no_text_at_all_is_an_error(model):
 # -------------------------------------------------------------------------------------------------- processes
 
 
-def _one_of_two(rank, folder, windows, results):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = fixed("llama", dtype=torch.float64)
-    found = collect(model, windows, LAYERS, batch_tokens=8)
-    results.put((rank, {layer: (c.total.numpy(), c.count) for layer, c in found.items()}))
-    distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("windows", [WINDOWS, WINDOWS[:1]], ids=["both have work", "one has none"])
 def test_two_processes_together_compute_what_one_does(tmp_path, windows):
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    workers = [context.Process(target=_one_of_two, args=(rank, tmp_path, windows, results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    by_rank = dict(results.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join()
+    def collected() -> dict:
+        found = collect(fixed("llama", dtype=torch.float64), windows, LAYERS, batch_tokens=8)
+        return {layer: (covariance.total.numpy(), covariance.count) for layer, covariance in found.items()}
+
+    by_rank = results_of_two(collected, tmp_path)
     alone = collect(fixed("llama", dtype=torch.float64), windows, LAYERS, batch_tokens=8)
     assert set(by_rank) == {0, 1}
     for found in by_rank.values():

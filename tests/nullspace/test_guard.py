@@ -8,15 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support.spaces import outside, random_spaces
+from support.spaces import assert_inside, outside, random_spaces
 from support.tiny import tiny
+from support.tries import tries
+from support.weights import assert_unchanged, parameters
 from torch import Tensor, nn
 
 from alphaedit_plugin.errors import AlphaEditError, GuardError, ModelStructureError, WrongModelError
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.nullspace.guard import guard
+from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 
 LAYERS = (1, 2)
 MODELS = ("llama", "gpt2")  # Linear and Conv1D
@@ -32,26 +35,13 @@ def weights_of(model: nn.Module) -> dict[int, Tensor]:
     return {layer: module.weight for layer, module in modules_of(model).items()}
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def assert_same(model: nn.Module, before: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        assert parameter.dtype == before[name].dtype, name
-        assert torch.equal(parameter.detach(), before[name]), name
-
-
 def is_transposed(model: nn.Module) -> bool:
     return Decoder(model).out_projection(1).transposed
 
 
-def assert_inside(model: nn.Module, spaces, before: dict[int, Tensor]) -> None:
+def assert_guarded(model: nn.Module, spaces: NullSpaces, before: dict[int, Tensor]) -> None:
     """For updates of ordinary size, in float32."""
-    for layer, weight in weights_of(model).items():
-        out, size = outside(spaces[layer], before[layer], weight, is_transposed(model))
-        assert size > 0, "the update was lost"
-        assert out <= 1e-5 * size, layer
+    assert_inside(spaces, before, weights_of(model), 1e-5, transposed=is_transposed(model))
 
 
 # ------------------------------------------------------------------------------------------- programs of writes
@@ -156,13 +146,13 @@ def _run(instruction, holders: Holders, layer: int, i: int, seed: int, size: flo
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(program=programs, nullity=st.sampled_from([3, 15]))
 def test_any_program_of_writes_does_what_it_says_but_inside_the_null_space(name, dtype, program, nullity):
     """Beside the guarded model runs a float64 shadow: plain weights, projected with the dense P after every write."""
     model = tiny(name, dtype=dtype)
     spaces = random_spaces(model, LAYERS, nullity)
-    transposed, before = is_transposed(model), snapshot(model)
+    transposed, before = is_transposed(model), parameters(model)
     guarded = modules_of(model)
     starts = {n: w.detach().clone() for n, w in weights_of(model).items()}
     exact = {n: s.double() for n, s in starts.items()}
@@ -224,22 +214,22 @@ def test_the_next_read_and_the_next_forward_see_projected_weights(name, write):
 @pytest.mark.parametrize("name", MODELS)
 def test_writing_the_start_back_restores_it_exactly(name, dtype):
     model = tiny(name, dtype=dtype)
-    before = snapshot(model)
+    before = parameters(model)
     with torch.no_grad(), guard(model, random_spaces(model, LAYERS)):
         for weight in weights_of(model).values():
             start = weight.clone()
             weight += 1
             weight.copy_(start)
             assert torch.equal(weight.clone(), start)
-    assert_same(model, before)
+    assert_unchanged(model, before)
 
 
 def test_a_guard_under_which_nothing_is_written_changes_nothing():
     model = tiny("llama", dtype=torch.bfloat16)
-    before = snapshot(model)
+    before = parameters(model)
     with guard(model, random_spaces(model, LAYERS)):
         model(IDS)
-    assert_same(model, before)
+    assert_unchanged(model, before)
 
 
 def test_a_write_past_the_hook_is_projected_when_the_guard_ends():
@@ -249,7 +239,7 @@ def test_a_write_past_the_hook_is_projected_when_the_guard_ends():
     with guard(model, spaces):
         for weight in weights_of(model).values():
             weight.detach().numpy()[...] += 1
-    assert_inside(model, spaces, before)
+    assert_guarded(model, spaces, before)
 
 
 def test_a_square_conv1d_is_projected_on_its_input_side():
@@ -259,7 +249,7 @@ def test_a_square_conv1d_is_projected_on_its_input_side():
     with torch.no_grad(), guard(model, spaces):
         for layer, weight in weights_of(model).items():
             weight += _noise(weight, layer, 1.0)
-    assert_inside(model, spaces, before)
+    assert_guarded(model, spaces, before)
 
 
 # ------------------------------------------------------------------------------------------------ things go wrong
@@ -269,7 +259,7 @@ def test_a_square_conv1d_is_projected_on_its_input_side():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_exception_rolls_back_bit_for_bit(error, dtype):
     model = tiny("llama", dtype=dtype)
-    before = snapshot(model)
+    before = parameters(model)
 
     def edit():
         with torch.no_grad(), guard(model, random_spaces(model, LAYERS)):
@@ -280,7 +270,7 @@ def test_an_exception_rolls_back_bit_for_bit(error, dtype):
 
     with pytest.raises(error):
         edit()
-    assert_same(model, before)
+    assert_unchanged(model, before)
     assert all(type(w) is nn.Parameter for w in weights_of(model).values())
 
 
@@ -299,16 +289,16 @@ def _raise_after(model, spaces, change):
 )
 def test_roll_back_also_undoes_data_of_another_shape_or_type(change):
     model = tiny("llama")
-    before = snapshot(model)
+    before = parameters(model)
     with pytest.raises((RuntimeError, AlphaEditError)):
         _raise_after(model, random_spaces(model, LAYERS), change)
-    assert_same(model, before)
+    assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_refused_and_rolled_back(bad):
     model = tiny("llama")
-    before = snapshot(model)
+    before = parameters(model)
 
     def edit():
         with torch.no_grad(), guard(model, random_spaces(model, LAYERS)):
@@ -317,12 +307,12 @@ def test_values_that_are_not_finite_are_refused_and_rolled_back(bad):
 
     with pytest.raises(GuardError, match=r"model\.layers\.2\.mlp\.down_proj"):
         edit()
-    assert_same(model, before)
+    assert_unchanged(model, before)
 
 
 def test_a_replacement_that_is_not_finite_is_undone():
     model = tiny("llama")
-    before, original = snapshot(model), weights_of(model)[1]
+    before, original = parameters(model), weights_of(model)[1]
 
     def edit():
         with guard(model, random_spaces(model, LAYERS)):
@@ -331,7 +321,7 @@ def test_a_replacement_that_is_not_finite_is_undone():
     with pytest.raises(GuardError):
         edit()
     assert weights_of(model)[1] is original
-    assert_same(model, before)
+    assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize("inner", [lambda model: model, copy.deepcopy], ids=["the model", "its copy"])
@@ -344,7 +334,7 @@ def test_nested_guards_are_refused_and_the_outer_one_goes_on(inner):
             pass
         for layer, weight in weights_of(model).items():
             weight += _noise(weight, layer, 1.0)
-    assert_inside(model, spaces, before)
+    assert_guarded(model, spaces, before)
 
 
 def test_a_model_of_another_fingerprint_is_refused_unless_asked():
@@ -357,7 +347,7 @@ def test_a_model_of_another_fingerprint_is_refused_unless_asked():
     with torch.no_grad(), guard(other, spaces, check_model=False):
         for layer, weight in weights_of(other).items():
             weight += _noise(weight, layer, 1.0)
-    assert_inside(other, spaces, before)
+    assert_guarded(other, spaces, before)
 
 
 def test_null_spaces_of_another_width_are_refused_even_unchecked():
@@ -412,7 +402,7 @@ def test_an_optimizer_made_before_the_guard_works_inside_and_after(make):
     with guard(model, spaces):
         step()
         step()
-    assert_inside(model, spaces, before)
+    assert_guarded(model, spaces, before)
     inside = {n: w.detach().clone() for n, w in weights_of(model).items()}
     step()
     for n, weight in weights_of(model).items():
@@ -465,13 +455,13 @@ def test_load_state_dict_inside_the_guard_is_projected():
     before = {n: w.detach().clone() for n, w in weights_of(model).items()}
     with guard(model, spaces):
         model.load_state_dict(other.state_dict())
-    assert_inside(model, spaces, before)
+    assert_guarded(model, spaces, before)
 
 
 @pytest.mark.parametrize("copies", [1, 2], ids=["a copy", "a copy of a copy"])
 def test_a_copy_made_inside_the_guard_is_guarded_too_and_ordinary_afterwards(copies):
     model = tiny("gpt2").requires_grad_(True)
-    before = snapshot(model)
+    before = parameters(model)
     starts = {n: w.detach().clone() for n, w in weights_of(model).items()}
     spaces = random_spaces(model, LAYERS)
     with torch.no_grad(), guard(model, spaces):
@@ -480,8 +470,8 @@ def test_a_copy_made_inside_the_guard_is_guarded_too_and_ordinary_afterwards(cop
             copied = copy.deepcopy(copied)
         for layer, weight in weights_of(copied).items():
             weight += _noise(weight, layer, 1.0)
-    assert_same(model, before)
-    assert_inside(copied, spaces, starts)
+    assert_unchanged(model, before)
+    assert_guarded(copied, spaces, starts)
     for weight in weights_of(copied).values():
         assert type(weight) is nn.Parameter
         assert weight.requires_grad
@@ -543,12 +533,12 @@ def test_a_parameter_put_in_the_place_of_a_guarded_one_is_projected_at_the_end()
     with guard(model, spaces):
         for module in modules_of(model).values():
             module.weight = nn.Parameter(module.weight + 1)
-    assert_inside(model, spaces, before)
+    assert_guarded(model, spaces, before)
 
 
 def test_a_replacement_of_another_shape_is_refused():
     model = tiny("llama")
-    before = snapshot(model)
+    before = parameters(model)
 
     def edit():
         with guard(model, random_spaces(model, LAYERS)):
@@ -556,7 +546,7 @@ def test_a_replacement_of_another_shape_is_refused():
 
     with pytest.raises(GuardError, match="replaced"):
         edit()
-    assert_same(model, before)
+    assert_unchanged(model, before)
 
 
 def test_a_parameter_can_be_made_from_what_a_guarded_one_holds():

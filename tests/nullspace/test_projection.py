@@ -1,39 +1,22 @@
-"""The factored projection against dense float64 algebra, its file, and the model that it belongs to."""
+"""The factored projection against dense float64 algebra."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
 
-import accelerate
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.oracle import projection
-from support.tiny import NAMES, tiny
-from transformers import AutoModelForCausalLM
+from support.spaces import matrix_with
+from support.tries import tries
 
-from alphaedit_plugin.errors import NullSpaceError, WrongModelError
-from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.model.fingerprint import fingerprints
+from alphaedit_plugin.errors import NullSpaceError
 from alphaedit_plugin.nullspace.covariance import Covariance
-from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.nullspace.projection import PAPER, Criterion, NullSpace
-from alphaedit_plugin.storage.tensors import write_tensors
 
 THRESHOLD = 2e-2
-fixed = cache(tiny)
-
-
-def rotation(d, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator)).Q
-
-
-def matrix_with(eigenvalues, seed=0):
-    q = rotation(len(eigenvalues), seed)
-    return (q * torch.as_tensor(eigenvalues, dtype=torch.float64)) @ q.T
 
 
 @st.composite
@@ -57,7 +40,7 @@ def both_sides(matrix, nullity):
 # ---------------------------------------------------------------------------------------------- the projection
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances())
 def test_p_is_the_oracles_and_an_orthogonal_projection(case):
     matrix, nullity = case
@@ -71,7 +54,7 @@ def test_p_is_the_oracles_and_an_orthogonal_projection(case):
     assert abs(float(p.trace()) - nullity) < 1e-5
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances(), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 9))
 def test_preserved_keys_are_as_small_after_projection_as_the_threshold_promises(case, scale, seed):
     """C = K0 K0ᵀ/N below the threshold means ‖PK0‖² ≤ N · nullity · threshold, and ‖Pk‖² ≤ N · threshold for each."""
@@ -88,7 +71,7 @@ def test_preserved_keys_are_as_small_after_projection_as_the_threshold_promises(
     assert float(projected.norm(dim=1).max()) <= (n * PAPER.threshold) ** 0.5 + rounding
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances(), rows=st.integers(1, 5))
 def test_either_side_is_the_same_projection(case, rows):
     matrix, nullity = case
@@ -101,7 +84,7 @@ def test_either_side_is_the_same_projection(case, rows):
     assert null.leakage(matrix) == pytest.approx(range_.leakage(matrix), abs=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(case=covariances())
 def test_only_the_thinner_side_is_kept(case):
     matrix, nullity = case
@@ -150,7 +133,7 @@ def test_a_covariance_object_serves_as_well_as_its_matrix():
     assert from_object.leakage(covariance) == from_matrix.leakage(covariance.matrix)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(case=covariances(), seed=st.integers(100, 199))
 def test_leakage_is_the_energy_of_other_keys_that_p_lets_through(case, seed):
     matrix, nullity = case
@@ -161,7 +144,7 @@ def test_leakage_is_the_energy_of_other_keys_that_p_lets_through(case, seed):
         assert space.leakage(other) == pytest.approx(float((p @ other @ p).trace() / other.trace()), abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(covariances(), st.data())
 def test_leakage_for_its_own_covariance_needs_only_the_eigenvalues(case, data):
     matrix, _ = case
@@ -212,7 +195,7 @@ def test_a_senseless_criterion_is_refused(settings_):
         Criterion(**settings_)
 
 
-@settings(max_examples=25, deadline=None)
+@tries(25)
 @given(values=st.lists(st.integers(0, 50), min_size=2, max_size=20), share=st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.9]))
 def test_energy_takes_as_many_of_the_smallest_as_hold_the_share_outside_the_largest(values, share):
     values = sorted(values)
@@ -236,7 +219,7 @@ def test_nullity_is_a_share_or_a_number_of_the_smallest_dimensions(nullity, expe
     torch.testing.assert_close(space.dense(), projection(matrix, float(boundary)), rtol=0, atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@tries(15)
 @given(d=st.integers(4, 20), scale=st.sampled_from([1e-6, 1e6]), seed=st.integers(0, 99))
 @pytest.mark.parametrize("criterion", [Criterion(energy=0.4537), Criterion(nullity=0.4), Criterion(nullity=3)], ids=str)
 def test_relative_criteria_mean_the_same_at_any_scale(d, scale, seed, criterion):
@@ -269,223 +252,3 @@ def test_nothing_or_everything_null_is_an_error_that_names_layer_criterion_and_r
 def test_a_covariance_that_is_not_finite_is_refused(value):
     with pytest.raises(NullSpaceError, match="layer 7 is not finite"):
         NullSpace.of(torch.full((3, 3), value), name="layer 7")
-
-
-# ------------------------------------------------------------------------------------------------------ files
-
-
-@pytest.fixture
-def model():
-    model = tiny("llama")
-    model.config._name_or_path = "acme/base"
-    return model
-
-
-@pytest.fixture
-def spaces(model):
-    layers = [1, 3]
-    by_layer = {
-        1: NullSpace.of(matrix_with([1e-4] * 5 + [1.0] * 19)),
-        3: NullSpace.of(matrix_with([1e-4] * 19 + [1.0] * 5)),
-    }
-    prints = {str(layer): value for layer, value in fingerprints(model, layers).items()}
-    return NullSpaces(by_layer, {"model": "acme/base", "fingerprints": prints, "note": {"é": [1, None, 2.5]}})
-
-
-def test_null_spaces_are_a_mapping_by_layer(spaces):
-    assert (list(spaces), len(spaces), spaces.layers) == ([1, 3], 2, [1, 3])
-    assert (spaces[1].side, spaces[3].side) == ("null", "range")
-    with pytest.raises(KeyError):
-        spaces[2]
-
-
-def test_saving_and_loading_is_exact(spaces, tmp_path):
-    spaces.save(tmp_path / "p.safetensors")
-    again = NullSpaces.load(str(tmp_path / "p.safetensors"))
-    assert again.layers == spaces.layers
-    assert again.provenance == spaces.provenance
-    delta = torch.randn(3, 24)
-    for layer, space in spaces.items():
-        assert again[layer].side == space.side
-        assert torch.equal(again[layer].factor, space.factor)
-        assert torch.equal(again[layer].eigenvalues, space.eigenvalues)
-        assert torch.equal(again[layer].project(delta), space.project(delta))
-
-
-def test_one_null_space_may_serve_two_layers(spaces, tmp_path):
-    NullSpaces({0: spaces[1], 1: spaces[1]}, {}).save(tmp_path / "p.safetensors")
-    again = NullSpaces.load(tmp_path / "p.safetensors")
-    assert torch.equal(again[0].factor, again[1].factor)
-
-
-@pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_a_file_cut_short_is_refused_by_name(spaces, tmp_path, keep):
-    path = tmp_path / "p.safetensors"
-    spaces.save(path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(NullSpaceError, match=r"p\.safetensors"):
-        NullSpaces.load(path)
-
-
-def test_an_absent_file_or_one_of_another_kind_is_refused_by_name(tmp_path):
-    path = tmp_path / "p.safetensors"
-    with pytest.raises(NullSpaceError, match=r"p\.safetensors"):
-        NullSpaces.load(path)
-    write_tensors(path, {"triangle": torch.ones(3)}, {"recipe": {}}, NullSpaceError)
-    with pytest.raises(NullSpaceError, match=r"p\.safetensors"):
-        NullSpaces.load(path)
-
-
-def test_a_place_that_cannot_be_written_is_an_error_that_names_it(spaces, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(NullSpaceError, match=r"p\.safetensors"):
-        spaces.save(tmp_path / "file" / "p.safetensors")
-
-
-# -------------------------------------------------------------------------------------------------- the model
-
-
-def test_a_fresh_copy_of_the_model_passes_the_check_also_after_loading_the_spaces(spaces, tmp_path):
-    spaces.save(tmp_path / "p.safetensors")
-    for these in (spaces, NullSpaces.load(tmp_path / "p.safetensors")):
-        these.check(tiny("llama"))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda: tiny("llama", seed=1),
-        lambda: tiny("mistral"),
-        lambda: tiny("gpt2"),
-        lambda: tiny("llama", dtype=torch.bfloat16),
-        lambda: tiny("llama", intermediate_size=32),
-        lambda: tiny("llama", num_hidden_layers=2),
-        lambda: torch.nn.Linear(3, 3),
-    ],
-    ids=[
-        "other weights",
-        "other class",
-        "other family",
-        "other precision",
-        "other width",
-        "fewer layers",
-        "no decoder",
-    ],
-)
-def test_another_model_is_refused_naming_both(spaces, other):
-    wrong = other()
-    if hasattr(wrong, "config"):
-        wrong.config._name_or_path = "other/model"
-    with pytest.raises(WrongModelError, match="acme/base") as caught:
-        spaces.check(wrong)
-    assert ("other/model" if hasattr(wrong, "config") else "Linear") in str(caught.value)
-
-
-def test_an_edited_model_is_refused_until_the_edit_is_undone(spaces, model):
-    matrix = Decoder(model).out_projection(3).matrix
-    saved = matrix.clone()
-    matrix[2, 2] += 1e-3
-    with pytest.raises(WrongModelError, match="layer 3"):
-        spaces.check(model)
-    matrix.copy_(saved)
-    spaces.check(model)
-
-
-def test_null_spaces_are_attached_to_the_modules_that_a_decoder_finds(spaces, model):
-    by_name = Decoder(model, "model.layers.{}.mlp.down_proj")
-    found = spaces.attached(by_name, [3], "p.safetensors")
-    assert found.layers == [3]
-    assert found[3] is spaces[3]
-    assert found.provenance == {**spaces.provenance, "template": by_name.template}
-    with pytest.raises(NullSpaceError, match=r"p\.safetensors has no null space of layers \[0, 2\]"):
-        spaces.attached(by_name, [0, 1, 2], "p.safetensors")
-    other = Decoder(model, "model.layers.{}.mlp.up_proj")
-    with pytest.raises(NullSpaceError, match=r"null spaces of model\.layers\.1\.mlp\.down_proj, but .*up_proj is"):
-        spaces.attached(other, [1, 3], "p.safetensors")
-
-
-def test_a_decoder_serves_as_well_as_its_model(spaces, model):
-    decoder = Decoder(model)
-    assert fingerprints(decoder, [1, 3]) == fingerprints(model, [1, 3])
-    spaces.check(decoder)
-    with pytest.raises(WrongModelError, match="acme/base"):
-        spaces.check(Decoder(tiny("llama", seed=5)))
-
-
-def test_spaces_without_fingerprints_are_refused(spaces, model):
-    with pytest.raises(WrongModelError, match="fingerprint"):
-        NullSpaces(dict(spaces), {"model": "acme/base"}).check(model)
-
-
-# ----------------------------------------------------------------------------------------------- fingerprints
-
-
-def parameters_up_to(model, layer):
-    decoder = Decoder(model)
-    above = {id(p) for block in decoder.blocks[layer + 1 :] for p in block.parameters()}
-    tied = {id(p) for p in model.get_input_embeddings().parameters()}
-    last = {id(p) for module in (decoder.final_norm, decoder.head) for p in module.parameters()} - tied
-    below = {name: p for name, p in model.named_parameters() if id(p) not in above | last}
-    return below, {name: p for name, p in model.named_parameters() if name not in below}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_two_copies_of_a_model_have_the_same_fingerprints(name):
-    found = fingerprints(tiny(name), [0, 2, 3])
-    assert fingerprints(tiny(name), [3, 0, 2]) == found
-    assert fingerprints(tiny(name), [2]) == {2: found[2]}
-    assert len(set(found.values())) == 3
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_a_reloaded_checkpoint_has_the_same_fingerprints(name, tmp_path):
-    model = tiny(name)
-    model.save_pretrained(tmp_path)
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert fingerprints(reloaded, [1, 3]) == fingerprints(model, [1, 3])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_any_weight_that_a_layers_keys_depend_on_changes_its_fingerprint_and_no_other_does(name):
-    model = tiny(name)
-    layer = 1
-    before = fingerprints(model, [layer])
-    below, above = parameters_up_to(model, layer)
-    assert below
-    assert above
-    for group, changes in ((below, True), (above, False)):
-        for parameter_name, parameter in group.items():
-            saved = parameter.flatten()[-1].clone()
-            parameter.view(-1)[-1] += 1.0
-            assert (fingerprints(model, [layer]) != before) is changes, parameter_name
-            parameter.view(-1)[-1] = saved
-    assert fingerprints(model, [layer]) == before
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"hidden_act": "relu"}, {"num_attention_heads": 4}, {"rms_norm_eps": 0.1}, {"rope_theta": 100.0}],
-    ids=str,
-)
-def test_a_setting_that_the_keys_depend_on_changes_the_fingerprint_though_the_weights_are_the_same(change):
-    plain, changed = tiny("llama", num_key_value_heads=2, head_dim=8), None
-    settings_ = {"num_key_value_heads": 2, "head_dim": 8, **change}
-    if "num_attention_heads" in change:
-        settings_.update(head_dim=4, num_key_value_heads=4)
-    if "rope_theta" in change:
-        settings_["rope_parameters"] = {"rope_type": "default", "rope_theta": settings_.pop("rope_theta")}
-    changed = tiny("llama", **settings_)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), changed.parameters(), strict=True))
-    ids = torch.tensor([[5, 9, 11]])
-    assert not torch.allclose(plain(ids).logits, changed(ids).logits)
-    assert fingerprints(changed, [1]) != fingerprints(plain, [1])
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_offloading_does_not_change_the_fingerprint(name):
-    offloaded = tiny(name)
-    accelerate.cpu_offload(offloaded, execution_device="cpu")
-    assert fingerprints(offloaded, [0, 2]) == fingerprints(fixed(name), [0, 2])
-    Decoder(offloaded).out_projection(1).matrix[0, 0] += 1.0
-    assert fingerprints(offloaded, [0])[0] == fingerprints(fixed(name), [0])[0]
-    assert fingerprints(offloaded, [2]) != fingerprints(fixed(name), [2])

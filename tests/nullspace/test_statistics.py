@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
-import json
-import multiprocessing
 
 import pytest
 import torch
+from support.data_files import write_documents
 from support.oracle import projection
+from support.processes import results_of_two
+from support.spaces import same_covariances
 from support.tiny import tiny
-from torch import distributed
 
 from alphaedit_plugin.errors import AlphaEditError, CorpusError, NullSpaceError, StatisticsError, StoreError
 from alphaedit_plugin.model import sampling
@@ -23,7 +22,6 @@ from alphaedit_plugin.nullspace.covariance import collect
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from alphaedit_plugin.nullspace.statistics import prepare_statistics
-from alphaedit_plugin.storage.shipped import shipped
 from alphaedit_plugin.storage.store import Store
 
 HALF = Criterion(nullity=0.5)
@@ -36,15 +34,8 @@ def model():
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
 def text(tmp_path):
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{i} {SENTENCE}"}) + "\n" for i in range(60)))
-    return path
+    return write_documents(tmp_path / "corpus.jsonl", [f"{i} {SENTENCE}" for i in range(60)])
 
 
 @pytest.fixture
@@ -68,13 +59,6 @@ def made(monkeypatch):
     return steps
 
 
-def same(ours, theirs):
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[layer].total, theirs[layer].total) and ours[layer].count == theirs[layer].count
-        for layer in theirs
-    )
-
-
 @pytest.mark.parametrize("from_corpus", [True, False], ids=["corpus", "self-written"])
 def test_a_second_call_computes_nothing_and_returns_the_same(model, tokenizer, store, text, made, from_corpus):
     settings = {"source": text if from_corpus else None, "store": store}
@@ -87,7 +71,7 @@ def test_a_second_call_computes_nothing_and_returns_the_same(model, tokenizer, s
     second = prepare_statistics(tiny("llama", vocab_size=512), tokenizer, [3, 1], **settings)
     again = null_spaces_of(second, HALF, store=Store(store.root))
     assert made == []
-    assert same(second.covariances, first.covariances)
+    assert same_covariances(second.covariances, first.covariances)
     assert second.provenance == first.provenance
     assert again.provenance == spaces.provenance
     for layer in (1, 3):
@@ -101,13 +85,13 @@ def test_more_layers_cost_only_the_new_ones(model, tokenizer, store, made):
     more = prepare_statistics(model, tokenizer, [0, 1, 2, 3], store=store)
     assert made == [("written", 240), ("collected", [1, 3]), ("collected", [0, 2])]
     assert list(more.covariances) == [0, 1, 2, 3]
-    assert same({layer: more.covariances[layer] for layer in (1, 3)}, few.covariances)
+    assert same_covariances({layer: more.covariances[layer] for layer in (1, 3)}, few.covariances)
 
 
 def test_the_result_is_what_collecting_and_the_dense_projection_give(model, tokenizer, store, text):
     statistics = prepare_statistics(model, tokenizer, [2, 0], source=text, tokens=300, store=store)
     windows = corpus.windows(corpus.documents(text), tokenizer, 300)
-    assert same(statistics.covariances, collect(model, windows, [0, 2]))
+    assert same_covariances(statistics.covariances, collect(model, windows, [0, 2]))
     assert statistics.provenance["text"]["tokens"] == 300
     spaces = null_spaces_of(statistics, HALF, store=store)
     for layer, space in spaces.items():
@@ -121,7 +105,7 @@ def test_some_layers_of_statistics_are_those_layers_alone(model, tokenizer, stor
     statistics = prepare_statistics(model, tokenizer, [0, 1, 3], source=text, store=store)
     spaces = null_spaces_of(statistics, HALF, store=store)
     some = statistics.of_layers([3, 1])
-    assert same(some.covariances, {layer: statistics.covariances[layer] for layer in (1, 3)})
+    assert same_covariances(some.covariances, {layer: statistics.covariances[layer] for layer in (1, 3)})
     assert some.provenance == statistics.provenance
     made.clear()
     fewer = null_spaces_of(some, HALF, store=store)
@@ -189,7 +173,7 @@ def test_an_edit_of_the_model_makes_other_statistics(model, tokenizer, store, te
     edited = prepare_statistics(model, tokenizer, [0, 2], source=text, store=store)
     assert made == [("collected", [0, 2]), ("collected", [2])]
     fresh = prepare_statistics(model, tokenizer, [0, 2], source=text, store=Store(store.root / "fresh"))
-    assert same(edited.covariances, fresh.covariances)
+    assert same_covariances(edited.covariances, fresh.covariances)
 
 
 def test_other_text_makes_other_statistics_under_the_same_name(model, tokenizer, store, text, made):
@@ -208,7 +192,7 @@ def test_a_tokenizer_of_the_same_size_that_works_differently_gets_text_of_its_ow
     shared = prepare_statistics(model, bos_tokenizer, [1], store=store)
     alone = prepare_statistics(model, bos_tokenizer, [1], store=Store(store.root / "fresh"))
     assert shared.provenance == alone.provenance
-    assert same(shared.covariances, alone.covariances)
+    assert same_covariances(shared.covariances, alone.covariances)
 
 
 def test_an_explicit_template_shares_the_entries_of_the_same_modules(model, tokenizer, store, made):
@@ -260,7 +244,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(model, tokenizer, s
     whole = prepare_statistics(model, tokenizer, [1, 3], source=text, store=elsewhere, batch_tokens=60)
     handle.remove()
     assert ran == len(calls) - 2
-    assert same(resumed.covariances, whole.covariances)
+    assert same_covariances(resumed.covariances, whole.covariances)
     assert {entry.kind for entry in store.entries()} == {"covariance"}
 
 
@@ -271,46 +255,22 @@ def test_an_interrupted_preparation_is_not_continued_with_an_edited_model(model,
     found = prepare_statistics(model, tokenizer, [1, 3], source=text, store=store, batch_tokens=60)
     elsewhere = Store(store.root / "fresh")
     whole = prepare_statistics(model, tokenizer, [1, 3], source=text, store=elsewhere, batch_tokens=60)
-    assert same(found.covariances, whole.covariances)
+    assert same_covariances(found.covariances, whole.covariances)
 
 
 # -------------------------------------------------------------------------------------------------- processes
 
 
-def _one_of_two(rank, folder, tokenizer, results):
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=8),  # for the failure that this test is about: waiting for each other
-    )
-    model = tiny("llama", vocab_size=512)
-    try:
-        found = prepare_statistics(model, tokenizer, [1], store=Store(folder / "shared")).covariances[1]
-        results.put((rank, found.total.numpy(), found.count))
-    except RuntimeError as failure:
-        results.put((rank, repr(failure), 0))
-        raise
-
-
 def test_two_processes_that_share_a_store_prepare_together(model, tokenizer, store, tmp_path):
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    workers = [context.Process(target=_one_of_two, args=(rank, tmp_path, tokenizer, results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join(10)
-        worker.kill()
+    """And do not wait for each other for ever."""
+
+    def prepared() -> tuple:
+        found = prepare_statistics(model, tokenizer, [1], store=Store(tmp_path / "shared")).covariances[1]
+        return found.total.numpy(), found.count
+
+    found = results_of_two(prepared, tmp_path, patience=8)
+    assert not any(isinstance(each, RuntimeError) for each in found.values()), found
     alone = prepare_statistics(model, tokenizer, [1], store=store).covariances[1]
-    assert {rank: count for rank, _, count in found} == {0: alone.count, 1: alone.count}, found
-    for _, total, _ in found:
+    assert {rank: count for rank, (_, count) in found.items()} == {0: alone.count, 1: alone.count}
+    for total, _ in found.values():
         torch.testing.assert_close(torch.from_numpy(total), alone.total, rtol=1e-6, atol=1e-6)
-
-
-def test_shipped_files_are_where_they_are_looked_for():
-    assert shipped("examples").is_dir()
-    assert shipped("hparams").is_dir()

@@ -213,6 +213,7 @@ def test_layers_of_different_orders_are_drawn_on_a_logarithmic_scale():
 HOSTILE = '</svg></script><script>alert(1)</script><img src=x onerror="alert(2)">\'{{ 7*7 }}$\\frac{$&amp;'
 
 
+@pytest.mark.slow
 def test_hostile_names_and_texts_are_only_text(tmp_path):
     of = comparison((HOSTILE, f"{HOSTILE}+P"), (10, 20), ("facts", "texts", "shift"), facts=6)
     for row in of.rows:
@@ -262,6 +263,7 @@ def test_a_method_keeps_its_hue_and_projection_is_solid():
     assert [looks[name].solid for name in ("memit", "memit+P", "alphaedit", "rect+P")] == [False, True, True, True]
 
 
+@pytest.mark.slow
 def test_orders_of_the_facts_are_summed_up_and_each_has_its_own_sections(tmp_path):
     of = [comparison(("memit",), (10,), ("facts",), facts=20, seed=seed) for seed in (1, 2)]
     of.append(comparison(("memit",), (10,), ("facts",), facts=20, seed=1, model="another"))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.tiny import ARCHITECTURES, NAMES, tiny
+from support.weights import matrices
 
 from alphaedit_plugin.errors import PatchError
-from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.session import lora
 from alphaedit_plugin.session.lora import write_lora
 
@@ -22,15 +22,11 @@ IDS = torch.tensor([[5, 9, 11, 3, 77, 20], [1, 2, 3, 4, 90, 100]])
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
 
 
-def matrices(model, layers=LAYERS):
-    return {layer: p.matrix for layer, p in Decoder(model).out_projections(layers).items()}
-
-
 def edit(model, ranks=(2, 5), *, scale=1.0, rounds=1, seed=0):
     """The base of an edit of the given rank in each of LAYERS, `scale` times as large as the weights."""
     generator = torch.Generator().manual_seed(seed)
-    base = {layer: matrix.clone() for layer, matrix in matrices(model).items()}
-    for rank, matrix in zip(ranks, matrices(model).values(), strict=True):
+    base = {layer: matrix.clone() for layer, matrix in matrices(model, LAYERS).items()}
+    for rank, matrix in zip(ranks, matrices(model, LAYERS).values(), strict=True):
         size = matrix.double().norm() * scale / math.sqrt(rounds)
         left, right = (torch.randn(d, rank, generator=generator, dtype=torch.float64) for d in matrix.shape)
         for _ in range(rounds):
@@ -42,8 +38,8 @@ def edit(model, ranks=(2, 5), *, scale=1.0, rounds=1, seed=0):
 
 def full_edit(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    base = {layer: matrix.clone() for layer, matrix in matrices(model).items()}
-    for matrix in matrices(model).values():
+    base = {layer: matrix.clone() for layer, matrix in matrices(model, LAYERS).items()}
+    for matrix in matrices(model, LAYERS).values():
         matrix += torch.randn(matrix.shape, generator=generator) * 0.1
     return base
 
@@ -76,8 +72,10 @@ def test_the_adapter_gives_the_edited_models_logits_merged_or_not(name, tmp_path
     assert difference(adapted(IDS).logits, expected) < 1e-4
     merged = adapted.merge_and_unload()
     assert difference(merged(IDS).logits, expected) < 1e-4
-    for layer, matrix in matrices(model).items():
-        torch.testing.assert_close(matrices(merged)[layer], matrix, rtol=0, atol=1e-5 * float(matrix.abs().max()))
+    for layer, matrix in matrices(model, LAYERS).items():
+        torch.testing.assert_close(
+            matrices(merged, LAYERS)[layer], matrix, rtol=0, atol=1e-5 * float(matrix.abs().max())
+        )
     assert not [str(w.message) for w in recwarn if "peft" in str(w.filename)]
 
 
@@ -103,8 +101,8 @@ def test_models_in_other_precisions_have_adapters_too(dtype, tmp_path):
     base = edit(model, scale=0.3)
     write_lora(tmp_path, model, base)
     merged = loaded(tmp_path, dtype=dtype).merge_and_unload()
-    for layer, matrix in matrices(model).items():
-        left_out = (matrices(merged)[layer].double() - matrix.double()).norm() / matrix.double().norm()
+    for layer, matrix in matrices(model, LAYERS).items():
+        left_out = (matrices(merged, LAYERS)[layer].double() - matrix.double()).norm() / matrix.double().norm()
         assert left_out < max(1e-6, torch.finfo(dtype).eps)
 
 
@@ -148,7 +146,7 @@ def test_linear_layers_are_not_transposed_and_the_base_can_be_named(tmp_path):
     write_lora(str(tmp_path), model, edit(model), base_model="acme/other")
     assert config_in(tmp_path)["fan_in_fan_out"] is False
     assert config_in(tmp_path)["base_model_name_or_path"] == "acme/other"
-    write_lora(tmp_path, model, {1: torch.zeros_like(matrices(model)[1])})
+    write_lora(tmp_path, model, {1: torch.zeros_like(matrices(model, LAYERS)[1])})
     assert config_in(tmp_path)["base_model_name_or_path"] is None
 
 
@@ -156,7 +154,7 @@ def test_layers_that_did_not_change_have_no_entry(tmp_path):
     model = tiny("llama")
     base = edit(model)
     base[3] = matrices(model, [3])[3].clone()
-    base[1] = matrices(model)[1].clone()
+    base[1] = matrices(model, LAYERS)[1].clone()
     assert write_lora(tmp_path, model, base) == {2: 5}
     assert config_in(tmp_path)["target_modules"] == ["model.layers.2.mlp.down_proj"]
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 2
@@ -188,20 +186,20 @@ def test_the_exact_rank_is_that_of_the_edit_and_not_of_its_rounding(dtype, scale
 def test_in_16_bits_a_small_edit_is_neither_lost_in_its_rounding_nor_drowned_in_it(dtype, scale, rounds, tmp_path):
     model = tiny("llama", dtype=dtype, **WIDE)
     wanted = tiny("llama", dtype=torch.float64, **WIDE)
-    for layer, matrix in matrices(wanted).items():
-        matrix.copy_(matrices(model)[layer])
+    for layer, matrix in matrices(wanted, LAYERS).items():
+        matrix.copy_(matrices(model, LAYERS)[layer])
     start = edit(wanted, (3, 4), scale=scale)
     base = edit(model, (3, 4), scale=scale, rounds=rounds)
     ranks = write_lora(tmp_path, model, base)
     assert ranks == {1: 3, 2: 4}
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    for layer, matrix in matrices(model).items():
+    for layer, matrix in matrices(model, LAYERS).items():
         name = f"base_model.model.model.layers.{layer}.mlp.down_proj.lora_"
         found = tensors[f"{name}B.weight"].double() @ tensors[f"{name}A.weight"].double()
         written = matrix.double() - base[layer].double()
         assert (found - written).norm() < 0.5 * written.norm()
         if rounds == 1:  # what is left out was indeed not part of the edit
-            unrounded = matrices(wanted)[layer] - start[layer]
+            unrounded = matrices(wanted, LAYERS)[layer] - start[layer]
             assert (found - unrounded).norm() < 0.5 * (written - unrounded).norm()
 
 
@@ -212,7 +210,7 @@ def test_energy_takes_the_smallest_rank_that_holds_the_share(tmp_path):
     for energy in (0.1, 0.5, 0.9, 0.99, 1.0):
         found = write_lora(tmp_path, model, base, energy=energy)
         for layer, rank in found.items():
-            squares = torch.linalg.svdvals(matrices(model)[layer].double() - base[layer].double()) ** 2
+            squares = torch.linalg.svdvals(matrices(model, LAYERS)[layer].double() - base[layer].double()) ** 2
             held = squares.cumsum(0) / squares.sum()
             assert held[rank - 1] >= energy - 1e-12
             assert rank == 1 or held[rank - 2] < energy
@@ -230,8 +228,8 @@ def test_no_energy_asks_for_more_ranks_than_an_edit_has(tmp_path):
 
 def test_even_a_change_of_one_last_bit_is_an_edit(tmp_path):
     model = tiny("llama", dtype=torch.bfloat16)
-    base = {1: matrices(model)[1].clone()}
-    matrices(model)[1].view(torch.int16)[0, 0] ^= 1
+    base = {1: matrices(model, LAYERS)[1].clone()}
+    matrices(model, LAYERS)[1].view(torch.int16)[0, 0] ^= 1
     assert write_lora(tmp_path, model, base) == {1: 1}
 
 
@@ -248,7 +246,7 @@ def test_a_senseless_energy_is_refused(energy, tmp_path):
 
 def test_what_is_no_edit_of_this_model_is_refused(tmp_path):
     model = tiny("llama")
-    same = {layer: matrix.clone() for layer, matrix in matrices(model).items()}
+    same = {layer: matrix.clone() for layer, matrix in matrices(model, LAYERS).items()}
     for base, word in (
         (same, "no edit"),
         ({}, "no layers"),

@@ -7,14 +7,15 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.spaces import random_spaces
 from support.tiny import tiny
+from support.tries import tries
+from support.weights import assert_same, bits, differ, everything, matrices
 from torch import nn
 
 from alphaedit_plugin.errors import PatchError
-from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.session import patch
 from alphaedit_plugin.session.patch import apply_patch, revert_patch, write_patch
 from alphaedit_plugin.storage.tensors import read_tensors, write_tensors
@@ -25,16 +26,8 @@ WIDE = {"hidden_size": 64, "n_embd": 64, "intermediate_size": 256, "n_inner": 25
 PROVENANCE = {"method": "memit+P", "facts": ["é"], "n": 2}
 
 
-def matrices(model, layers=LAYERS):
-    return {layer: p.matrix for layer, p in Decoder(model).out_projections(layers).items()}
-
-
 def copies(model, layers=LAYERS):
     return {layer: matrix.clone() for layer, matrix in matrices(model, layers).items()}
-
-
-def bits(tensor):
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
 
 
 def same_bits(model, expected):
@@ -42,20 +35,11 @@ def same_bits(model, expected):
     return all(torch.equal(bits(now), bits(expected[layer])) for layer, now in matrices(model, list(expected)).items())
 
 
-def everything(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def untouched(model, before):
-    after = model.state_dict()
-    return all(torch.equal(bits(after[name]), bits(tensor)) for name, tensor in before.items())
-
-
 def edit(model, *, rank=2, rounds=3, scale=0.1, seed=0):
     """(base, factors) of low-rank updates written one after another, each rounded to the weights' precision."""
     generator = torch.Generator().manual_seed(seed)
     base, factors = copies(model), {}
-    for layer, matrix in matrices(model).items():
+    for layer, matrix in matrices(model, LAYERS).items():
         lefts, rights = [], []
         for _ in range(rounds):
             left = torch.randn(matrix.shape[0], rank, generator=generator) * scale
@@ -75,7 +59,7 @@ def stored_ranks(path):
 def sparse_edit(model, *, count=7, seed=0):
     generator = torch.Generator().manual_seed(seed)
     base = copies(model)
-    for matrix in matrices(model).values():
+    for matrix in matrices(model, LAYERS).values():
         rows, columns = (torch.randint(n, (count,), generator=generator) for n in matrix.shape)
         matrix[rows, columns] = torch.randn(count, generator=generator).to(matrix.dtype)
     return base
@@ -108,19 +92,19 @@ def test_apply_gives_the_edited_weights_and_revert_the_base_bit_for_bit(path, na
     base, factors = edit(model, rank=1, scale=scale)
     edited, after = copies(model), everything(model)
     write_patch(path, model, base, factors if given_factors else dict.fromkeys(LAYERS), PROVENANCE)
-    assert untouched(model, after)
-    assert not untouched(model, before)
+    assert_same(everything(model), after)
+    assert differ(everything(model), before)
     if not given_factors or scale == 0.1:
         assert stored_ranks(path) == dict.fromkeys(LAYERS, 3 if given_factors else 0)
 
     assert revert_patch(model, path) == PROVENANCE
-    assert untouched(model, before)
+    assert_same(everything(model), before)
     fresh = tiny(name, dtype=dtype, **WIDE)
     assert apply_patch(fresh, str(path)) == PROVENANCE
     assert same_bits(fresh, edited)
-    assert untouched(fresh, after)
+    assert_same(everything(fresh), after)
     assert revert_patch(fresh, path) == PROVENANCE
-    assert untouched(fresh, before)
+    assert_same(everything(fresh), before)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -137,7 +121,7 @@ def test_a_sparse_update_that_is_of_no_low_rank_is_exact_and_small(path, name, d
     assert same_bits(model, edited)
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 999),
@@ -158,16 +142,16 @@ def test_any_bits_before_and_after_whatever_the_factors_say(tmp_path_factory, dt
         return torch.where(torch.rand(like.shape, generator=generator) < 0.5, chosen, ordinary)
 
     model = tiny("gpt2" if transposed else "llama", dtype=dtype)
-    for matrix in matrices(model).values():
+    for matrix in matrices(model, LAYERS).values():
         matrix.copy_(weights(matrix))
     base = copies(model)
-    for matrix in matrices(model).values():
+    for matrix in matrices(model, LAYERS).values():
         matrix.copy_(weights(matrix))
-    matrices(model)[1][:3] = -base[1][:3]
+    matrices(model, LAYERS)[1][:3] = -base[1][:3]
     edited = copies(model)
     factors = {
         layer: tuple(torch.randn(d, rank, generator=generator) * scale for d in matrix.shape)
-        for layer, matrix in matrices(model).items()
+        for layer, matrix in matrices(model, LAYERS).items()
     }
     path = tmp_path_factory.mktemp("patch") / "edit.safetensors"
     write_patch(path, model, base, factors, {})
@@ -194,7 +178,7 @@ def test_factors_that_fit_are_used_exactly_even_where_the_sum_overflows(dtype):
         assert torch.equal(bits(patch._backward(after, parts)), bits(before))
 
 
-@settings(max_examples=40, deadline=None)
+@tries(40)
 @given(
     rank=st.integers(0, 70),
     seed=st.integers(0, 999),
@@ -311,7 +295,7 @@ def refused(call, model, *words):
     before = everything(model)
     with pytest.raises(PatchError) as caught:
         call()
-    assert untouched(model, before)
+    assert_same(everything(model), before)
     for word in words:
         assert word in str(caught.value)
 
@@ -351,7 +335,7 @@ def test_a_patch_is_applied_once_and_reverted_once(patched):
 
 def test_one_wrong_layer_of_two_stops_both(patched):
     model = tiny("llama")
-    matrices(model)[3][0, 0] += 1
+    matrices(model, LAYERS)[3][0, 0] += 1
     refused(lambda: apply_patch(model, patched[0]), model, "model.layers.3.mlp.down_proj")
 
 
@@ -370,7 +354,7 @@ def test_patches_stack_and_are_reverted_latest_first(tmp_path):
     refused(lambda: revert_patch(fresh, tmp_path / "0"), fresh, "latest first")
     for i in reversed(range(3)):
         revert_patch(fresh, tmp_path / f"{i}")
-    assert untouched(fresh, before)
+    assert_same(everything(fresh), before)
 
 
 @pytest.mark.parametrize("call", [apply_patch, revert_patch])
@@ -437,11 +421,11 @@ def test_an_interruption_while_writing_leaves_all_weights_as_they_were(patched, 
     if copies_before < len(LAYERS):
         with pytest.raises(KeyboardInterrupt):
             call(model, path)
-        assert untouched(model, before)
+        assert_same(everything(model), before)
     else:
         call(model, path)
         assert len(done) == len(LAYERS)
-        assert not untouched(model, before)
+        assert differ(everything(model), before)
 
 
 # ------------------------------------------------------------------------------------------------ check_model=False
@@ -455,7 +439,7 @@ def test_an_edit_can_be_transferred_to_another_model(path, dtype):
     other = tiny("gpt2", seed=5, dtype=dtype)
     before = copies(other)
     assert apply_patch(other, path, check_model=False) == PROVENANCE
-    for layer, matrix in matrices(other).items():
+    for layer, matrix in matrices(other, LAYERS).items():
         left, right = factors[layer]
         exact = before[layer].double() + left.double() @ right.double().T
         spacing = exact.abs().clamp_min(torch.finfo(dtype).tiny) * torch.finfo(dtype).eps
@@ -486,7 +470,7 @@ def test_a_transfer_must_still_fit_and_be_finite(path):
     base, factors = edit(model, rank=1, rounds=1, scale=100.0)
     write_patch(path, model, base, factors, {})
     full = tiny("llama", dtype=torch.float16, **WIDE)
-    matrices(full)[3][:] = 65504
+    matrices(full, LAYERS)[3][:] = 65504
     for other, word in (
         (full, "model.layers.3.mlp.down_proj.weight not finite"),
         (tiny("llama", intermediate_size=32), "(16, 32)"),
@@ -523,7 +507,7 @@ def test_what_does_not_fit_is_not_written(path):
     large = tiny("llama", dtype=torch.float64)
     huge = {1: (left.double() * 1e160, right.double() * 1e160)}
     refused(lambda: write_patch(path, large, copies(large), huge, {}), large, "1e100")
-    matrices(model)[3][2, 2] = math.inf
+    matrices(model, LAYERS)[3][2, 2] = math.inf
     refused(lambda: write_patch(path, model, base, factors, {}), model, "not finite", "layers.3")
     assert not path.exists()
 

@@ -1,167 +1,24 @@
-"""The cache on disk and the files in it: whole or absent, computed once, sized and clearable."""
+"""The cache on disk: computed once, sized and clearable."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import multiprocessing
-import os
 import time
 from pathlib import Path
 
 import platformdirs
 import pytest
 import torch
-from safetensors.torch import save_file
+from support.mishaps import flip
+from support.weights import same_tensors
 
-from alphaedit_plugin.errors import StatisticsError, StoreError
-from alphaedit_plugin.storage import files, tensors
-from alphaedit_plugin.storage.files import write_text
+from alphaedit_plugin.errors import StoreError
 from alphaedit_plugin.storage.store import ENVIRONMENT, Store
-from alphaedit_plugin.storage.tensors import read_tensors, write_tensors
+from alphaedit_plugin.storage.tensors import read_tensors
 
 RECIPE = {"model": "m", "layer": 3}
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "file.safetensors"
-    write_tensors(path, TENSORS, {"who": "we"}, StatisticsError)
-    return path
-
-
-def same(ours, theirs):
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in theirs
-    )
-
-
-def flip(path: Path, place: int, bits: int = 1) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= bits
-    path.write_bytes(data)
-
-
-# ------------------------------------------------------------------------------------------------------ files
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        TENSORS,
-        {"bf16": torch.randn(3, 2).bfloat16(), "half": torch.randn(5).half(), "bool": torch.tensor([True, False])},
-        {"transposed": torch.randn(4, 3).T, "slice": torch.randn(6, 6)[::2, 1:3]},
-        {"empty": torch.empty(0, 3)},
-        {"not finite": torch.tensor([float("nan"), float("inf"), -0.0])},
-        {},
-    ],
-    ids=lambda tensors: " ".join(tensors) or "nothing",
-)
-def test_tensors_and_metadata_come_back_exactly(tmp_path, tensors):
-    metadata = {"nested": {"list": [1, 2.5, None, True]}, "text": "日本\n"}
-    write_tensors(tmp_path / "new" / "folder" / "f.safetensors", tensors, metadata, StoreError)
-    found, described = read_tensors(tmp_path / "new" / "folder" / "f.safetensors", StoreError)
-    assert described == metadata
-    assert found.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name].nan_to_num(nan=5.0), tensor.nan_to_num(nan=5.0))
-
-
-def test_one_tensor_under_two_names_is_written_twice(tmp_path):
-    tensor = torch.arange(4.0)
-    write_tensors(tmp_path / "f", {"a": tensor, "b": tensor}, {}, StoreError)
-    assert same(read_tensors(tmp_path / "f", StoreError)[0], {"a": tensor, "b": tensor})
-
-
-def test_any_truncation_is_an_error_that_names_the_file(path):
-    data = path.read_bytes()
-    for length in range(len(data)):
-        path.write_bytes(data[:length])
-        with pytest.raises(StatisticsError, match=r"file\.safetensors"):
-            read_tensors(path, StatisticsError)
-
-
-@pytest.mark.parametrize("bits", [1, 0x20, 0x80])
-def test_any_changed_byte_is_an_error_that_names_the_file_or_changes_nothing(path, bits):
-    data = path.read_bytes()
-    noticed = 0
-    for place in range(len(data)):
-        path.write_bytes(data)
-        flip(path, place, bits)
-        try:
-            tensors, metadata = read_tensors(path, StatisticsError)
-        except StatisticsError as error:
-            noticed += "file.safetensors" in str(error)
-        else:
-            noticed += 1
-            assert same(tensors, TENSORS)
-            assert metadata == {"who": "we"}
-    assert noticed == len(data)
-
-
-def test_what_is_absent_a_folder_or_not_ours_is_refused_by_name(tmp_path):
-    save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
-    (tmp_path / "text.safetensors").write_text("hello")
-    (tmp_path / "empty.safetensors").touch()
-    (tmp_path / "folder.safetensors").mkdir()
-    for name in ("foreign", "text", "empty", "folder", "absent"):
-        with pytest.raises(StoreError, match=rf"{name}\.safetensors"):
-            read_tensors(tmp_path / f"{name}.safetensors", StoreError)
-
-
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(path, monkeypatch, failure):
-    before = path.read_bytes()
-
-    def full(_tensors, target, **_):
-        Path(target).write_bytes(b"half a fi")
-        raise failure
-
-    monkeypatch.setattr(tensors, "save_file", full)
-    expected = StatisticsError if isinstance(failure, OSError) else KeyboardInterrupt
-    with pytest.raises(expected) as caught:
-        write_tensors(path, {"a": torch.zeros(1)}, {}, StatisticsError)
-    if isinstance(failure, OSError):
-        assert str(path) in str(caught.value)
-        assert "No space left" in str(caught.value)
-    assert path.read_bytes() == before
-    assert list(path.parent.glob("*safetensors")) + list(path.parent.glob(".*")) == [path]
-
-
-def test_a_failure_of_the_last_step_leaves_the_old_file_and_nothing_else(path, monkeypatch):
-    before = path.read_bytes()
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
-    with pytest.raises(StatisticsError, match="read-only"):
-        write_tensors(path, {"a": torch.zeros(1)}, {}, StatisticsError)
-    assert path.read_bytes() == before
-    assert list(path.parent.glob(".*")) == []
-
-
-def test_text_is_written_atomically_too(tmp_path, monkeypatch):
-    write_text(tmp_path / "a.json", "old é", StoreError)
-    monkeypatch.setattr(files.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
-    with pytest.raises(StoreError, match=r"a\.json"):
-        write_text(tmp_path / "a.json", "new", StoreError)
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "old é"
-
-
-def test_others_may_read_what_the_umask_allows(tmp_path):
-    before = os.umask(0o027)
-    try:
-        write_text(tmp_path / "a", "x", StoreError)
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
-
-
-# ------------------------------------------------------------------------------------------------------ store
 
 
 def test_the_directory_is_the_argument_else_the_environments_else_the_platforms(tmp_path, monkeypatch):
@@ -178,8 +35,8 @@ def test_the_directory_is_the_argument_else_the_environments_else_the_platforms(
 def test_what_is_put_is_what_is_got(store):
     assert store.get("kind", RECIPE) is None
     store.put("kind", RECIPE, TENSORS)
-    assert same(store.get("kind", RECIPE), TENSORS)
-    assert same(Store(store.root).get("kind", dict(reversed(RECIPE.items()))), TENSORS)
+    assert same_tensors(store.get("kind", RECIPE), TENSORS)
+    assert same_tensors(Store(store.root).get("kind", dict(reversed(RECIPE.items()))), TENSORS)
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("other", {}), ("kind", {"layer": 4}), ("kind", {"more": None})])
@@ -207,7 +64,7 @@ def test_a_failure_while_making_stores_nothing_and_lets_the_next_one_try(store):
     with pytest.raises(KeyError):
         store.get_or_make("kind", {0: RECIPE}, lambda _missing: {}["broken"])
     assert store.entries() == []
-    assert same(store.get_or_make("kind", {0: RECIPE}, lambda _missing: {0: TENSORS})[0], TENSORS)
+    assert same_tensors(store.get_or_make("kind", {0: RECIPE}, lambda _missing: {0: TENSORS})[0], TENSORS)
 
 
 def test_a_damaged_entry_is_reported_and_made_again(store, caplog):
@@ -216,9 +73,9 @@ def test_a_damaged_entry_is_reported_and_made_again(store, caplog):
     flip(path, -3)
     with caplog.at_level(logging.WARNING):
         found = store.get_or_make("kind", {0: RECIPE}, lambda _missing: {0: TENSORS})
-    assert same(found[0], TENSORS)
+    assert same_tensors(found[0], TENSORS)
     assert str(path) in caplog.text
-    assert same(read_tensors(path, StoreError)[0], TENSORS)
+    assert same_tensors(read_tensors(path, StoreError)[0], TENSORS)
 
 
 def _wants(root, ready, log):
@@ -231,7 +88,7 @@ def _wants(root, ready, log):
     ready.wait()
     found = Store(root).get_or_make("kind", {0: RECIPE}, make)
     with log.open("a") as file:
-        file.write("right\n" if same(found[0], TENSORS) else "wrong\n")
+        file.write("right\n" if same_tensors(found[0], TENSORS) else "wrong\n")
 
 
 def test_of_several_processes_that_want_the_same_one_computes_it(tmp_path):

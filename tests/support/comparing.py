@@ -16,8 +16,9 @@ from alphaedit_plugin.evaluation.perplexity import Perplexity
 from alphaedit_plugin.model.fingerprint import fingerprints
 from alphaedit_plugin.nullspace.projection import Criterion
 from alphaedit_plugin.nullspace.statistics import Statistics
-from support.editing import HYPERPARAMETERS, LAYERS, RECORDS, model_of
+from support.editing import HYPERPARAMETERS, LAYERS, RECORDS
 from support.spaces import random_covariance
+from support.tiny import model_of
 
 HELD_OUT = "When the king came home from the war, the people of the village had already forgotten his name."
 # Steps so long that singular values outgrow the weights', or PRUNE would have nothing to damp.

@@ -9,7 +9,7 @@ import numpy as np
 
 from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row
 from alphaedit_plugin.evaluation.measure import Estimate, Measured, mean_of
-from alphaedit_plugin.evaluation.metrics import METRICS
+from alphaedit_plugin.evaluation.metrics import METRICS, metric
 
 VARIANTS = ("memit", "memit+P", "rect", "rect+P", "prune", "prune+P", "rome", "rome+P", "alphaedit")
 MEASURES = ("facts", "texts", "multihop", "perplexity", "capability", "shift")
@@ -179,3 +179,31 @@ def _shift(random: Any, harm: float, edited: bool, prompts: int = 80) -> Measure
     lost = {"prompt": "lost", "before": None, "after": None, "shift": None}
     names = [name for name in ("shift_d1", "shift_d2") if name in METRICS]
     return Measured({**{name: Estimate(1 - harm) for name in names}, "hausdorff": Estimate(3 * harm)}, [*records, lost])
+
+
+PLAIN = {"edits": 20, "batch_size": 10}
+
+
+def row(variant: str, efficacy: float, *, edits: int = 20, drift: float = 0.05, **metrics: float) -> Row:
+    estimates = {"efficacy": Estimate(efficacy, efficacy - 0.02, efficacy + 0.01), "specificity": Estimate(0.8)}
+    estimates |= {name: Estimate(value) for name, value in metrics.items()}
+    by_measure: dict[str, dict[str, Estimate]] = {}
+    for name, estimate in estimates.items():
+        by_measure.setdefault(metric(name).group, {})[name] = estimate
+    return Row(
+        variant,
+        edits,
+        {name: Measured(found) for name, found in by_measure.items()},
+        100.0,
+        {4: drift, 5: drift} if drift else {},
+        {4: 0.001, 5: 0.003} if drift else {},
+    )
+
+
+ROWS = [
+    row("before", 0.1, edits=0, drift=0.0, perplexity=55.5),
+    row("memit@mom2_update_weight=0+P", 0.5, edits=10, perplexity=57.0),
+    row("memit@mom2_update_weight=0+P", 0.9, perplexity=60.0),
+    row("alphaedit", 0.95, perplexity=55.5),
+]
+COMPARISON = Comparison(ROWS, PLAIN)

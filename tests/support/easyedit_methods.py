@@ -15,6 +15,7 @@ from alphaedit_plugin.nullspace.statistics import Statistics, prepare_statistics
 from alphaedit_plugin.storage.store import Store
 from support import real_easyedit
 from support.tiny import ARCHITECTURES, tiny
+from support.weights import parameters as weights  # noqa: F401 -- by the name that the tests on EasyEdit know
 
 LAYERS = [1, 2]
 CLASSES = {
@@ -195,7 +196,3 @@ def statistics_on_disk(model: Any, tokenizer: Any, folder: Path, store: Store | 
             path = folder / each / "wikipedia_stats" / f"{projection.name}_float32_mom2_100.npz"
             statistics.covariances[layer].save_npz(path, sample_size=100)
     return statistics
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

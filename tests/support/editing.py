@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import Request
-from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.session.session import Session
 from support.spaces import random_covariance
-from support.tiny import tiny
+from support.weights import matrices
 
 LAYERS = (0, 1, 2)
 CONTEXTS = ("{}", "The river flows. {}", "I said that they would come again. {}")
@@ -26,21 +24,9 @@ HYPERPARAMETERS = Hyperparameters(
 COVARIANCES = {layer: random_covariance(24, layer) for layer in LAYERS}
 
 
-@pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many models compute norms and softmax in torch.float32, which for a float64 model is a loss, not a gain."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-
-
-def model_of(name: str = "llama", dtype: torch.dtype = torch.float64, **changes):
-    model = tiny(name, dtype=dtype, vocab_size=512, **changes)
-    model.set_attn_implementation("eager")
-    return model
-
-
 def weights(model) -> dict[int, torch.Tensor]:
-    """W as d_out × d_in."""
-    return {layer: p.matrix.clone() for layer, p in Decoder(model).out_projections(list(LAYERS)).items()}
+    """Copies of W, d_out × d_in, of the layers that are edited."""
+    return {layer: matrix.clone() for layer, matrix in matrices(model, LAYERS).items()}
 
 
 def session(model, tokenizer, method="memit", spaces=None, hyperparameters=HYPERPARAMETERS, **options) -> Session:

@@ -11,12 +11,12 @@ import sys
 import torch
 from transformers import AutoTokenizer
 
-from support.sessions import model_of, session_of, write
+from support.sessions import model_of_kind, session_of, write
 
 
 def main(kind: str, method: str, tokenizer: str, folder: str, first: str, last: str) -> None:
     torch.set_num_threads(1)
-    session = session_of(model_of(kind), AutoTokenizer.from_pretrained(tokenizer), method, kind, autosave=folder)
+    session = session_of(model_of_kind(kind), AutoTokenizer.from_pretrained(tokenizer), method, kind, autosave=folder)
     for number in range(int(first), int(last)):
         write(session, number)
         print(number, flush=True)

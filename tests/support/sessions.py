@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors import safe_open
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.targets import Targets
 from alphaedit_plugin.editors.variant import Variant
+from alphaedit_plugin.errors import AlphaEditError
+from alphaedit_plugin.session.folder import MANIFEST
 from alphaedit_plugin.session.session import Session
 from support.spaces import random_covariance, random_spaces
 from support.tiny import tiny
+from support.weights import assert_same, everything
 
 LAYERS = (0, 1, 2)
 CONTEXTS = ("{}", "The river flows. {}")
@@ -51,7 +59,7 @@ BATCHES = [FACTS[n : n + size] for n, size in ((0, 1), (1, 2), (3, 1), (4, 2), (
 BATCHES += [FACTS[12:14], FACTS[14:16]]
 
 
-def model_of(kind: str = "llama", **changes):
+def model_of_kind(kind: str = "llama", **changes):
     architecture, settings = KINDS[kind]
     return tiny(architecture, **{"vocab_size": 512, **settings, **changes})
 
@@ -68,7 +76,7 @@ def covariances_of(kind: str = "llama") -> dict:
 
 @functools.cache
 def spaces_of(kind: str = "llama"):
-    return random_spaces(model_of(kind), LAYERS, nullity=round(0.6 * width_of(kind)))
+    return random_spaces(model_of_kind(kind), LAYERS, nullity=round(0.6 * width_of(kind)))
 
 
 def session_of(model, tokenizer, method: str, kind: str = "llama", **options) -> Session:
@@ -90,14 +98,14 @@ def write(session: Session, *numbers: int) -> list:
     """Edit these of BATCHES; under PRUNE by so much that there is something to damp."""
     for number in numbers:
         batch = BATCHES[number]
-        targets = large_targets(session.model, len(batch), number) if session.variant.prune else None
+        targets = large_targets(session.model, len(batch), number) if session.variant.ends else None
         session.edit(batch, targets)
     return session.facts
 
 
 def edited(kind: str, tokenizer, method: str, *numbers: int) -> Session:
     """A session that has done nothing but edit these batches."""
-    session = session_of(model_of(kind), tokenizer, method, kind)
+    session = session_of(model_of_kind(kind), tokenizer, method, kind)
     write(session, *numbers)
     return session
 
@@ -124,26 +132,6 @@ def in_memory(session: Session) -> dict[int, list[torch.Tensor]]:
     return {
         layer: tensors(tuple(vars(ridge).values())) for layer, ridge in session.editor.memory.items() if ridge.count
     }
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Tells also zeros of different signs apart."""
-    return tensor.detach().contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
-
-
-def everything(model) -> dict[str, torch.Tensor]:
-    """Every weight of a model, in bits."""
-    return {name: bits(parameter).clone() for name, parameter in model.named_parameters()}
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    different = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert not different, f"{different} differ"
-
-
-def differ(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return any(not torch.equal(found[name], expected[name]) for name in expected)
 
 
 def assert_same_session(found: Session, expected: Session) -> None:
@@ -178,3 +166,50 @@ def assert_state(session: Session, before: tuple) -> None:
     assert [id(batch) for batch in session.batches] == batches
     assert session.finished == finished
     assert session.editor.memory is memory
+
+
+IDS = torch.tensor([[5, 9, 11, 3, 77, 20], [1, 2, 3, 4, 90, 100]])
+TRIALS = [(method, "llama") for method in METHODS] + [
+    pytest.param(method, kind, marks=pytest.mark.slow)
+    for kind, methods in {
+        "gpt2": ("memit", "memit-seq+P", "rect+P", "prune+P", "alphaedit", "rome+P"),
+        "llama bfloat16": ("memit+P", "memit-seq", "rect+P", "prune", "alphaedit", "rome"),
+        "gpt2 float64": ("memit", "memit-seq", "memit-seq+P", "alphaedit"),
+        "wide llama": ("memit+P", "memit-seq", "memit-seq+P", "alphaedit"),
+    }.items()
+    for method in methods
+]
+every_method = pytest.mark.parametrize("method", METHODS)
+every_trial = pytest.mark.parametrize(("method", "kind"), TRIALS, ids=lambda value: value)
+
+
+def raised(call: Callable[[], object]) -> BaseException | None:
+    """The error of ours, or the interrupt, that a call ends with, if it does."""
+    try:
+        call()
+    except (AlphaEditError, KeyboardInterrupt) as failure:
+        return failure
+    return None
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def batch_files(folder: Path) -> list[Path]:
+    """In the manifest's order."""
+    return [folder / "batches" / name for name in manifest(folder)["batches"]]
+
+
+def assert_folder_holds(folder: Path, expected: Session, kind: str = "llama") -> None:
+    assert_same_session(Session.resume(folder, model_of_kind(kind)), expected)
+
+
+def contents(path: Path) -> tuple:
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

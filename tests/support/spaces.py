@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,16 @@ from alphaedit_plugin.model.fingerprint import fingerprints
 from alphaedit_plugin.nullspace.covariance import Covariance
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
+
+
+def rotation(d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator)).Q
+
+
+def matrix_with(eigenvalues, seed=0):
+    q = rotation(len(eigenvalues), seed)
+    return (q * torch.as_tensor(eigenvalues, dtype=torch.float64)) @ q.T
 
 
 def random_covariance(d: int, seed: int = 0, tokens: int = 200) -> Covariance:
@@ -45,3 +55,26 @@ def outside(space: NullSpace, start: Tensor, now: Tensor, transposed: bool) -> t
     """(‖ΔW(I − P)‖, ‖ΔW‖), in float64 and with the dense P; the tensors as they are stored."""
     delta = as_d_out_by_d_in(now, transposed) - as_d_out_by_d_in(start, transposed)
     return float((delta - delta @ space.dense()).norm()), float(delta.norm())
+
+
+def assert_inside(
+    spaces: NullSpaces,
+    start: Mapping[int, Tensor],
+    now: Mapping[int, Tensor],
+    share: float,
+    *,
+    transposed: bool = False,
+) -> None:
+    """In each layer something was written, and no more than this share of it lies outside of the null space."""
+    for layer, weight in now.items():
+        out, size = outside(spaces[layer], start[layer], weight, transposed)
+        assert size > 0, f"layer {layer}: the update was lost"
+        assert out <= share * size, layer
+
+
+def same_covariances(found: Mapping[int, Covariance], expected: Mapping[int, Covariance]) -> bool:
+    """To the last bit, and of as many tokens."""
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[layer].total, expected[layer].total) and found[layer].count == expected[layer].count
+        for layer in expected
+    )

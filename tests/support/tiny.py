@@ -1,9 +1,11 @@
-"""Tiny random models of every architecture that `modules.py` promises to understand."""
+"""Tiny random models of every architecture that `decoder.py` promises to understand."""
 
 from __future__ import annotations
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from support.tokenizer import VOCABULARY
 
 _LLAMA = {
     "vocab_size": 128,
@@ -86,3 +88,21 @@ def tiny(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
                 if parameter.dim() == 2:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.3)
     return model.eval().requires_grad_(False)
+
+
+def model_of(name: str = "llama", dtype: torch.dtype = torch.float64, **changes: object) -> PreTrainedModel:
+    """A tiny model that the tests' tokenizers can feed, with the attention that its authors wrote down: one truth."""
+    model = tiny(name, dtype=dtype, **{"vocab_size": VOCABULARY, **changes})
+    model.set_attn_implementation("eager")
+    return model
+
+
+@torch.no_grad()
+def always(model: PreTrainedModel, scores: dict[int, float]) -> PreTrainedModel:
+    """The model with the same logits everywhere: those given, and -100 for all other tokens."""
+    head = model.get_output_embeddings()
+    head.weight.zero_()
+    head.bias = torch.nn.Parameter(torch.full((model.config.vocab_size,), -100.0, dtype=head.weight.dtype))
+    for token, score in scores.items():
+        head.bias[token] = score
+    return model
