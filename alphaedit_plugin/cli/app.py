@@ -69,10 +69,7 @@ app.register_install_completion_command()
 
 def run(words: Sequence[str], level: int = logging.WARNING) -> None:
     """Parse a command line and do what it says. Raises CycloptsError or AlphaEditError."""
-    if list(words[:1]) == ["easyedit"] and set(words[1:2]) & {
-        "--help",
-        "-h",
-    }:
+    if list(words[:2]) in (["easyedit", "--help"], ["easyedit", "-h"]):  # further on they are the script's
         app.help_print(["easyedit"])
         return
     command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)

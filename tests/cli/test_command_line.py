@@ -10,19 +10,18 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from alphaedit_plugin.cli.names import check_method
 from support.command_line import assert_one_line
 from support.paths import ROOT
 
 from alphaedit_plugin import __version__
 from alphaedit_plugin.cli import cache, compare, options
 from alphaedit_plugin.cli.app import COMMANDS, app
+from alphaedit_plugin.comparison.names import check_name
+from alphaedit_plugin.editors.registry import listed
 from alphaedit_plugin.errors import HyperparameterError
-from alphaedit_plugin.model.loading import DEMO_MODEL
 from alphaedit_plugin.storage.store import KINDS
 
 GROUPS = (compare.Compared, compare.Edited, compare.Measured, options.Preparing, options.Loading, compare.Running)
@@ -74,7 +73,6 @@ def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(words,
 
 
 def test_what_is_repeated_here_to_do_without_torch_is_what_the_library_says():
-    assert options.DEMO_MODEL == DEMO_MODEL
     assert get_args(cache.Kind) == KINDS
 
 
@@ -122,12 +120,12 @@ def test_an_option_given_twice_is_as_the_last_one_says():
      "my_editor.py:edit@steps=10+P", "package.module:edit"],
 )  # fmt: skip
 def test_what_may_be_a_contender_passes(name):
-    check_method(name)
+    check_name(name)
 
 
 def test_an_unknown_method_is_answered_by_the_nearest():
     with pytest.raises(HyperparameterError, match=r"^no method memmit; did you mean memit\?$"):
-        check_method("memmit")
+        check_name("memmit")
 
 
 def test_a_model_behind_the_methods_is_told_where_it_belongs(run):
@@ -233,18 +231,13 @@ def test_a_bash_completion_comes_out(tmp_path):
         assert word in script
 
 
-def test_methods_lists_each_with_a_line(run, monkeypatch):
-    listed = [
-        SimpleNamespace(name="memit", kind="method", summary="spreads an edit over layers", source="arXiv [2210]"),
-        SimpleNamespace(name="rect", kind="modifier", summary="keeps the largest relative changes", source="Gu et al."),
-    ]
-    stub = SimpleNamespace(listed=lambda: listed)
-    monkeypatch.setitem(sys.modules, "alphaedit_plugin.editors.registry", stub)
+def test_methods_lists_each_with_a_line(run):
     code, output, _ = run("methods")
     assert code == 0
-    for each in listed:
+    assert {each.kind for each in listed()} == {"method", "modifier"}
+    for each in listed():
         (line,) = (line for line in output.splitlines() if line.split()[:1] == [each.name])
-        assert all(value in line for value in vars(each).values())
+        assert all(value in line for value in (each.kind, each.summary, each.source))
 
 
 def test_easyedit_passes_on_all_words_behind_the_script(tmp_path):
