@@ -24,8 +24,9 @@ from typer.core import TyperCommand
 from .. import __version__
 from ..comparison.preparation import Ready
 from ..comparison.studies import STUDIES, Plan
-from ..editors.hyperparameters import METHODS, Hyperparameters
-from ..editors.variant import GRAMMAR, Variant
+from ..editors.hyperparameters import Hyperparameters
+from ..editors.registry import GRAMMAR, METHODS, MODIFIERS
+from ..editors.variant import Variant
 from ..errors import AlphaEditError, CompareError, HyperparameterError, RequestError, StoreError
 from ..model.fingerprint import model_name
 from ..model.loading import DEMO_MODEL
@@ -645,7 +646,7 @@ def _ours(method: str) -> Variant:
     if not is_baseline(method):
         return Variant.parse(method)
     name = parse_baseline(method).method.lower()
-    return Variant.parse(name if name in METHODS else "memit")
+    return Variant.parse(name if name in METHODS or name in MODIFIERS else "memit")
 
 
 def _resumed(folder: Path, device: str, trust_remote_code: bool, cache: Path | None, quiet: bool) -> Session:

@@ -205,8 +205,9 @@ class _Cell:
     def _trajectory(self, name: str) -> str:
         if name in self.parsed:
             layers: Sequence[int] = self.hyperparameters[name].layers
-            values = self.hyperparameters[name].as_dict()
-            made = {"variant": str(self.parsed[name].trajectory), "hyperparameters": values}
+            trajectory = self.parsed[name].trajectory
+            values = trajectory.hyperparameters(self.model, "", self.hyperparameters[name]).as_dict()
+            made = {"variant": str(trajectory), "hyperparameters": values}
         else:
             layers = layers_of(self.baselines[name][1])
             made = {"baseline": self.identities[name], "criterion": str(self._given(name).null_space)}
@@ -288,12 +289,12 @@ class _Cell:
         return self.comparison()
 
     def groups(self) -> Iterator[list[str]]:
-        """Variants whose edits are the same, together; the damped ones last."""
+        """Variants whose edits are the same, together; those that do something at the end last."""
         seen: dict[str, list[str]] = {}
         for name in self.variants:
             seen.setdefault(self.trajectories[name], []).append(name)
         for names in seen.values():
-            yield sorted(names, key=lambda name: name in self.parsed and self.parsed[name].prune)
+            yield sorted(names, key=lambda name: name in self.parsed and self.parsed[name].ends)
 
     def is_measured(self, name: str, at: Checkpoint) -> bool:
         point = self.points[name][at.edits]
@@ -327,7 +328,8 @@ class _Cell:
             for at in self.checkpoints:
                 alike: dict[str, str] = {}
                 for each in names:
-                    with session.at(at.batches, finished=self.parsed[each].prune) as damping:
+                    end = self.parsed[each].at_end(self.hyperparameters[each])
+                    with session.at(at.batches, end=end) as ending:
                         first = alike.setdefault(weights_digest(session.projections), each)
                         covariances = statistics.covariances  # a resumed session need not hold any
                         now = {layer: projection.matrix for layer, projection in session.projections.items()}
@@ -336,7 +338,7 @@ class _Cell:
                             at,
                             self.model,
                             like=first if first != each else None,
-                            seconds=spent[at.batches - 1] + damping,
+                            seconds=spent[at.batches - 1] + ending,
                             drifts={layer: drift(session.base[layer], weight) for layer, weight in now.items()},
                             leakages={
                                 layer: leakage(session.base[layer], weight, covariances[layer])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import NullSpaceError
 from ..model.precision import float64_device
-from ..nullspace.projection import NullSpace
-from .hyperparameters import Hyperparameters
 from .layered import LayeredEditor
-from .update import Write
+from .preserved import Preserved
+from .registry import method
 
 
+@method(
+    "alphaedit",
+    summary="MEMIT's loop, solved inside the null space of preserved keys; keeps the keys of earlier edits",
+    source="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355",
+    folder="AlphaEdit",
+)
 class AlphaEdit(LayeredEditor):
     """Δ = R K1ᵀP (KpKpᵀP + K1K1ᵀP + λI)⁻¹ (eq. 14 with the authors' λ, `L2`); Kp: keys of facts written before.
 
@@ -27,19 +29,9 @@ class AlphaEdit(LayeredEditor):
     needs_null_spaces = True
     sequential = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        hyperparameters: Hyperparameters,
-        null_spaces: Mapping[int, NullSpace],
-        *,
-        contexts: Sequence[str] | None = None,
-        write: Write | None = None,
-        progress: bool = False,
-    ) -> None:
+    def prepare(self, preserved: Preserved) -> None:
         """Raises NullSpaceError when there is no null space of a layer, or one of another width."""
-        super().__init__(model, tokenizer, hyperparameters, contexts=contexts, write=write, progress=progress)
+        null_spaces = preserved.null_spaces
         for layer, projection in self.projections.items():
             if layer not in null_spaces:
                 raise NullSpaceError(f"there is no null space of layer {layer}, which is to be edited: prepare it")
@@ -54,14 +46,14 @@ class AlphaEdit(LayeredEditor):
         }
 
     @property
-    def _weight(self) -> float:
+    def regularisation(self) -> float:
         return self.hyperparameters.L2
 
-    def _into(self, layer: int, keys: Tensor) -> Tensor:
+    def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
         space = self.null_spaces[layer]
         # In the precision in which they are kept: P is well conditioned, and this is most of a batch's arithmetic.
         precision = torch.promote_types(self.projections[layer].matrix.dtype, torch.float32)
         return space.project(keys.to(space.factor.device, precision).T).T
 
-    def _out_of(self, layer: int, solution: Tensor) -> Tensor:
+    def restore_solution(self, layer: int, solution: Tensor) -> Tensor:
         return solution

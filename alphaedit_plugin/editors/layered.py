@@ -25,23 +25,23 @@ log = logging.getLogger(__name__)
 class LayeredEditor(Editor):
     """For every layer, on the weights as they are by then: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
 
-    N solves the ridge regression of the batch's keys, seen through `_into`, in the presence of the keys that are
-    kept in mind; a method is what it sees keys through, its λ, and whether it keeps them.
+    N solves the ridge regression of the batch's transformed keys in the presence of the keys that are kept in mind.
+    A subclass supplies the key transform, λ, and whether earlier keys are kept.
     """
 
     sequential: ClassVar[bool]
 
     @property
     @abstractmethod
-    def _weight(self) -> float:
+    def regularisation(self) -> float:
         """λ."""
 
     @abstractmethod
-    def _into(self, layer: int, keys: Tensor) -> Tensor:
+    def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
         """Keys, d_in × n, in the coordinates in which the regression is regularised by λI."""
 
     @abstractmethod
-    def _out_of(self, layer: int, solution: Tensor) -> Tensor:
+    def restore_solution(self, layer: int, solution: Tensor) -> Tensor:
         """Its solution, d_in × n, in those of the weight."""
 
     def targets(self, requests: Sequence[Request]) -> Targets:
@@ -66,7 +66,7 @@ class LayeredEditor(Editor):
         with torch.no_grad(), evaluating(self.model):
             for done, (layer, projection) in enumerate(self.projections.items()):
                 precision = torch.promote_types(projection.matrix.dtype, torch.float32)
-                keys = self._into(layer, half_bare(sweep.keys(projection)).T)
+                keys = self.transform_keys(layer, half_bare(sweep.keys(projection)).T)
                 if self.sequential:  # as they are kept, so that a resumed session solves for the same
                     keys = keys.to(precision)
                 now = sweep.hidden(max(self.projections))
@@ -76,7 +76,7 @@ class LayeredEditor(Editor):
                 if not (torch.isfinite(keys).all() and torch.isfinite(residual).all()):
                     raise EditError(f"the keys or targets of layer {layer} are not finite: load the model in float32")
                 solution, grown = self._ridge(layer).add(keys)
-                right = self._out_of(layer, solution).to(precision)
+                right = self.restore_solution(layer, solution).to(precision)
                 updates.append(self.write(projection, Update(layer, residual.to(right), right)))
                 # Edits above this layer do not change its keys: these are the ones that later batches are to keep.
                 kept[layer] = (keys, grown)
@@ -93,4 +93,4 @@ class LayeredEditor(Editor):
         }
 
     def _ridge(self, layer: int) -> Ridge:
-        return self.memory.get(layer) or Ridge(self._weight, self.projections[layer].d_in)
+        return self.memory.get(layer) or Ridge(self.regularisation, self.projections[layer].d_in)

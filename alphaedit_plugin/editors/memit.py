@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from ..nullspace.covariance import Covariance
-from .hyperparameters import Hyperparameters
 from .layered import LayeredEditor
-from .update import Write
+from .preserved import Preserved
+from .registry import method
 from .whitening import Whitening
 
+_SOURCE = "Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229"
 
+
+@method("memit", summary="many facts at once, spread over several layers", source=_SOURCE, folder="MEMIT")
 class MEMIT(LayeredEditor):
     """Δ = R K1ᵀ (λC + K1K1ᵀ)⁻¹ (eq. 14), in its dual form R (λI + K1ᵀC⁻¹K1)⁻¹ (C⁻¹K1)ᵀ.
 
@@ -22,31 +21,26 @@ class MEMIT(LayeredEditor):
 
     sequential = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        hyperparameters: Hyperparameters,
-        covariances: Mapping[int, Covariance],
-        *,
-        contexts: Sequence[str] | None = None,
-        write: Write | None = None,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(model, tokenizer, hyperparameters, contexts=contexts, write=write, progress=progress)
-        self.whitening = Whitening(covariances, self.projections)
+    def prepare(self, preserved: Preserved) -> None:
+        self.whitening = Whitening(preserved.covariances, self.projections)
 
     @property
-    def _weight(self) -> float:
+    def regularisation(self) -> float:
         return self.hyperparameters.mom2_update_weight
 
-    def _into(self, layer: int, keys: Tensor) -> Tensor:
+    def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
         return self.whitening.whiten(layer, keys)
 
-    def _out_of(self, layer: int, solution: Tensor) -> Tensor:
+    def restore_solution(self, layer: int, solution: Tensor) -> Tensor:
         return self.whitening.unwhiten(layer, solution)
 
 
+@method(
+    "memit-seq",
+    summary="MEMIT that also preserves the keys of the facts it wrote before",
+    source=f"{_SOURCE}; the keys of earlier edits as in AlphaEdit",
+    folder="MEMIT",
+)
 class MEMITSequential(MEMIT):
     """Δ = R K1ᵀ (λC + KpKpᵀ + K1K1ᵀ)⁻¹: the keys Kp of facts written before count as preserved too."""
 

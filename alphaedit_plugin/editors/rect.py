@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import HyperparameterError
+from .registry import modifier
+from .update import Site, Update
+
 PAPER_KEEP = 0.4
 
 
@@ -18,3 +22,17 @@ def sparsified(delta: Tensor, weight: Tensor, keep: float = PAPER_KEEP) -> Tenso
     result = delta.clone()
     result.view(-1)[chosen] = 0
     return result
+
+
+@modifier(
+    "rect",
+    summary="writes only the `keep` share of entries with the largest |Δ/W|",
+    source="Gu et al. 2024, Model Editing Harms General Abilities of Large Language Models, arXiv:2401.04700",
+    folder="RECT",
+    alone="memit",
+)
+def rect(update: Update, site: Site, *, keep: float = PAPER_KEEP) -> Tensor:
+    """Relative to W as it is now. Raises HyperparameterError for a `keep` that is no share."""
+    if not 0 <= keep <= 1:
+        raise HyperparameterError(f"rect: keep must be a share from 0 to 1, not {keep:g}")
+    return sparsified(update.dense(), site.weight.to(update.left.device), keep)

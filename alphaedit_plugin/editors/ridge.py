@@ -26,7 +26,7 @@ class Ridge:
     With λ = 0 only keys are kept: the pseudo-inverse takes the place of the inverse.
     """
 
-    weight: float
+    regularisation: float
     d: int
     keys: tuple[Tensor, ...] = ()
     rows: tuple[Tensor, ...] = ()
@@ -47,18 +47,18 @@ class Ridge:
         k = new.to(torch.float64)
         if not torch.isfinite(k).all():
             raise EditError("a key is not finite: load the model in float32")
-        if self.weight == 0:
+        if self.regularisation == 0:
             return self._interpolated(k), replace(self, keys=(*self.keys, new))
         if self.count + k.shape[1] > self.d:
             return self._add_primal(k, new)
         half = self._forward(torch.cat([product(block, k) for block in self.keys]) if self.keys else k[:0])
         schur = product(k, k) - half.T @ half
-        schur.diagonal().add_(self.weight)
+        schur.diagonal().add_(self.regularisation)
         corner, failed = torch.linalg.cholesky_ex(schur)
         if int(failed):
             raise EditError(
-                f"λ = {self.weight:g} is too small for keys that all but repeat: raise it (mom2_update_weight, L2), or "
-                "set it to 0"
+                f"λ = {self.regularisation:g} is too small for keys that all but repeat: raise it (mom2_update_weight, "
+                "L2), or set it to 0"
             )
         rest = k - self._combined(self._backward(half))
         return (
@@ -68,7 +68,7 @@ class Ridge:
 
     def truncated(self, count: int) -> Ridge:
         """With the first `count` keys only."""
-        result, left = Ridge(self.weight, self.d), count
+        result, left = Ridge(self.regularisation, self.d), count
         for i, block in enumerate(self.keys):
             if left == 0:
                 break
@@ -119,7 +119,7 @@ class Ridge:
         """(M + kkᵀ)⁻¹ k = M⁻¹k (I + kᵀM⁻¹k)⁻¹ with M = λI + KKᵀ."""
         primal = self.primal
         if primal is None:
-            primal = self.weight * torch.eye(self.d, dtype=torch.float64, device=k.device)
+            primal = self.regularisation * torch.eye(self.d, dtype=torch.float64, device=k.device)
             for block in self.keys:
                 primal += product(block.T, block.T)
         inside = torch.cholesky_solve(k, torch.linalg.cholesky(primal))

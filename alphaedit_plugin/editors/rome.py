@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..model.decoder import OutProjection
 from ..model.trace import evaluating
-from ..nullspace.covariance import Covariance
 from .editor import Editor, Written
 from .hyperparameters import Hyperparameters
 from .keys import Sweep
+from .preserved import Preserved
+from .registry import method
 from .requests import Request
 from .targets import Targets, optimise_targets
-from .update import Update, Write
+from .update import Update
 from .whitening import Whitening
 
 log = logging.getLogger(__name__)
 
 
+@method(
+    "rome",
+    summary="one fact, one layer, one rank-one update",
+    source="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
+    folder="ROME",
+)
 class ROME(Editor):
     """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model as the last one left it.
 
@@ -31,20 +37,19 @@ class ROME(Editor):
     is the key averaged over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        hyperparameters: Hyperparameters,
-        covariances: Mapping[int, Covariance],
-        *,
-        contexts: Sequence[str] | None = None,
-        write: Write | None = None,
-        progress: bool = False,
-    ) -> None:
-        super().__init__(model, tokenizer, hyperparameters, contexts=contexts, write=write, progress=progress)
-        adjusted = self.projections if hyperparameters.mom2_adjustment else {}
-        self.whitening = Whitening(covariances, adjusted)
+    @classmethod
+    def derived(cls, depth: int) -> Hyperparameters:
+        """The second of the five layers that MEMIT would edit, and ROME's settings."""
+        return Hyperparameters(
+            layers=super().derived(depth).layers[:2][-1:],
+            v_num_grad_steps=20,
+            clamp_norm_factor=4.0,
+            context_template_length_params=((5, 10), (10, 10)),
+        )
+
+    def prepare(self, preserved: Preserved) -> None:
+        adjusted = self.projections if self.hyperparameters.mom2_adjustment else {}
+        self.whitening = Whitening(preserved.covariances, adjusted)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
         """Write `requests` in their order. The target of each depends on those before it, so none can be given."""

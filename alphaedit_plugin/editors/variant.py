@@ -2,62 +2,55 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import HyperparameterError
-from ..nullspace.covariance import Covariance
-from ..nullspace.projection import NullSpace
-from .alphaedit import AlphaEdit
 from .editor import Editor
 from .hyperparameters import Hyperparameters
-from .memit import MEMIT, MEMITSequential
-from .rect import PAPER_KEEP
-from .rome import ROME
+from .preserved import Preserved
+from .registry import Method, Modifier, find, find_method, find_modifier, split, unknown_in
 from .update import Write
-
-SOLVERS: dict[str, type[Editor]] = {
-    "rome": ROME,
-    "memit": MEMIT,
-    "memit-seq": MEMITSequential,
-    "alphaedit": AlphaEdit,
-}
-
-GRAMMAR = (
-    f"SOLVER[@KEY=VALUE…][+rect][+prune][+P] with SOLVER one of {', '.join(SOLVERS)}; rect and prune alone are memit's"
-)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`rome`, `memit+P`, `rect`, `alphaedit+prune`, `memit@mom2_update_weight=0+P`.
+    """`rome`, `memit+P`, `rect`, `alphaedit+prune`, `memit@mom2_update_weight=0+P` (`registry.GRAMMAR`).
 
-    A solver, with some of its hyperparameters changed; RECT's sparsification of each update (`rect`); PRUNE's
-    damping at the end of a sequence (`prune`); projection of both (`projected`). Whatever AlphaEdit solves ends in
-    the null space too.
+    A solver, with some of its hyperparameters changed; the modifiers of its updates; projection of what they leave.
+    Invariant: modifiers of each update come first, in the order given, then those that act at the end; what solves
+    in the null space is projected.
     """
 
     solver: str
-    rect: bool = False
-    prune: bool = False
+    modifiers: tuple[str, ...] = ()
     projected: bool = False
     changes: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        ordered = sorted(self.modifiers, key=lambda name: find_modifier(name).acts == "end")
+        object.__setattr__(self, "modifiers", tuple(ordered))
+        object.__setattr__(self, "projected", self.projected or self._method.editor.needs_null_spaces)
 
     @classmethod
     def parse(cls, name: str) -> Variant:
         """Raises HyperparameterError for a name that is no variant."""
-        head, *suffixes = (part.strip() for part in re.split(r"\+(?!\d)", name))  # 1e+3 is a number
-        solver, *changed = head.split("@")
-        solver, marks = solver.lower(), [suffix.lower() for suffix in suffixes]
-        if solver in ("rect", "prune"):
-            solver, marks = "memit", [solver, *marks]
-        if solver not in SOLVERS or not set(marks) <= {"rect", "prune", "p"} or len(set(marks)) != len(marks):
-            raise HyperparameterError(f"there is no method {name!r}: a method is {GRAMMAR}")
+        solver, changed, marks = split(name)
+        try:
+            head, *found = [find(word) for word in (solver, *(mark for mark in marks if mark != "p"))]
+            if isinstance(head, Modifier):
+                if head.alone is None:
+                    raise HyperparameterError(f"{solver} is no method but a modifier: write it as in memit+{solver}")
+                found, head = [head, *found], find_method(head.alone)
+            modifiers = tuple(find_modifier(each.name).name for each in found)
+            if len(set(modifiers)) != len(modifiers):
+                raise HyperparameterError(f"{solver} comes twice")
+        except HyperparameterError as failure:
+            raise unknown_in(name, failure) from failure
         changes = {}
         for change in changed:
             key, equals, value = change.partition("=")
@@ -67,62 +60,109 @@ class Variant:
                 changes[key] = yaml.safe_load(value)
             except yaml.YAMLError as failure:
                 raise HyperparameterError(f"in the method {name!r}, {change!r} has no value: {failure}") from failure
-        variant = cls(
-            solver, "rect" in marks, "prune" in marks, "p" in marks or solver == "alphaedit", tuple(changes.items())
-        )
-        Hyperparameters(layers=(0,)).changed(changes, f"the method {name!r}")
+        variant = cls(head.name, modifiers, "p" in marks, tuple(changes.items()))
+        Hyperparameters(layers=(0,)).changed(changes, f"the method {name!r}", variant.settings)
         return variant
 
     def __str__(self) -> str:
-        marks = ["rect"] * self.rect + ["prune"] * self.prune + ["P"] * (self.projected and self.solver != "alphaedit")
+        marks = list(self.modifiers)
         head = self.solver
-        if head == "memit" and marks and marks[0] != "P":
+        if marks and find_modifier(marks[0]).alone == head:
             head = marks.pop(0)
+        marks += ["P"] * (self.projected and not self._method.editor.needs_null_spaces)
         changes = "".join(f"@{key}={_yaml(value)}" for key, value in self.changes)
         return "+".join([head + changes, *marks])
 
     @property
+    def _method(self) -> Method:
+        return find_method(self.solver)
+
+    def _acting(self, acts: str) -> list[Modifier]:
+        return [each for each in map(find_modifier, self.modifiers) if each.acts == acts]
+
+    @property
     def method(self) -> str:
-        """Whose hyperparameter file it reads: a key of `hparams.METHODS`."""
-        if self.solver in ("rome", "alphaedit"):
-            return self.solver
-        return "rect" if self.rect else "prune" if self.prune else "memit"
+        """Whose hyperparameter file it reads: the first modifier's that has files together with such a solver, or
+        the solver's.
+        """
+        for each in map(find_modifier, self.modifiers):
+            if each.folder and each.alone and find_method(each.alone).folder == self._method.folder:
+                return each.name
+        return self.solver
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that only its solver and its modifiers know, and their defaults.
+
+        Raises HyperparameterError where two of them call a setting the same.
+        """
+        found: dict[str, Any] = {}
+        known: list[Method | Modifier] = [self._method, *map(find_modifier, self.modifiers)]
+        for each in known:
+            if both := sorted(found.keys() & each.settings.keys()):
+                raise HyperparameterError(f"{self}: two of these have a setting {both[0]}, so they cannot be combined")
+            found |= each.settings
+        return found
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is something to do at the end of a sequence."""
+        return bool(self._acting("end"))
 
     @property
     def trajectory(self) -> Variant:
-        """The variant whose weights are the same until the end of the sequence: PRUNE acts only then."""
-        return replace(self, prune=False)
+        """The variant whose weights are the same until the end of the sequence."""
+        ending = {key for each in self._acting("end") for key in each.settings}
+        return replace(
+            self,
+            modifiers=tuple(each.name for each in self._acting("update")),
+            changes=tuple((key, value) for key, value in self.changes if key not in ending),
+        )
 
     @property
     def needs_covariances(self) -> bool:
-        return SOLVERS[self.solver].needs_covariances
+        return bool(self._method.editor.needs_covariances)
 
     @property
     def needs_null_spaces(self) -> bool:
         return self.projected
 
     def hyperparameters(self, model: nn.Module, name: str, base: Hyperparameters | None = None) -> Hyperparameters:
-        """`base`, or those of this method for the model called `name`, with the changes in the variant's own name."""
+        """`base`, or those of this method for the model called `name`, with the changes in the variant's own name.
+
+        Of `base.own` only what this variant knows is kept: a file may serve several methods.
+        """
         found = base or Hyperparameters.for_model(self.method, model, name)
-        return found.changed(dict(self.changes), f"the method {str(self)!r}")
+        return found.changed(dict(self.changes), f"the method {str(self)!r}", self.settings)
+
+    def at_end(self, hyperparameters: Hyperparameters) -> tuple[Modifier, ...]:
+        """What acts at the end of a sequence, set to these hyperparameters."""
+        return tuple(each.set_to(hyperparameters.own) for each in self._acting("end"))
 
     def editor(
         self,
         model: nn.Module,
         tokenizer: Any,
         hyperparameters: Hyperparameters,
-        covariances: Mapping[int, Covariance],
-        null_spaces: Mapping[int, NullSpace],
+        preserved: Preserved,
         *,
+        base: Mapping[int, Tensor],
         contexts: Sequence[str] | None = None,
         progress: bool = False,
     ) -> Editor:
-        """The editor that this variant is, but for PRUNE."""
-        solver: Any = SOLVERS[self.solver]
-        inside = solver.needs_null_spaces and not self.rect
-        write = Write(PAPER_KEEP if self.rect else None, null_spaces if self.projected and not inside else None)
-        source = null_spaces if solver.needs_null_spaces else covariances
-        return solver(model, tokenizer, hyperparameters, source, contexts=contexts, write=write, progress=progress)
+        """The editor that this variant is, but for what acts at the end.
+
+        `base` is W before the first edit, by layer, d_out × d_in. What a solver leaves in the null space by itself is
+        projected only where something modifies it.
+        """
+        solver = self._method.editor
+        modifiers = tuple(each.set_to(hyperparameters.own) for each in self._acting("update"))
+        projects = self.projected and (bool(modifiers) or not solver.needs_null_spaces)
+        write = Write(modifiers, projects, preserved.null_spaces, base)
+        editor: Editor = solver(
+            model, tokenizer, hyperparameters, preserved, contexts=contexts, write=write, progress=progress
+        )
+        return editor
 
 
 def _yaml(value: Any) -> str:

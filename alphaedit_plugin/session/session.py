@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..editors.editor import Editor
 from ..editors.hyperparameters import Hyperparameters
-from ..editors.prune import damped
+from ..editors.preserved import Preserved
+from ..editors.registry import Modifier
 from ..editors.requests import Request, parse_requests
 from ..editors.targets import Targets
+from ..editors.update import Site, ended
 from ..editors.variant import Variant
 from ..errors import EditError, ModelStructureError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
@@ -78,7 +81,7 @@ class Session:
         store: Store | None = None,
         progress: bool = False,
     ) -> None:
-        """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`variant.GRAMMAR`).
+        """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`registry.GRAMMAR`).
 
         Hyperparameters default to those that ship for the model, or that are derived from it. What the method needs
         of `covariances` and `null_spaces` and is not given is taken from the store, or computed and stored, as by
@@ -111,19 +114,13 @@ class Session:
         self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
         if self.null_spaces is not None and check_model:
             self.null_spaces.check(model)
-        self.editor = self.variant.editor(
-            model,
-            tokenizer,
-            self.hyperparameters,
-            self.covariances,
-            self.null_spaces or {},
-            contexts=contexts,
-            progress=progress,
-        )
+        out_projections = Decoder(model, template).out_projections(layers)
+        self.base = {layer: projection.matrix.clone() for layer, projection in out_projections.items()}
+        self.editor = self._editor(model, contexts, progress)
+        self.at_end = self.variant.at_end(self.hyperparameters)
         self.batches: list[Batch] = []
-        self.base = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
         self.autosave = Path(autosave) if autosave is not None else None
-        self._undamped: dict[int, Tensor] | None = None
+        self._before_end: dict[int, Tensor] | None = None
         self._fingerprints: dict[int, str] | None = None
         self._folders: dict[Path, SessionFolder] = {}
         if self.autosave is not None and is_session(self.autosave):
@@ -142,14 +139,14 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether the weights are those that `finish` leaves."""
-        return self._undamped is not None
+        return self._before_end is not None
 
     def edit(self, records: Sequence[Mapping[str, Any] | Request], targets: Targets | None = None) -> list[Request]:
         """Write these facts, all or none; returns them as understood.
 
         `targets` computed before, on the model as it is now, save computing them. Raises RequestError for a
         malformed record before anything is touched, and EditError when the result would not be finite. A sequence
-        that was finished goes on from its undamped weights.
+        that was finished goes on from the weights before that.
         """
         requests = parse_requests(records)
         with self.transaction():
@@ -166,7 +163,7 @@ class Session:
         if isinstance(batches, bool) or not isinstance(batches, int) or not 1 <= batches <= len(self.batches):
             raise EditError(f"cannot undo {batches!r} batches: the session holds {len(self.batches)}")
         with self.transaction():
-            self._undamped = None
+            self._before_end = None
             undone, self.batches = self.batches[-batches:], self.batches[:-batches]
             facts = [request for batch in undone for request in batch.requests]
             self.editor.forget(len(facts))
@@ -174,47 +171,40 @@ class Session:
         return facts
 
     def finish(self) -> None:
-        """Do what the method does at the end of a sequence: PRUNE's damping, then projection. Nothing otherwise.
+        """Do what the method does at the end of a sequence (PRUNE's damping), then project. Nothing otherwise.
 
         It can be repeated; the next `edit` or `undo` takes it back first.
         """
-        if not self.variant.prune or self.finished or not self.batches:
+        if not self.at_end or self.finished or not self.batches:
             return
         with self.transaction():
-            self._damp()
+            self._end(self.at_end)
 
     @contextmanager
-    def at(self, batches: int, *, finished: bool = False) -> Iterator[float]:
-        """Inside the block the weights are those after the first `batches` calls to `edit`, damped if `finished`.
+    def at(self, batches: int, *, end: Sequence[Modifier] = ()) -> Iterator[float]:
+        """Inside the block the weights are those after the first `batches` calls to `edit`, then after `end`.
 
-        Yields the seconds that PRUNE's damping took. For measuring only: nothing is saved, and the session goes on
-        afterwards from where it was.
+        `end` is what acts at the end, of this method or of another that has the same trajectory (`Variant.at_end`).
+        Yields the seconds that it took. For measuring only: nothing is saved, and the session goes on afterwards from
+        where it was.
         """
-        before = (self.batches, self._undamped)
+        before = (self.batches, self._before_end)
         with put_back(self.projections):
             try:
-                self.batches, self._undamped = self.batches[:batches], None
+                self.batches, self._before_end = self.batches[:batches], None
                 self._write_again()
                 started = time.perf_counter()
-                if finished:
-                    self._damp()
+                if end:
+                    self._end(end)
                 yield time.perf_counter() - started
             finally:
-                self.batches, self._undamped = before
+                self.batches, self._before_end = before
 
     def on_copy(self, model: nn.Module) -> Session:
         """The same session on a copy of its model, as that is now. The two go on apart; only this one saves itself."""
         twin = copy.copy(self)
         twin.model, twin.batches, twin.autosave, twin._folders = model, list(self.batches), None, {}
-        twin.editor = self.variant.editor(
-            model,
-            self.tokenizer,
-            self.hyperparameters,
-            self.covariances,
-            self.null_spaces or {},
-            contexts=self.editor._contexts,
-            progress=self.editor.progress,
-        )
+        twin.editor = self._editor(model, self.editor._contexts, self.editor.progress)
         twin.editor.memory = self.editor.memory
         return twin
 
@@ -301,10 +291,10 @@ class Session:
     def to_patch(self, path: str | Path) -> None:
         """Write the edit as one small safetensors file that `patch.apply_patch` and `revert_patch` take, exactly.
 
-        It holds the factors of ΔW where the method has any (not under RECT, nor after PRUNE's damping).
+        It holds the factors of ΔW where the method leaves any (not under RECT, nor after PRUNE's damping).
         """
         factors: Mapping[int, tuple[Tensor, Tensor] | None] = {}
-        if not self.variant.rect and not self.finished:
+        if self.editor.write.in_factors and not self.finished:
             factors = stacked(self.batches)
         write_patch(
             path,
@@ -334,7 +324,7 @@ class Session:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Weights, history and memory that the block leaves, saved; or all as before if it fails. They nest."""
-        before = (self.batches, self._undamped, self.editor.memory)
+        before = (self.batches, self._before_end, self.editor.memory)
         self.batches = list(self.batches)
         try:
             with put_back(self.projections, only_on_error=True):
@@ -343,24 +333,36 @@ class Session:
                 if self.autosave is not None:
                     self.save(self.autosave)
         except BaseException:
-            self.batches, self._undamped, self.editor.memory = before
+            self.batches, self._before_end, self.editor.memory = before
             raise
 
     def _unfinish(self) -> None:
-        if self._undamped is not None:
-            copy_into(self._undamped, self.projections)
-            self._undamped = None
+        if self._before_end is not None:
+            copy_into(self._before_end, self.projections)
+            self._before_end = None
 
-    def _damp(self) -> None:
-        self._undamped = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
+    def _editor(self, model: nn.Module, contexts: Sequence[str] | None, progress: bool) -> Editor:
+        return self.variant.editor(
+            model,
+            self.tokenizer,
+            self.hyperparameters,
+            Preserved(self.covariances, self.null_spaces or {}),
+            base=self.base,
+            contexts=contexts,
+            progress=progress,
+        )
+
+    def _end(self, modifiers: Sequence[Modifier]) -> None:
+        self._before_end = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
         for layer, projection in self.projections.items():
             before, weight = self.base[layer].to(torch.float64), projection.matrix
             accumulated = weight.to(torch.float64) - before
-            change = damped(accumulated, before)
+            space = self.null_spaces[layer] if self.null_spaces is not None else None
+            change = ended(accumulated, Site(layer, weight, self.base[layer], space), modifiers)
             if change is accumulated:
-                continue  # nothing outgrew the weight
-            if self.null_spaces is not None:
-                change = self.null_spaces[layer].project(change)
+                continue  # the weights stay as they are, bit for bit
+            if space is not None:
+                change = space.project(change)
             weight.copy_((before + change.to(before.device)).to(weight.dtype))
 
     def _write_again(self) -> None:

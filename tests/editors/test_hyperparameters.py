@@ -13,10 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import tiny
 
-from alphaedit_plugin.editors.hyperparameters import METHODS, Hyperparameters, TargetSettings
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters, TargetSettings
+from alphaedit_plugin.editors.registry import METHODS as SOLVERS
+from alphaedit_plugin.editors.registry import MODIFIERS, find
 from alphaedit_plugin.errors import HyperparameterError
 from alphaedit_plugin.nullspace.projection import PAPER_THRESHOLD, Criterion
 from alphaedit_plugin.storage.shipped import shipped
+
+# Of those that share a folder the first.
+METHODS = {name: find(name).folder for name in (*SOLVERS, *MODIFIERS) if name != "memit-seq"}
 
 # The keys of EasyEdit's hparams/MEMIT/*.yaml, with settings of our own.
 EASYEDIT = """

@@ -27,6 +27,7 @@ from alphaedit_plugin.editors import keys as keys_module
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.keys import Sweep, context_templates, half_bare
 from alphaedit_plugin.editors.memit import MEMIT
+from alphaedit_plugin.editors.preserved import Preserved
 from alphaedit_plugin.editors.ridge import Ridge
 from alphaedit_plugin.editors.targets import Targets
 from alphaedit_plugin.editors.update import Update
@@ -283,9 +284,9 @@ def test_a_16_bit_model_is_edited_and_stays_16_bit(dtype, method, tokenizer):
 
 def test_missing_covariances_are_named(tokenizer):
     with pytest.raises(StatisticsError, match=r"\[2\]"):
-        MEMIT(model_of(), tokenizer, HYPERPARAMETERS, {0: COVARIANCES[0], 1: COVARIANCES[1]})
+        MEMIT(model_of(), tokenizer, HYPERPARAMETERS, Preserved({0: COVARIANCES[0], 1: COVARIANCES[1]}))
     with pytest.raises(StatisticsError, match=re.escape(Decoder(model_of()).out_projection(1).name)):
-        MEMIT(model_of(), tokenizer, HYPERPARAMETERS, {**COVARIANCES, 1: random_covariance(23)})
+        MEMIT(model_of(), tokenizer, HYPERPARAMETERS, Preserved({**COVARIANCES, 1: random_covariance(23)}))
 
 
 def test_targets_given_are_the_targets_used(tokenizer):

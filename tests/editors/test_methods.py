@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from alphaedit_plugin.editors import update as update_module
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
 from alphaedit_plugin.editors.memit import MEMITSequential
+from alphaedit_plugin.editors.preserved import Preserved
 from alphaedit_plugin.editors.prune import damped
 from alphaedit_plugin.editors.rect import PAPER_KEEP, sparsified
 from alphaedit_plugin.editors.requests import Request
@@ -138,7 +139,7 @@ def _post(method: str, spaces: NullSpaces) -> oracle.Post:
     variant = Variant.parse(method)
 
     def write(layer: int, delta: Tensor, weight: Tensor) -> Tensor:
-        if variant.rect:
+        if "rect" in variant.modifiers:
             delta = oracle.rect(delta, weight)
         return delta @ spaces[layer].dense() if variant.projected else delta
 
@@ -258,21 +259,21 @@ def test_rome_takes_no_targets_and_changes_nothing_when_given_some(tokenizer):
 
 def test_rome_without_adjustment_needs_no_covariance_and_with_it_does(tokenizer):
     plain = replace(HYPERPARAMETERS, mom2_adjustment=False)
-    ROME(model_of(), tokenizer, plain, {}, contexts=CONTEXTS).edit(REQUESTS[:1])
+    ROME(model_of(), tokenizer, plain, Preserved(), contexts=CONTEXTS).edit(REQUESTS[:1])
     with pytest.raises(StatisticsError, match=r"\[1, 2\]"):
-        ROME(model_of(), tokenizer, HYPERPARAMETERS, {0: COVARIANCES[0]}, contexts=CONTEXTS)
+        ROME(model_of(), tokenizer, HYPERPARAMETERS, Preserved({0: COVARIANCES[0]}), contexts=CONTEXTS)
 
 
 def test_missing_or_foreign_null_spaces_and_covariances_are_named(tokenizer):
     model = model_of()
     spaces = random_spaces(model, LAYERS)
     with pytest.raises(NullSpaceError, match="layer 2"):
-        AlphaEdit(model, tokenizer, HYPERPARAMETERS, {0: spaces[0], 1: spaces[1]})
+        AlphaEdit(model, tokenizer, HYPERPARAMETERS, Preserved(null_spaces={0: spaces[0], 1: spaces[1]}))
     wider = random_spaces(model_of(intermediate_size=32), LAYERS)
     with pytest.raises(NullSpaceError, match="layer 0 has 32"):
-        AlphaEdit(model, tokenizer, HYPERPARAMETERS, wider)
+        AlphaEdit(model, tokenizer, HYPERPARAMETERS, Preserved(null_spaces=wider))
     with pytest.raises(StatisticsError, match=r"\[0\]"):
-        MEMITSequential(model, tokenizer, HYPERPARAMETERS, {1: COVARIANCES[1], 2: COVARIANCES[2]})
+        MEMITSequential(model, tokenizer, HYPERPARAMETERS, Preserved({1: COVARIANCES[1], 2: COVARIANCES[2]}))
 
 
 def test_null_spaces_that_are_empty_are_no_null_spaces(tokenizer):
@@ -355,7 +356,9 @@ def _projected_and_plain(ours, theirs, tokenizer, method: str, spaces: NullSpace
     plain = Variant.parse(method.removesuffix("+P"))
     return (
         editing(ours, tokenizer, method, spaces, hyperparameters),
-        plain.editor(theirs, tokenizer, hyperparameters, COVARIANCES, {}, contexts=CONTEXTS),
+        plain.editor(
+            theirs, tokenizer, hyperparameters, Preserved(COVARIANCES), base=weights(theirs), contexts=CONTEXTS
+        ),
     )
 
 
@@ -364,7 +367,7 @@ def test_alphaedit_needs_no_projection_afterwards(tokenizer):
     assert Variant.parse("alphaedit+P") == Variant.parse("alphaedit")
     model = model_of()
     running = editing(model, tokenizer, "alphaedit", random_spaces(model, LAYERS))
-    assert running.editor.write.null_spaces is None
+    assert not running.editor.write.projects
 
 
 # ------------------------------------------------------------------------------------------- transactions, memory

@@ -18,6 +18,7 @@ from alphaedit_plugin.editors.editor import Written
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.layered import LayeredEditor
 from alphaedit_plugin.editors.memit import MEMIT, MEMITSequential
+from alphaedit_plugin.editors.preserved import Preserved
 from alphaedit_plugin.editors.ridge import Ridge, product
 from alphaedit_plugin.errors import EditError
 from alphaedit_plugin.nullspace.covariance import Covariance
@@ -64,7 +65,7 @@ def assert_invariant(ridge: Ridge) -> None:
     assert ridge.count == keys.shape[1]
     if ridge.count > ridge.d:
         assert ridge.rows == ()
-        expected = keys @ keys.T + ridge.weight * torch.eye(ridge.d, dtype=torch.float64)
+        expected = keys @ keys.T + ridge.regularisation * torch.eye(ridge.d, dtype=torch.float64)
         assert ridge.primal.dtype == torch.float64
         assert relative(ridge.primal, expected) <= 1e-12
         return
@@ -75,7 +76,7 @@ def assert_invariant(ridge: Ridge) -> None:
         assert row.dtype == torch.float64
         factor[start:end, :end] = row
     assert torch.equal(factor, factor.tril())
-    expected = keys.T @ keys + ridge.weight * torch.eye(ridge.count, dtype=torch.float64)
+    expected = keys.T @ keys + ridge.regularisation * torch.eye(ridge.count, dtype=torch.float64)
     assert ridge.count == 0 or relative(factor @ factor.T, expected) <= 1e-12
 
 
@@ -251,15 +252,16 @@ def real_size() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def solved(editor: LayeredEditor, earlier: Tensor, new: Tensor) -> Tensor:
     """N of Δ = R Nᵀ as an editor of a float32 model finds it, batch by batch; nothing is kept in more than float32."""
     for batch in earlier.split(BATCH, dim=1):
-        editor.remember(Written([], {0: editor._into(0, batch).to(torch.float32)}))
-    keys = editor._into(0, new)
+        editor.remember(Written([], {0: editor.transform_keys(0, batch).to(torch.float32)}))
+    keys = editor.transform_keys(0, new)
     solution, _ = editor._ridge(0).add(keys.to(torch.float32) if editor.sequential else keys)
-    return editor._out_of(0, solution).to(torch.float32).double()
+    return editor.restore_solution(0, solution).to(torch.float32).double()
 
 
 def editor_of(kind: type[LayeredEditor], source: NullSpace | Covariance, **hyperparameters: float) -> LayeredEditor:
     model = tiny("llama", intermediate_size=D_IN, num_hidden_layers=1)
-    return kind(model, None, Hyperparameters(layers=(0,), **hyperparameters), {0: source})
+    preserved = Preserved(null_spaces={0: source}) if isinstance(source, NullSpace) else Preserved({0: source})
+    return kind(model, None, Hyperparameters(layers=(0,), **hyperparameters), preserved)
 
 
 def test_alphaedit_with_500_earlier_edits_is_the_dense_formula_to_1e_5(real_size):

@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS, model_of
+from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS, model_of, weights
 from support.spaces import random_covariance, random_spaces
 from support.tiny import tiny
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
-from alphaedit_plugin.editors.hyperparameters import METHODS, Hyperparameters
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.memit import MEMIT, MEMITSequential
-from alphaedit_plugin.editors.rect import PAPER_KEEP
+from alphaedit_plugin.editors.preserved import Preserved
+from alphaedit_plugin.editors.registry import GRAMMAR, MODIFIERS, find
+from alphaedit_plugin.editors.registry import METHODS as SOLVERS
 from alphaedit_plugin.editors.rome import ROME
-from alphaedit_plugin.editors.variant import GRAMMAR, SOLVERS, Variant
+from alphaedit_plugin.editors.variant import Variant
 from alphaedit_plugin.errors import HyperparameterError
 
 MODEL = tiny("llama")  # of which nothing but its depth is asked
@@ -55,13 +57,15 @@ def variants(draw) -> Variant:
     """Every variant that there is, some hyperparameters changed in an order of their own."""
     solver = draw(st.sampled_from(list(SOLVERS)))
     keys = draw(st.lists(st.sampled_from(list(_CHANGES)), unique=True, max_size=3))
-    rect, prune, projected = (draw(st.booleans()) for _ in range(3))
-    changes = tuple((key, draw(_CHANGES[key])) for key in keys)
-    return Variant(solver, rect, prune, projected or solver == "alphaedit", changes)
+    modifiers = draw(st.lists(st.sampled_from(list(MODIFIERS)), unique=True))
+    changes = [(key, draw(_CHANGES[key])) for key in keys]
+    if "rect" in modifiers and draw(st.booleans()):
+        changes.insert(draw(st.integers(0, len(changes))), ("keep", draw(st.floats(1e-3, 1))))
+    return Variant(solver, tuple(modifiers), draw(st.booleans()), tuple(changes))
 
 
 def test_every_setting_can_be_changed_in_the_tests():
-    assert set(_CHANGES) == {field.name for field in fields(Hyperparameters)}
+    assert set(_CHANGES) == {field.name for field in fields(Hyperparameters)} - {"own"}
 
 
 @settings(max_examples=300, deadline=None)
@@ -142,10 +146,10 @@ def test_each_variant_has_one_name(name, canonical):
         ("MEMIT", Variant("memit")),
         ("memit+P", Variant("memit", projected=True)),
         (" Memit+p ", Variant("memit", projected=True)),
-        ("rect", Variant("memit", rect=True)),
-        ("prune+P", Variant("memit", prune=True, projected=True)),
+        ("rect", Variant("memit", ("rect",))),
+        ("prune+P", Variant("memit", ("prune",), projected=True)),
         ("alphaedit", Variant("alphaedit", projected=True)),
-        ("rome@v_lr=0.1+rect+prune", Variant("rome", rect=True, prune=True, changes=(("v_lr", 0.1),))),
+        ("rome@v_lr=0.1+rect+prune", Variant("rome", ("rect", "prune"), changes=(("v_lr", 0.1),))),
         ("memit-seq@layers=[3, 4]", Variant("memit-seq", changes=(("layers", [3, 4]),))),
     ],
 )
@@ -243,14 +247,16 @@ def test_a_change_that_makes_no_sense_is_an_error_that_names_the_variant_and_the
 @settings(max_examples=100, deadline=None)
 @given(variant=variants())
 def test_methods_trajectories_and_needs(variant):
-    assert variant.method in METHODS
+    rect, prune = "rect" in variant.modifiers, "prune" in variant.modifiers
     if variant.solver in ("rome", "alphaedit"):
         assert variant.method == variant.solver
     else:
-        assert variant.method == ("rect" if variant.rect else "prune" if variant.prune else "memit")
+        assert variant.method == ("rect" if rect else "prune" if prune else variant.solver)
+        assert find(variant.method).folder == ("RECT" if rect else "PRUNE" if prune else "MEMIT")
     assert variant.trajectory == variant.trajectory.trajectory
-    assert not variant.trajectory.prune
-    assert replace(variant.trajectory, prune=variant.prune) == variant
+    assert variant.ends == prune
+    assert not variant.trajectory.ends
+    assert replace(variant.trajectory, modifiers=variant.modifiers) == variant
     assert variant.needs_covariances == (variant.solver != "alphaedit")
     assert variant.needs_null_spaces == variant.projected
 
@@ -260,7 +266,7 @@ def test_methods_trajectories_and_needs(variant):
     [
         ("rome+rect", "rome"),
         ("alphaedit+prune", "alphaedit"),
-        ("memit-seq+P", "memit"),
+        ("memit-seq+P", "memit-seq"),
         ("memit-seq+rect+prune", "rect"),
         ("prune+P", "prune"),
     ],
@@ -277,11 +283,12 @@ def test_the_method_says_whose_hyperparameter_file_is_read(name, method):
 def test_hyperparameters_are_those_given_with_the_changes_of_the_name(variant):
     base = Hyperparameters(layers=(7,), v_lr=0.123)
     found = variant.hyperparameters(MODEL, "", base)
-    assert found == base.changed(dict(variant.changes), "x")
+    assert found == base.changed(dict(variant.changes), "x", variant.settings)
     written = json.loads(json.dumps(found.as_dict()))
     for key, value in variant.changes:
-        assert written[key] == (sorted(value) if key == "layers" else value)
-    untouched = {field.name for field in fields(base)} - set(dict(variant.changes))
+        assert (written["own"] if key == "keep" else written)[key] == (sorted(value) if key == "layers" else value)
+    untouched = {field.name for field in fields(base)} - set(dict(variant.changes)) - {"own"}
+    assert set(found.own) == {key for key, _ in variant.changes} & {"keep"}
     assert all(getattr(found, name) == getattr(base, name) for name in untouched)
 
 
@@ -290,12 +297,18 @@ def test_hyperparameters_are_those_given_with_the_changes_of_the_name(variant):
 def test_a_variants_editor_solves_sparsifies_and_projects_as_its_name_says(rect, prune, projected, solver, tokenizer):
     """AlphaEdit's Δ lies in the null space already: it is projected only after RECT."""
     model = model_of(dtype=torch.float32)
-    variant = Variant(solver, rect, prune, projected or solver == "alphaedit")
+    marks = ("rect",) * rect + ("prune",) * prune
+    variant = Variant(solver, marks, projected)
     spaces = random_spaces(model, LAYERS)
     covariances = {layer: random_covariance(24, layer) for layer in LAYERS}
-    editor = variant.editor(model, tokenizer, HYPERPARAMETERS, covariances, spaces, contexts=CONTEXTS)
+    base = weights(model)
+    editor = variant.editor(
+        model, tokenizer, HYPERPARAMETERS, Preserved(covariances, spaces), base=base, contexts=CONTEXTS
+    )
     kinds = {"rome": ROME, "memit": MEMIT, "memit-seq": MEMITSequential, "alphaedit": AlphaEdit}
     assert type(editor) is kinds[solver]
-    assert editor.write.keep == (PAPER_KEEP if rect else None)
-    assert (editor.write.null_spaces is not None) == (rect if solver == "alphaedit" else projected)
+    assert [modifier.name for modifier in editor.write.modifiers] == ["rect"] * rect
+    assert [modifier.name for modifier in variant.at_end(HYPERPARAMETERS)] == ["prune"] * prune
+    assert editor.write.projects == (rect and variant.projected if solver == "alphaedit" else projected)
+    assert editor.write.base is base
     assert editor.contexts == CONTEXTS
