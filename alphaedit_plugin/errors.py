@@ -33,6 +33,10 @@ class HyperparameterError(AlphaEditError):
     """A hyperparameter file is malformed or holds an unknown or ill-typed key."""
 
 
+class RegistrationError(HyperparameterError):
+    """A method or modifier cannot be registered: what it lacks, or whose name it takes."""
+
+
 class EditError(AlphaEditError):
     """An edit failed; the model is as it was before."""
 

@@ -56,11 +56,13 @@ class _OurEntry(Entry):
 
     def __post_init__(self) -> None:
         self.name, self.layers = str(self.variant), self.hyperparameters.layers
-        self.ends = self.variant != self.variant.trajectory
+        self.ends = self.variant.ends
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"variant": str(self.variant.trajectory), "hyperparameters": self.settings}
+        trajectory = self.variant.trajectory
+        values = trajectory.hyperparameters(self.ground.model, self.ground.name, self.hyperparameters)
+        return {"variant": str(trajectory), "hyperparameters": values.as_dict()}
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -86,9 +88,9 @@ class _OurEntry(Entry):
                 bar.update(len(batch))
             for at in course.checkpoints:
                 for entry in together:
-                    with session.at(at.batches, finished=entry.ends) as damping:
+                    with session.at(at.batches, end=entry.variant.at_end(entry.hyperparameters)) as ending:
                         now = {layer: projection.matrix for layer, projection in session.projections.items()}
-                        yield Stop(entry.name, at, model, spent[at.batches - 1] + damping, session.base, now)
+                        yield Stop(entry.name, at, model, spent[at.batches - 1] + ending, session.base, now)
 
     def _session(self, course: Course, place: Workplace) -> tuple[Session, list[float]]:
         """A session of the variant, as far as its edits are made already, and its seconds after each batch."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
 from ..errors import NullSpaceError
 from ..model.precision import float64_device
-from ..nullspace.projection import NullSpace
 from .layered import LayeredEditor
+from .preserved import Preserved
 from .registry import method
 
 
 @method(
     "alphaedit",
-    summary="solves inside the null space, remembers its own edits; always projected",
-    source="Fang et al. 2025, arXiv 2410.02355",
+    summary="MEMIT's loop, solved inside the null space of preserved keys; keeps the keys of earlier edits",
+    source="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355",
     folder="AlphaEdit",
 )
 class AlphaEdit(LayeredEditor):
@@ -31,22 +29,19 @@ class AlphaEdit(LayeredEditor):
     needs_null_spaces = True
     sequential = True
 
-    def check(self) -> None:
-        given = self.preserved.null_spaces
+    def prepare(self, preserved: Preserved) -> None:
+        """Raises NullSpaceError when there is no null space of a layer, or one of another width."""
+        null_spaces = preserved.null_spaces
         for layer, projection in self.projections.items():
-            if layer not in given:
+            if layer not in null_spaces:
                 raise NullSpaceError(f"there is no null space of layer {layer}, which is to be edited: prepare it")
-            if given[layer].d_in != projection.d_in:
+            if null_spaces[layer].d_in != projection.d_in:
                 raise NullSpaceError(
-                    f"the null space of layer {layer} has {given[layer].d_in} dimensions, {projection.name} "
+                    f"the null space of layer {layer} has {null_spaces[layer].d_in} dimensions, {projection.name} "
                     f"{projection.d_in}: it is another model's"
                 )
-
-    @cached_property
-    def null_spaces(self) -> dict[int, NullSpace]:
-        """Where the keys are, in float64's place."""
-        return {
-            layer: self.preserved.null_spaces[layer].to(float64_device(projection.stored.device))
+        self.null_spaces = {
+            layer: null_spaces[layer].to(float64_device(projection.stored.device))
             for layer, projection in self.projections.items()
         }
 

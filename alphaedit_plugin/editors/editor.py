@@ -11,22 +11,13 @@ from torch import Tensor, nn
 
 from ..model.decoder import Decoder
 from ..model.trace import evaluating
-from ..nullspace.covariance import Covariance
-from ..nullspace.projection import NullSpace
 from .hyperparameters import Hyperparameters
 from .keys import context_templates
+from .preserved import Preserved
 from .requests import Request
 from .ridge import Ridge
 from .targets import Targets
 from .update import Update, Write
-
-
-@dataclass(frozen=True)
-class Preserved:
-    """What edits are to preserve, by layer: covariances of preserved keys, and the null spaces that these have."""
-
-    covariances: Mapping[int, Covariance] = field(default_factory=dict)
-    null_spaces: Mapping[int, NullSpace] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,11 +33,14 @@ class Editor(ABC):
 
     The only state is `memory`, layer → keys of facts written before, for the methods that keep them; it is replaced
     as a whole at the end of an edit, so that an edit that fails leaves it as it was. What happens between an
-    update and the weight (RECT, projection) is the business of `write`.
+    update and the weight (modifiers, projection) is the business of `write`.
+
+    `settings` are hyperparameters that only this method has, with their defaults; `own` holds their values.
     """
 
     needs_covariances: ClassVar[bool] = True
     needs_null_spaces: ClassVar[bool] = False
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -61,19 +55,27 @@ class Editor(ABC):
     ) -> None:
         """`contexts` are templates that keys are averaged over; by default the model writes them at the first edit.
 
-        Raises StatisticsError or NullSpaceError where the method needs more of `preserved`, or it is another model's.
+        Raises what `prepare` raises.
         """
         self.model, self.tokenizer, self.hyperparameters = model, tokenizer, hyperparameters
-        self.preserved = preserved
+        self.own = {key: hyperparameters.own.get(key, default) for key, default in self.settings.items()}
         self.write, self.progress = write or Write(), progress
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
         self.projections = self.decoder.out_projections(hyperparameters.layers)
         self.memory: Mapping[int, Ridge] = {}
         self._contexts = tuple(contexts) if contexts else None
-        self.check()
+        self.prepare(preserved)
 
-    def check(self) -> None:  # noqa: B027 - a method may need nothing
-        """Raises StatisticsError or NullSpaceError where something is missing that the method needs."""
+    @classmethod
+    def derived(cls, depth: int) -> Hyperparameters:
+        """For a model of this depth that no file is for: five consecutive layers from one seventh of the way up,
+        where the paper's models are edited.
+        """
+        first = max(0, min(depth // 7, depth - 5))
+        return Hyperparameters(layers=tuple(range(first, min(first + 5, depth))))
+
+    def prepare(self, preserved: Preserved) -> None:  # noqa: B027 - some methods need nothing
+        """Take what the method needs of `preserved`; raises StatisticsError or NullSpaceError where it is missing."""
 
     @property
     def contexts(self) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..model.decoder import Decoder
 from ..nullspace.projection import PAPER_THRESHOLD, Criterion
 from ..storage.shipped import shipped
 from ..storage.yaml_file import yaml_mapping
-from .registry import find_method, find_modifier, is_modifier, own_settings
+from .registry import Modifier, find, find_method
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class Hyperparameters:
     ROME measures keys by their covariance. `context_template_length_params` are pairs (tokens, number) of context
     templates. `null_space` says which directions count as null when updates are projected: a threshold on
     eigenvalues (EasyEdit's `nullspace_threshold`), an energy, or a nullity (see `Criterion`). `tokens` of text go into
-    the covariances; None leaves it to what prepares them. `own` are the settings that only a method or modifier has
-    for itself (see `registry`), as far as they were given, sorted by name.
+    the covariances; None leaves it to what prepares them. `own` are settings that only one method or modifier knows,
+    as far as they differ from its defaults.
     """
 
     layers: tuple[int, ...]
@@ -80,7 +81,7 @@ class Hyperparameters:
     reduced_precision: bool = False
     null_space: Criterion = field(default_factory=lambda: Criterion(threshold=PAPER_THRESHOLD))
     tokens: int | None = None
-    own: tuple[tuple[str, Any], ...] = ()
+    own: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for each in fields(self):  # 1000 and 1000.0 are the same setting, also as text
@@ -104,33 +105,37 @@ class Hyperparameters:
         values["layers"] = list(self.layers)
         values["context_template_length_params"] = [list(pair) for pair in self.context_template_length_params]
         values["null_space"] = {k: v for k, v in values["null_space"].items() if v is not None}
-        return {**values, **dict(values.pop("own"))}
-
-    def setting(self, name: str) -> Any:
-        """One of a method's own settings: as it was given, else its default."""
-        own = dict(self.own)
-        return own[name] if name in own else own_settings()[name]
+        if not self.own:
+            del values["own"]  # what was saved before there was such a thing is still the same
+        return values
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
         """Raises HyperparameterError, naming `name` and the key, for a key that is unknown or ill-typed."""
-        settings = cls._settings(values, name)
+        own = values.get("own", {})
+        if not isinstance(own, Mapping) or not all(isinstance(key, str) for key in own):
+            raise HyperparameterError(f"{name}: own must be a mapping of a method's own settings, not {own!r}")
+        settings = cls._settings({key: value for key, value in values.items() if key != "own"}, name)
         if "layers" not in settings:
             raise HyperparameterError(f"{name}: 'layers' is missing: which layers are to be edited?")
-        return cls(**settings)
+        return cls(**settings, own=dict(own))
 
-    def changed(self, values: Mapping[str, Any], name: str) -> Hyperparameters:
-        """With some settings changed; raises as `from_mapping` does."""
-        settings = self._settings(values, name)
-        if "own" in settings:
-            settings["own"] = tuple(sorted({**dict(self.own), **dict(settings["own"])}.items()))
-        return replace(self, **settings)
+    def changed(self, values: Mapping[str, Any], name: str, own: Mapping[str, Any] | None = None) -> Hyperparameters:
+        """With some settings changed; raises as `from_mapping` does.
+
+        `own` are the method's own settings and their defaults: these alone may be changed besides ours, and others
+        that `self.own` holds are dropped.
+        """
+        known = own or {}
+        mine = {key: value for key, value in {**self.own, **values}.items() if key in known}
+        others = {key: value for key, value in values.items() if key not in known}
+        typed = {key: _typed_like(known[key], key, value, name) for key, value in mine.items()}
+        return replace(self, **self._settings(others, name, known), own=typed)
 
     @classmethod
-    def _settings(cls, values: Mapping[str, Any], name: str) -> dict[str, Any]:
-        known = {f.name for f in fields(cls)} - {"own"}
+    def _settings(cls, values: Mapping[str, Any], name: str, own: Iterable[str] = ()) -> dict[str, Any]:
+        known = known_keys()
         settings: dict[str, Any] = {}
-        own: dict[str, Any] = {}
         for key, value in values.items():
             if key in _IMPLEMENTED and value != _IMPLEMENTED[key]:
                 raise HyperparameterError(f"{name}: {key} {value!r} is not implemented, only {_IMPLEMENTED[key]!r}")
@@ -144,16 +149,12 @@ class Hyperparameters:
                     raise HyperparameterError(f"{name}: nullspace_threshold must be a positive number, not {value!r}")
                 settings["null_space"] = Criterion(threshold=number)
                 continue
-            if key not in known and key in (defaults := own_settings()):
-                own[key] = _like(defaults[key], key, value, name)
-                continue
             if key not in known:
-                candidates = known | _EASYEDIT_ONLY | {"nullspace_threshold"} | own_settings().keys()
-                near = difflib.get_close_matches(str(key), candidates, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+                near = difflib.get_close_matches(str(key), {*known, *own, *_EASYEDIT_ONLY, "nullspace_threshold"}, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted({*known, *own}))}"
                 raise HyperparameterError(f"{name}: unknown key {key!r}{hint}")
             settings[key] = _typed(key, value, name)
-        return {**settings, "own": tuple(sorted(own.items()))} if own else settings
+        return settings
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hyperparameters:
@@ -162,14 +163,17 @@ class Hyperparameters:
 
     @classmethod
     def for_model(cls, method: str, model: nn.Module, name: str) -> Hyperparameters:
-        """The shipped file for a model of this name (`shipped_for`), else `derived` ones, which are logged."""
+        """The shipped file for a model of this name (`shipped_for`), else `derived` ones, which are logged.
+
+        `method` is the name of a method, or of a modifier that has files of its own.
+        """
         if found := cls.shipped_for(method, name):
             return found
         derived = cls.derived(method, model)
         log.warning(
             "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor %g (derived, not "
             "tuned)",
-            _folder(method) or method,
+            find(method).folder or method,
             name,
             list(derived.layers),
             derived.v_lr,
@@ -180,39 +184,30 @@ class Hyperparameters:
     @classmethod
     def shipped_for(cls, method: str, name: str) -> Hyperparameters | None:
         """Those of the file that is called as the last part of `name`, or whose model_name ends so; None without."""
-        short, folder = _short(name), _folder(method)
-        for path in sorted(shipped(f"hparams/{folder}").glob("*.yaml")) if folder is not None else ():
+        folder, short = find(method).folder, _short(name)
+        if folder is None:
+            return None
+        for path in sorted((shipped("hparams") / folder).glob("*.yaml")):
             if path.stem == short or _short(str(yaml.safe_load(path.read_text("utf-8")).get("model_name"))) == short:
                 return cls.from_yaml(path)
         return None
 
     @classmethod
     def derived(cls, method: str, model: nn.Module) -> Hyperparameters:
-        """For a model without a file: the layers and defaults that the method declares for one of this depth."""
-        declared = find_method((find_modifier(method).alone or "memit") if is_modifier(method) else method)
-        return cls(layers=declared.layers(len(Decoder(model))), **declared.defaults)
+        """What the method's editor makes of the model's depth (`Editor.derived`)."""
+        found = find(method)
+        if isinstance(found, Modifier):
+            found = find_method(found.alone or method)
+        derived: Hyperparameters = found.editor.derived(len(Decoder(model)))
+        return derived
 
     def with_layers(self, layers: tuple[int, ...] | None) -> Hyperparameters:
         return self if layers is None else replace(self, layers=layers)
 
 
-def _folder(method: str) -> str | None:
-    """The folder of hparams/ that a method or modifier has its files in."""
-    return find_modifier(method).folder if is_modifier(method) else find_method(method).folder
-
-
-def _like(default: Any, key: str, value: Any, name: str) -> Any:
-    """A setting of a method's own, in the type of its default. Raises HyperparameterError for one of another type."""
-    if isinstance(default, bool | str):
-        if not isinstance(value, type(default)):
-            expected = "true or false" if isinstance(default, bool) else "text"
-            raise HyperparameterError(f"{name}: {key} must be {expected}, not {value!r}")
-        return value
-    number = as_number(value)
-    if number is None or number != number or (isinstance(default, int) and number != int(number)):
-        expected = "a whole number" if isinstance(default, int) else "a number"
-        raise HyperparameterError(f"{name}: {key} must be {expected}, not {value!r}")
-    return int(number) if isinstance(default, int) else number
+def known_keys() -> set[str]:
+    """The settings that every method has."""
+    return {each.name for each in fields(Hyperparameters)} - {"own"}
 
 
 def _short(name: str) -> str:
@@ -258,6 +253,20 @@ def _typed(key: str, value: Any, name: str) -> Any:
             raise wrong("a whole number from 1")
         return int(number)
     return number
+
+
+def _typed_like(default: Any, key: str, value: Any, name: str) -> Any:
+    """A method's own setting, in the type of its default."""
+    if isinstance(default, bool | str):
+        if isinstance(value, type(default)):
+            return value
+        expected = "true or false" if isinstance(default, bool) else "a text"
+        raise HyperparameterError(f"{name}: {key} must be {expected}, not {value!r}")
+    number = as_number(value)
+    if number is None or not math.isfinite(number) or (isinstance(default, int) and number != int(number)):
+        expected = "a whole number" if isinstance(default, int) else "a number"
+        raise HyperparameterError(f"{name}: {key} must be {expected}, not {value!r}")
+    return type(default)(number)
 
 
 def parse_criterion(value: Any, name: str) -> Criterion:

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 class LayeredEditor(Editor):
     """For every layer, on the weights as they are by then: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
 
-    N solves the ridge regression of the batch's keys, seen through `transform_keys`, in the presence of the keys
-    that are kept in mind. A subclass supplies the key transform, λ, and whether earlier keys are kept.
+    N solves the ridge regression of the batch's transformed keys in the presence of the keys that are kept in mind.
+    A subclass supplies the key transform, λ, and whether earlier keys are kept.
     """
 
     sequential: ClassVar[bool]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 from torch import Tensor
 
 from .layered import LayeredEditor
+from .preserved import Preserved
 from .registry import method
 from .whitening import Whitening
 
+_SOURCE = "Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229"
 
-@method(
-    "memit",
-    summary="many facts over several layers, λC in the solve",
-    source="Meng et al. 2023, arXiv 2210.07229",
-    folder="MEMIT",
-)
+
+@method("memit", summary="many facts at once, spread over several layers", source=_SOURCE, folder="MEMIT")
 class MEMIT(LayeredEditor):
     """Δ = R K1ᵀ (λC + K1K1ᵀ)⁻¹ (eq. 14), in its dual form R (λI + K1ᵀC⁻¹K1)⁻¹ (C⁻¹K1)ᵀ.
 
@@ -25,12 +21,8 @@ class MEMIT(LayeredEditor):
 
     sequential = False
 
-    @cached_property
-    def whitening(self) -> Whitening:
-        return Whitening(self.preserved.covariances, self.projections)
-
-    def check(self) -> None:
-        _ = self.whitening
+    def prepare(self, preserved: Preserved) -> None:
+        self.whitening = Whitening(preserved.covariances, self.projections)
 
     @property
     def regularisation(self) -> float:
@@ -45,8 +37,8 @@ class MEMIT(LayeredEditor):
 
 @method(
     "memit-seq",
-    summary="memit, with the keys of its own earlier edits beside λC",
-    source="Meng et al. 2023, sequentially",
+    summary="MEMIT that also preserves the keys of the facts it wrote before",
+    source=f"{_SOURCE}; the keys of earlier edits as in AlphaEdit",
     folder="MEMIT",
 )
 class MEMITSequential(MEMIT):

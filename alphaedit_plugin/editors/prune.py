@@ -9,19 +9,6 @@ from .registry import modifier
 from .update import Site
 
 
-@modifier(
-    "prune",
-    summary="at the end of the sequence, singular values of ΔW above W's largest are damped",
-    source="Ma et al. 2024, arXiv 2405.16821",
-    acts="end",
-    folder="PRUNE",
-    alone="memit",
-)
-def prune(accumulated: Tensor, site: Site) -> Tensor:
-    """`damped`, against W before the first edit."""
-    return damped(accumulated, site.base)
-
-
 def damped(delta: Tensor, weight: Tensor) -> Tensor:
     """The accumulated ΔW with every singular value σ above σ_max(W) made log σ − log σ_max + σ_max; float64.
 
@@ -52,3 +39,16 @@ def _squares(matrix: Tensor, vectors: bool = False) -> tuple[Tensor, Tensor, boo
         values, found = torch.linalg.eigh(gram)
         return values, found, left
     return torch.linalg.eigvalsh(gram), gram, left
+
+
+@modifier(
+    "prune",
+    summary="at the end, damps the singular values of ΔW above W's largest",
+    source="Ma et al. 2024, Perturbation-Restrained Sequential Model Editing, arXiv:2405.16821",
+    acts="end",
+    folder="PRUNE",
+    alone="memit",
+)
+def prune(delta: Tensor, site: Site) -> Tensor:
+    """Relative to W before the first edit."""
+    return damped(delta, site.base)

@@ -12,20 +12,6 @@ from .update import Site, Update
 PAPER_KEEP = 0.4
 
 
-@modifier(
-    "rect",
-    summary="of every update only the 40 % of entries with the largest |Δ/W|",
-    source="Gu et al. 2024, arXiv 2401.04700",
-    folder="RECT",
-    alone="memit",
-)
-def rect(update: Update, site: Site, *, keep: float = PAPER_KEEP) -> Tensor:
-    """Δ, d_out × d_in, float64. Raises HyperparameterError unless 0 < `keep` ≤ 1."""
-    if not 0 < keep <= 1:
-        raise HyperparameterError(f"rect: keep is the share of entries that are written, above 0 up to 1, not {keep}")
-    return sparsified(update.dense(), site.weight.to(update.left.device), keep)
-
-
 def sparsified(delta: Tensor, weight: Tensor, keep: float = PAPER_KEEP) -> Tensor:
     """Δ with all but its `keep` share of entries of largest |Δ/W| set to zero; both d_out × d_in."""
     ratio = (delta / weight.to(delta.dtype)).abs().nan_to_num(nan=0.0, posinf=torch.inf)  # 0/0: nothing to write
@@ -36,3 +22,17 @@ def sparsified(delta: Tensor, weight: Tensor, keep: float = PAPER_KEEP) -> Tenso
     result = delta.clone()
     result.view(-1)[chosen] = 0
     return result
+
+
+@modifier(
+    "rect",
+    summary="writes only the `keep` share of entries with the largest |Δ/W|",
+    source="Gu et al. 2024, Model Editing Harms General Abilities of Large Language Models, arXiv:2401.04700",
+    folder="RECT",
+    alone="memit",
+)
+def rect(update: Update, site: Site, *, keep: float = PAPER_KEEP) -> Tensor:
+    """Relative to W as it is now. Raises HyperparameterError for a `keep` that is no share."""
+    if not 0 <= keep <= 1:
+        raise HyperparameterError(f"rect: keep must be a share from 0 to 1, not {keep:g}")
+    return sparsified(update.dense(), site.weight.to(update.left.device), keep)

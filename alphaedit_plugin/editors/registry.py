@@ -1,123 +1,133 @@
-"""The methods and modifiers that there are. Each is in one file with all there is to know of it, and registers itself.
+"""The methods and modifiers that there are, by name: ours, and those that other packages add by an entry point.
 
-    @method("memit", summary="…", source="…", folder="MEMIT")
-    class MEMIT(LayeredEditor): ...
-
-    @modifier("rect", summary="…", source="…", acts="update")
-    def rect(update, site, *, keep=0.4): ...
-
-Another package adds its own through entry points of the group `alphaedit_plugin`: the name of the entry point is that
-of the method or modifier, its value the module that registers it. Names are known without importing any of them, so
-that a misspelt one is answered before torch is loaded.
+Names are known without importing what they name, so that a command line can refuse a wrong one before torch is there.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
-import importlib.metadata
 import inspect
 import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
 
-from ..errors import HyperparameterError
+from ..errors import HyperparameterError, RegistrationError
 
 log = logging.getLogger(__name__)
 
-GROUP = "alphaedit_plugin"
+ENTRY_POINTS = "alphaedit_plugin"
+"""The group of entry points: name = the method's or modifier's, value = a module whose import registers it."""
 
-GRAMMAR = "SOLVER[@KEY=VALUE…][+MODIFIER…][+P], such as memit, memit+P or alphaedit@L2=1"
+METHODS: Mapping[str, str] = {"rome": "rome", "memit": "memit", "memit-seq": "memit", "alphaedit": "alphaedit"}
+MODIFIERS: Mapping[str, str] = {"rect": "rect", "prune": "prune"}
+"""Our own names, and the modules of this package that register them."""
 
-_BUILT_IN = {"rome": "rome", "memit": "memit", "memit-seq": "memit", "alphaedit": "alphaedit"}
-_BUILT_IN_MODIFIERS = {"rect": "rect", "prune": "prune"}
-"""name → the module beside this one that registers it."""
+GRAMMAR = (
+    f"SOLVER[@KEY=VALUE…][+MODIFIER…][+P] with SOLVER one of {', '.join(METHODS)} and MODIFIER one of "
+    f"{', '.join(MODIFIERS)}, which alone are memit's, or a plug-in's"
+)
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
-_RESERVED = {"p", "easyedit", "before"}
+_ACTS = ("update", "end")
+_PLAIN = (bool, int, float, str)
 
-Thing = TypeVar("Thing")
-
-
-def five_layers(depth: int) -> tuple[int, ...]:
-    """Five consecutive layers from one seventh of the way up, where the paper's models are edited."""
-    first = max(0, min(depth // 7, depth - 5))
-    return tuple(range(first, min(first + 5, depth)))
+Thing = TypeVar("Thing", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Method:
-    """A solver, and all that is known of it before a model is.
+    """A solver: an `Editor` class and all that is said of it.
 
-    `folder` of hparams/ holds its files, if it has any. For a model without a file `layers` gives those to edit by
-    the model's depth, and `defaults` change the hyperparameters. `settings` are hyperparameters of its own.
+    `folder` holds its hyperparameter files: one of `hparams/`, or a path. `settings` are its own, with their defaults.
     """
 
     name: str
-    solver: Any
+    editor: Any
     summary: str
     source: str
     folder: str | None = None
-    layers: Callable[[int], tuple[int, ...]] = five_layers
-    defaults: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = "method"
+
+    kind = "method"
+
+    @property
+    def defined(self) -> Any:
+        return self.editor
 
 
 @dataclass(frozen=True)
 class Modifier:
-    """What happens to an update on its way into the weight, or at the end of a sequence.
+    """What happens to the updates of a solver (`acts` "update"), or to all that was written ("end").
 
-    `function(update, site, **settings)`: with `acts` "update" it gets an `Update` and returns one, or Δ as a matrix;
-    with "end" it gets the accumulated ΔW, d_out × d_in, float64, and returns that changed, or the very same. One that
-    always returns an Update may say `in_factors`: what it made is then what is kept of the edit. `alone` names the
-    solver that the modifier's own name stands for, as `rect` stands for memit+rect.
+    `function` takes (update, site, *, settings…). `alone` is the solver that is meant where no other is named, and
+    `folder` holds the hyperparameter files of the two together. `in_factors`: it returns an `Update`, always.
     """
 
     name: str
     function: Callable[..., Any]
     summary: str
     source: str
-    acts: Literal["update", "end"] = "update"
+    acts: str = "update"
     folder: str | None = None
     alone: str | None = None
     in_factors: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    kind: str = "modifier"
+
+    kind = "modifier"
+
+    @property
+    def defined(self) -> Any:
+        return self.function
+
+    def set_to(self, own: Mapping[str, Any]) -> Modifier:
+        """With its settings as `own` gives them; others' settings in `own` are left alone."""
+        chosen = {key: own[key] for key in self.settings if key in own}
+        return replace(self, function=functools.partial(self.function, **chosen)) if chosen else self
 
 
-_methods: dict[str, Method] = {}
-_modifiers: dict[str, Modifier] = {}
+_registered: dict[str, Method | Modifier] = {}
+
+
+# ------------------------------------------------------------------------------------------------- registering
 
 
 def method(
-    name: str,
-    *,
-    summary: str,
-    source: str,
-    folder: str | None = None,
-    layers: Callable[[int], tuple[int, ...]] = five_layers,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-    settings: Mapping[str, Any] = MappingProxyType({}),
-) -> Callable[[Thing], Thing]:
-    """Register an `Editor`; the class comes back as it is. See `Method` for what the arguments mean.
+    name: str, *, summary: str = "", source: str = "", folder: str | None = None
+) -> Callable[[type[Any]], type[Any]]:
+    """Registers an `Editor` class as a solver; its own settings are its class attribute `settings`.
 
-    Raises HyperparameterError while decorating: for a name that is malformed or taken, a summary or source that is
-    missing, or what is no class with an `edit` of its own.
+    Raises RegistrationError for anything that could not be used later.
     """
+    _check_words("method", name, summary, source)
 
-    def register(solver: Thing) -> Thing:
-        _check(name, summary, source, solver, _methods)
-        if not inspect.isclass(solver) or not callable(getattr(solver, "edit", None)):
-            raise HyperparameterError(f"@method({name!r}) registers a class derived from Editor, not {_called(solver)}")
-        if missing := sorted(getattr(solver, "__abstractmethods__", ())):
-            raise HyperparameterError(f"@method({name!r}): {_called(solver)} lacks {', '.join(missing)}")
-        _check_settings(name, settings)
-        _methods[name] = Method(name, solver, summary, source, folder, layers, dict(defaults), dict(settings))
-        return solver
+    def register(editor: type[Any]) -> type[Any]:
+        from .editor import Editor
+
+        if not (isinstance(editor, type) and issubclass(editor, Editor)):
+            raise RegistrationError(f"the method {name} must be a subclass of Editor, not {editor!r}")
+        if missing := sorted(getattr(editor, "__abstractmethods__", ())):
+            raise RegistrationError(f"the method {name} is abstract: {editor.__name__} lacks {', '.join(missing)}")
+        _check_call(
+            name,
+            editor.__init__,
+            "__init__(model, tokenizer, hyperparameters, preserved, *, contexts, write, progress)",
+            *(None,) * 5,
+            contexts=None,
+            write=None,
+            progress=False,
+        )
+        _check_call(name, editor.edit, "edit(requests, targets=None)", None, [])
+        _check_call(name, editor.edit, "edit(requests, targets=None)", None, [], None)
+        if not isinstance(editor.settings, Mapping):
+            raise RegistrationError(f"the settings of the method {name} must be a mapping of names to defaults")
+        settings = _checked_settings(f"the method {name}", editor.settings)
+        _register(Method(name, editor, summary, source, folder, settings))
+        return editor
 
     return register
 
@@ -125,169 +135,218 @@ def method(
 def modifier(
     name: str,
     *,
-    summary: str,
-    source: str,
-    acts: Literal["update", "end"] = "update",
+    summary: str = "",
+    source: str = "",
+    acts: str = "update",
     folder: str | None = None,
     alone: str | None = None,
     in_factors: bool = False,
 ) -> Callable[[Thing], Thing]:
-    """Register a function `(update, site, *, setting=default, …)`, which comes back as it is. See `Modifier`.
+    """Registers a function (update, site, *, settings…) as a modifier; its keyword-only parameters are its settings.
 
-    Raises HyperparameterError while decorating: for a name that is malformed or taken, a summary or source that is
-    missing, another `acts`, or what is no plain function of two arguments whose settings have defaults.
+    With acts="update" it sees each `Update` before it is written; with acts="end" the whole ΔW, d_out × d_in in
+    float64, when the sequence ends. It returns an `Update` or a dense Δ, d_out × d_in. Declare `in_factors` where it
+    always returns an `Update`: then that is kept instead of what the solver found. `site` is a `Site`.
+
+    Raises RegistrationError for anything that could not be used later.
     """
+    _check_words("modifier", name, summary, source)
+    if acts not in _ACTS:
+        raise RegistrationError(f"the modifier {name} must act per 'update' or at the 'end', not {acts!r}")
+    if in_factors and acts == "end":
+        raise RegistrationError(f"the modifier {name} acts at the end, where nothing is in factors: drop in_factors")
+    if folder is not None and alone is None:
+        raise RegistrationError(
+            f"the modifier {name} has a folder: say by alone=… which solver's hyperparameters it is"
+        )
 
     def register(function: Thing) -> Thing:
-        _check(name, summary, source, function, _modifiers)
-        if acts not in ("update", "end"):
-            raise HyperparameterError(f"@modifier({name!r}): acts is 'update' or 'end', not {acts!r}")
-        plain = inspect.isfunction(function) and not (
-            inspect.iscoroutinefunction(function)
-            or inspect.isgeneratorfunction(function)
-            or inspect.isasyncgenfunction(function)
-        )
-        if not plain:
-            raise HyperparameterError(f"@modifier({name!r}) registers a plain function, not {_called(function)}")
-        first, rest = _signature(function)
-        if len(first) != 2 or any(parameter.kind is not parameter.KEYWORD_ONLY for parameter in rest):
-            raise HyperparameterError(
-                f"@modifier({name!r}): {_called(function)} must take (update, site, *, setting=default, …)"
+        of = f"the modifier {name}"
+        if not inspect.isfunction(function):
+            raise RegistrationError(f"{of} must be a plain function, not {function!r}")
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise RegistrationError(f"{of} must be a plain function, not a coroutine")
+        if inspect.isgeneratorfunction(function):
+            raise RegistrationError(f"{of} must return its update: it is a generator")
+        *given, settings = _parameters(function)
+        if given != [2, True]:
+            raise RegistrationError(
+                f"{of} must be called {name.replace('-', '_')}(update, site, *, setting=default, …), not "
+                f"{function.__name__}{inspect.signature(function)}"
             )
-        settings = {parameter.name: parameter.default for parameter in rest}
-        _check_settings(name, settings)
-        _modifiers[name] = Modifier(name, function, summary, source, acts, folder, alone, in_factors, settings)  # type: ignore[arg-type]
+        _register(
+            Modifier(name, function, summary, source, acts, folder, alone, in_factors, _checked_settings(of, settings))
+        )
         return function
 
     return register
 
 
-def _signature(function: Any) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:
-    """(parameters without a default, the others)."""
+def _parameters(function: Callable[..., Any]) -> tuple[int, bool, dict[str, Any]]:
+    """How many it is called with, whether the others are keyword-only with defaults, and these."""
     parameters = list(inspect.signature(function).parameters.values())
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    first = [p for p in parameters if p.default is p.empty and p.kind not in variable]
-    return first, [p for p in parameters if p not in first]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    called = [each for each in parameters if each.kind in kinds and each.default is each.empty]
+    others = [each for each in parameters if each not in called]
+    fits = all(each.kind is each.KEYWORD_ONLY and each.default is not each.empty for each in others)
+    return len(called), fits, {each.name: each.default for each in others}
 
 
-def _check(name: Any, summary: str, source: str, thing: Any, registered: Mapping[str, Any]) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
-        raise HyperparameterError(
-            f"{name!r} cannot name a method or modifier: small letters, digits and hyphens, from a letter on, and not "
-            f"{' or '.join(sorted(_RESERVED))}"
-        )
+def _check_words(kind: str, name: Any, summary: Any, source: Any) -> None:
+    if not isinstance(name, str):
+        raise RegistrationError(f'write @{kind}("its-name", summary="…", source="…"), not @{kind} alone')
+    if not _NAME.fullmatch(name):
+        raise RegistrationError(f"the {kind} {name!r} needs a name of small letters, digits and hyphens")
+    if name == "p":
+        raise RegistrationError(f"the {kind} 'p' needs another name: +P is the projection")
     for what, text in (("summary", summary), ("source", source)):
-        if not isinstance(text, str) or not text.strip():
-            raise HyperparameterError(f"{name}: say in its {what} what it does, or where it is from, in a line")
-    other = _methods.get(name) or _modifiers.get(name)
-    taken = getattr(other, "solver", None) or getattr(other, "function", None)
-    if other is not None and (_called(taken), getattr(taken, "__module__", "")) != (
-        _called(thing),
-        getattr(thing, "__module__", ""),
-    ):
-        raise HyperparameterError(f"the name {name} is taken, by {_called(taken)} of {taken.__module__}")
-    if other is not None and name not in registered:
-        raise HyperparameterError(f"the name {name} is taken, by a {other.kind}")
+        if not isinstance(text, str) or not text.strip() or "\n" in text:
+            raise RegistrationError(f"the {kind} {name} needs a {what} of one line: {what}='…'")
 
 
-def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
+def _check_call(name: str, function: Callable[..., Any], wanted: str, *args: Any, **kwargs: Any) -> None:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as failure:
+        raise RegistrationError(f"the method {name} cannot be called as {wanted}: {failure}") from failure
+
+
+def _checked_settings(of: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    from .hyperparameters import known_keys
+
     for key, default in settings.items():
-        if not isinstance(default, bool | int | float | str):
-            raise HyperparameterError(f"{name}: its setting {key} needs a default: a number, a text, true or false")
+        if not isinstance(key, str) or not key.isidentifier():
+            raise RegistrationError(f"{of}: the setting {key!r} needs a name that Python allows")
+        if key in known_keys():
+            raise RegistrationError(f"{of}: {key} is a hyperparameter of every method: call the setting otherwise")
+        if not isinstance(default, _PLAIN):
+            raise RegistrationError(f"{of}: the default of {key} must be a number, a text, true or false")
+    return dict(settings)
 
 
-def _called(thing: Any) -> str:
-    return str(getattr(thing, "__qualname__", type(thing).__qualname__))
+def _register(new: Method | Modifier) -> None:
+    """A module that is loaded again registers what it defines again; nobody else may take its name."""
+    known, ours = _registered.get(new.name), METHODS.get(new.name) or MODIFIERS.get(new.name)
+    place = (new.defined.__module__, new.defined.__qualname__)
+    if known is not None and (known.defined.__module__, known.defined.__qualname__) != place:
+        taken = f"{known.defined.__module__}.{known.defined.__qualname__}"
+    elif ours is not None and place[0] != f"{__package__}.{ours}":
+        taken = f"{__package__}.{ours}"
+    else:
+        _registered[new.name] = new
+        return
+    raise RegistrationError(f"the name {new.name} is taken by {taken}: call yours otherwise")
 
 
-# ------------------------------------------------------------------------------------------------------- look-ups
+# -------------------------------------------------------------------------------------------------- looking up
 
 
-def names() -> dict[str, str]:
-    """name → "method" or "modifier"; "" for one of another package, which says so when it is loaded."""
-    found = {**dict.fromkeys(_BUILT_IN, "method"), **dict.fromkeys(_BUILT_IN_MODIFIERS, "modifier")}
-    found |= {name: found.get(name, "") for name in _entry_points()}
-    return found | dict.fromkeys(_methods, "method") | dict.fromkeys(_modifiers, "modifier")
-
-
-def find_method(name: str) -> Method:
-    """Raises HyperparameterError for one that there is not, naming the nearest."""
-    _load(name)
-    if name not in _methods:
-        raise unknown(name, names())
-    return _methods[name]
-
-
-def find_modifier(name: str) -> Modifier:
-    """Raises HyperparameterError for one that there is not, naming the nearest."""
-    _load(name)
-    if name not in _modifiers:
-        raise unknown(name, names())
-    return _modifiers[name]
-
-
-def is_modifier(name: str) -> bool:
-    _load(name)
-    return name in _modifiers
+def names() -> list[str]:
+    """Of every method and modifier, without importing any."""
+    return sorted({*METHODS, *MODIFIERS, *_registered, *_plug_ins()})
 
 
 def listed() -> list[Method | Modifier]:
-    """Everything that can be used, methods first."""
+    """Everything that is registered, methods first; a plug-in that cannot be imported is warned of and left out."""
+    found = []
     for name in names():
-        _load(name)
-    return [*_methods.values(), *_modifiers.values()]
-
-
-def own_settings() -> dict[str, Any]:
-    """name → default of every setting that a method or modifier has for itself."""
-    return {name: default for each in listed() for name, default in each.settings.items()}
-
-
-def check_names(text: str) -> None:
-    """Whether all that a variant's name names is there: `SOLVER[@KEY=VALUE…][+MODIFIER…][+P]`. Loads nothing.
-
-    Raises HyperparameterError, naming the nearest.
-    """
-    head, *marks = split(text)
-    known = names()
-    solver = head.partition("@")[0].strip().lower()
-    for name in (solver, *(mark.lower() for mark in marks if mark.lower() != "p")):
-        if name not in known or (name != solver and known[name] == "method"):
-            raise unknown(name, known, text)
-
-
-def split(text: str) -> list[str]:
-    """A variant's name at its plus signs, but for those of numbers such as 1e+3."""
-    return [part.strip() for part in re.split(r"\+(?!\d)", text)]
-
-
-def unknown(name: str, known: Mapping[str, str], text: str | None = None) -> HyperparameterError:
-    """What to say of a name that is not known, and stands in `text`."""
-    near = difflib.get_close_matches(name, known.keys() - {name}, n=1)
-    if near:
-        where = f" (in {text!r})" if text is not None and text != name else ""
-        return HyperparameterError(f"no method {name}; did you mean {near[0]}?{where}")
-    return HyperparameterError(
-        f"there is no method {name if text is None else text!r}: a method is {GRAMMAR}; there are {', '.join(known)}"
-    )
-
-
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    return {each.name: each for each in importlib.metadata.entry_points(group=GROUP)}
-
-
-def _load(name: str) -> None:
-    """Import what registers a name, if it is known and was not imported yet."""
-    if name in _methods or name in _modifiers:
-        return
-    built_in = {**_BUILT_IN, **_BUILT_IN_MODIFIERS}.get(name)
-    if built_in is not None:
-        importlib.import_module(f"{__package__}.{built_in}")
-    elif (entry := _entry_points().get(name)) is not None:
         try:
-            entry.load()
-        except Exception as failure:  # another person's code: anything may come
-            log.warning("%s = %s cannot be used: %s: %s", name, entry.value, type(failure).__name__, failure)
+            found.append(find(name))
+        except HyperparameterError:
+            continue  # the import has said why
+    return sorted(found, key=lambda each: (each.kind, each.name not in METHODS and each.name not in MODIFIERS))
+
+
+def find(name: str) -> Method | Modifier:
+    """Imports what registers it. Raises HyperparameterError, with the nearest name, where there is none."""
+    if name not in _registered:
+        if ours := METHODS.get(name) or MODIFIERS.get(name):
+            importlib.import_module(f".{ours}", __package__)
+        elif name in (found := _plug_ins()):
+            _import(found[name])
         else:
-            if name not in _methods and name not in _modifiers:
-                log.warning("%s = %s registers no method or modifier of that name", name, entry.value)
+            raise HyperparameterError(_unknown(name))
+    return _registered[name]
+
+
+def find_method(name: str) -> Method:
+    """As `find`; raises HyperparameterError for a modifier."""
+    found = find(name)
+    if not isinstance(found, Method):
+        raise HyperparameterError(f"{name} is no method but a modifier: write it behind one, as in memit+{name}")
+    return found
+
+
+def find_modifier(name: str) -> Modifier:
+    """As `find`; raises HyperparameterError for a method."""
+    found = find(name)
+    if not isinstance(found, Modifier):
+        raise HyperparameterError(f"{name} is no modifier but a method: it comes first, as in {name}+P")
+    return found
+
+
+def check_names(variant: str) -> None:
+    """Raises HyperparameterError where a name in SOLVER[@KEY=VALUE…][+MODIFIER…][+P] is unknown or out of place.
+
+    Imports nothing: of a plug-in's name it is not yet known whether that is a method or a modifier.
+    """
+    solver, _, marks = split(variant)
+    for mark in marks:
+        if mark != "p" and mark not in MODIFIERS:
+            _check_known(mark, variant)
+        if mark in METHODS:
+            raise HyperparameterError(f"in {variant!r}, {mark} is no modifier but a method: it comes first")
+    if solver not in METHODS and solver not in MODIFIERS:
+        _check_known(solver, variant)
+
+
+def split(variant: str) -> tuple[str, list[str], list[str]]:
+    """(solver, its changes KEY=VALUE, marks) of a variant's name, in small letters but for the changes.
+
+    Raises HyperparameterError for a name in which one of them is empty or comes twice.
+    """
+    head, *suffixes = (part.strip() for part in re.split(r"\+(?!\d)", variant))  # 1e+3 is a number
+    solver, *changes = head.split("@")
+    solver, marks = solver.strip().lower(), [suffix.lower() for suffix in suffixes]
+    words = [solver, *marks]
+    if not all(words) or solver == "p" or len(set(words)) != len(words):
+        raise HyperparameterError(f"there is no method {variant!r}: a method is {GRAMMAR}")
+    return solver, changes, marks
+
+
+def unknown_in(variant: str, failure: HyperparameterError) -> HyperparameterError:
+    """The failure of a look-up, with the variant's name and what such a name may be."""
+    return HyperparameterError(f"{failure} ({variant!r}: a method is {GRAMMAR})")
+
+
+def _check_known(name: str, variant: str) -> None:
+    if name not in _registered and name not in _plug_ins():
+        raise unknown_in(variant, HyperparameterError(_unknown(name)))
+
+
+def _unknown(name: str) -> str:
+    near: Sequence[str] = difflib.get_close_matches(name, names(), n=1)
+    return f"no method {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _plug_ins() -> dict[str, EntryPoint]:
+    """The entry points of other packages; ours and the first of a name win."""
+    found: dict[str, EntryPoint] = {}
+    for each in entry_points(group=ENTRY_POINTS):
+        if each.name not in METHODS and each.name not in MODIFIERS:
+            found.setdefault(each.name, each)
+    return found
+
+
+def _import(plug_in: EntryPoint) -> None:
+    """Raises HyperparameterError, and warns, where the import fails or registers nothing of this name."""
+    why = None
+    try:
+        importlib.import_module(plug_in.module)
+    except Exception as failure:  # whatever a stranger's module does, the others are to go on
+        why = f"{type(failure).__name__}: {failure}"
+    if why is None and plug_in.name not in _registered:
+        why = f"importing {plug_in.module} registers nothing of this name"
+    if why is not None:
+        log.warning("the plug-in %s (%s) is left out: %s", plug_in.name, plug_in.value, why)
+        raise HyperparameterError(f"the plug-in {plug_in.name} ({plug_in.value}) cannot be used: {why}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,8 +12,10 @@ from tqdm.auto import tqdm
 from ..model.decoder import OutProjection
 from ..model.trace import evaluating
 from .editor import Editor, Written
+from .hyperparameters import Hyperparameters
 from .keys import Sweep
-from .registry import five_layers, method
+from .preserved import Preserved
+from .registry import method
 from .requests import Request
 from .targets import Targets, optimise_targets
 from .update import Update
@@ -25,15 +26,9 @@ log = logging.getLogger(__name__)
 
 @method(
     "rome",
-    summary="rank one, one fact after the other",
-    source="Meng et al. 2022, arXiv 2202.05262",
+    summary="one fact, one layer, one rank-one update",
+    source="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
     folder="ROME",
-    layers=lambda depth: five_layers(depth)[:2][-1:],
-    defaults={
-        "v_num_grad_steps": 20,
-        "clamp_norm_factor": 4.0,
-        "context_template_length_params": ((5, 10), (10, 10)),
-    },
 )
 class ROME(Editor):
     """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model as the last one left it.
@@ -42,13 +37,19 @@ class ROME(Editor):
     is the key averaged over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
     """
 
-    @cached_property
-    def whitening(self) -> Whitening | None:
-        adjusted = self.hyperparameters.mom2_adjustment
-        return Whitening(self.preserved.covariances, self.projections) if adjusted else None
+    @classmethod
+    def derived(cls, depth: int) -> Hyperparameters:
+        """The second of the five layers that MEMIT would edit, and ROME's settings."""
+        return Hyperparameters(
+            layers=super().derived(depth).layers[:2][-1:],
+            v_num_grad_steps=20,
+            clamp_norm_factor=4.0,
+            context_template_length_params=((5, 10), (10, 10)),
+        )
 
-    def check(self) -> None:
-        _ = self.whitening
+    def prepare(self, preserved: Preserved) -> None:
+        adjusted = self.projections if self.hyperparameters.mom2_adjustment else {}
+        self.whitening = Whitening(preserved.covariances, adjusted)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
         """Write `requests` in their order. The target of each depends on those before it, so none can be given."""
@@ -77,7 +78,7 @@ class ROME(Editor):
             self.hyperparameters.target_settings,
             norms=value.norm(dim=1),
         )
-        right = rome_direction(keys, self.whitening, projection.layer)
+        right = rome_direction(keys, self.whitening if self.hyperparameters.mom2_adjustment else None, projection.layer)
         kept = torch.promote_types(projection.matrix.dtype, torch.float32)
         log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, found.delta.norm(), value.norm())
         return Update(projection.layer, found.delta.T.to(right.device, kept), right.to(kept))

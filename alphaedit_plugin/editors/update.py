@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from ..errors import EditError
 from ..model.decoder import OutProjection
 from ..model.precision import compact
 from ..nullspace.projection import NullSpace
+from .registry import Modifier
 
 _ROWS = 512
 
@@ -33,11 +34,18 @@ class Update:
         """Δ, d_out × d_in, float64."""
         return self.left.to(torch.float64) @ self.right.to(torch.float64).T
 
+    @classmethod
+    def of(cls, layer: int, delta: Tensor) -> Update:
+        """A dense Δ, d_out × d_in, as an update whose one factor is the identity: `dense` gives the same numbers."""
+        identity = torch.eye(min(delta.shape), dtype=delta.dtype, device=delta.device)
+        return cls(layer, *((identity, delta.T) if delta.shape[0] <= delta.shape[1] else (delta, identity)))
+
 
 @dataclass(frozen=True)
 class Site:
-    """Where an update is about to be written: W as it is now and W before the first edit, d_out × d_in, and the null
-    space that the layer's changes are kept in, if they are.
+    """Where an update goes: to be looked at, not to be written to.
+
+    `weight` is W as it is now, `base` W before the first edit, both d_out × d_in in the model's precision.
     """
 
     layer: int
@@ -46,70 +54,77 @@ class Site:
     null_space: NullSpace | None = None
 
 
-Change = Callable[[Update, Site], "Update | Tensor"]
-"""What a modifier does to an update: it stays in factors, or becomes a matrix, d_out × d_in."""
-
-
 @dataclass(frozen=True)
 class Write:
-    """How an update gets into a weight: W + Δ, or by way of modifiers, the projection, or both.
+    """How an update gets into a weight: W + Δ, by way of the modifiers in their order, then the projection.
 
     Both happen before the next layer measures what is left to do. The same Write of the same Update into the same
-    weight gives the same bits: a history of updates can be replayed. `base` is W before the first edit, by layer, for
-    the modifiers to see. `in_factors` says that all of them return an Update.
+    weight gives the same bits: a history of updates can be replayed. `null_spaces` are those that modifiers see;
+    only with `projects` is what they leave projected. `base` is W before the first edit, by layer; without it the
+    weight as it is.
     """
 
-    modifiers: tuple[Change, ...] = ()
-    null_spaces: Mapping[int, NullSpace] | None = None
+    modifiers: Sequence[Modifier] = ()
+    projects: bool = False
+    null_spaces: Mapping[int, NullSpace] = field(default_factory=dict)
     base: Mapping[int, Tensor] = field(default_factory=dict)
-    in_factors: bool = False
+
+    @property
+    def in_factors(self) -> bool:
+        """Whether the update that a call returns is what it wrote."""
+        return all(modifier.in_factors for modifier in self.modifiers)
 
     @property
     def again(self) -> Write:
         """What repeats, from the update that a call returned, exactly what that call did."""
-        return self if self.modifiers and not self.in_factors else Write()
+        return Write() if self.in_factors else self
 
     @torch.no_grad()
     def __call__(self, projection: OutProjection, update: Update) -> Update:
-        """Write, and return the update: as it was written where that keeps it in factors, otherwise as it was given.
+        """Write, and return the update as it was written, or as it came where that is not in factors.
 
-        Raises EditError for a modifier that does not return what it says.
+        Raises EditError for what a modifier must not return.
         """
-        weight = projection.matrix
-        space = self.null_spaces[update.layer] if self.null_spaces is not None else None
-        changed: Update | Tensor = update
-        for modify in self.modifiers:
-            if isinstance(changed, Tensor):
-                changed = _factored(update, changed)
-            site = Site(update.layer, weight, self.base[update.layer], space)
-            changed = modify(changed, site)
-        self._check(changed, weight)
-        if isinstance(changed, Tensor):
-            _add(weight, changed if space is None else space.project(changed))
+        weight, layer = projection.matrix, update.layer
+        space = self.null_spaces[layer] if self.projects else None
+        site = Site(layer, weight, self.base.get(layer, weight), self.null_spaces.get(layer))
+        change: Update | Tensor = update
+        for modifier in self.modifiers:
+            change = modified(change if isinstance(change, Update) else Update.of(layer, change), site, modifier)
+        if isinstance(change, Tensor):
+            _add(weight, change if space is None else space.project(change))
             return update
         if space is not None:
-            changed = Update(changed.layer, changed.left, space.project(changed.right.T).T)
-        right = changed.right.to(torch.float64)
+            change = Update(layer, change.left, space.project(change.right.T).T)
+        right = change.right.to(torch.float64)
         for row in range(0, len(weight), _ROWS):  # in blocks: Δ is as large as the weight, and twice as precise
             part = slice(row, row + _ROWS)
-            _add(weight[part], changed.left[part].to(torch.float64) @ right.T)
-        return changed if self.in_factors or not self.modifiers else update
-
-    def _check(self, changed: Update | Tensor, weight: Tensor) -> None:
-        if isinstance(changed, Update):
-            shape = (len(changed.left), len(changed.right))
-        elif isinstance(changed, Tensor) and not self.in_factors:
-            shape = tuple(changed.shape)  # type: ignore[assignment]
-        else:
-            wanted = "an Update" if self.in_factors else "an Update or a matrix"
-            raise EditError(f"a modifier returned a {type(changed).__name__}, where {wanted} was expected")
-        if shape != tuple(weight.shape):
-            raise EditError(f"a modifier made Δ {shape}, where the weight is {tuple(weight.shape)}")
+            _add(weight[part], change.left[part].to(torch.float64) @ right.T)
+        return change if self.in_factors else update
 
 
-def _factored(update: Update, delta: Tensor) -> Update:
-    """A matrix as an update, for a modifier that comes after one that made it: Δ = Δ I."""
-    return Update(update.layer, delta, torch.eye(delta.shape[1], dtype=delta.dtype, device=delta.device))
+def modified(change: Update | Tensor, site: Site, modifier: Modifier) -> Update | Tensor:
+    """What the modifier makes of a change. Raises EditError for what is no Δ of this layer."""
+    found = modifier.function(change, site)
+    if isinstance(found, Update):
+        shape, fits = (len(found.left), len(found.right)), found.layer == site.layer
+    else:
+        shape, fits = tuple(getattr(found, "shape", ())), isinstance(found, Tensor) and not modifier.in_factors
+    if not fits or shape != tuple(site.weight.shape):
+        wanted = "an Update" if modifier.in_factors else "an Update or a Tensor"
+        raise EditError(
+            f"the modifier {modifier.name} must return {wanted} of layer {site.layer}, {len(site.weight)} × "
+            f"{site.weight.shape[1]}: it returned {type(found).__name__} {' × '.join(map(str, shape))}"
+        )
+    return found
+
+
+def ended(accumulated: Tensor, site: Site, modifiers: Sequence[Modifier]) -> Tensor:
+    """What modifiers that act at the end make of ΔW, d_out × d_in in float64; the same object where they do nothing."""
+    for modifier in modifiers:
+        change = modified(accumulated, site, modifier)
+        accumulated = change.dense() if isinstance(change, Update) else change
+    return accumulated
 
 
 def _add(weight: Tensor, delta: Tensor) -> None:

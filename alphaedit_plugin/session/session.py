@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..editors.editor import Preserved
+from ..editors.editor import Editor
 from ..editors.hyperparameters import Hyperparameters
+from ..editors.preserved import Preserved
+from ..editors.registry import Modifier
 from ..editors.requests import Request, parse_requests
 from ..editors.targets import Targets
-from ..editors.update import Site
+from ..editors.update import Site, ended
 from ..editors.variant import Variant
 from ..errors import EditError, ModelStructureError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
@@ -78,7 +80,7 @@ class Session:
         preparation: Preparation | None = None,
         progress: bool = False,
     ) -> None:
-        """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`variant.GRAMMAR`).
+        """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`registry.GRAMMAR`).
 
         Hyperparameters default to those that ship for the model, or that are derived from it. What the method needs
         of `covariances` and `null_spaces` and is not given comes from `preparation`, by default as by
@@ -107,12 +109,11 @@ class Session:
         self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
         if self.null_spaces is not None and check_model:
             self.null_spaces.check(model)
-        preserved = Preserved(self.covariances, self.null_spaces or {})
-        self.editor = self.variant.editor(
-            model, tokenizer, self.hyperparameters, preserved, contexts=contexts, progress=progress
-        )
+        out_projections = Decoder(model, template).out_projections(layers)
+        self.base = {layer: projection.matrix.clone() for layer, projection in out_projections.items()}
+        self.editor = self._editor(model, contexts, progress)
+        self.at_end = self.variant.at_end(self.hyperparameters)
         self.batches: list[Batch] = []
-        self.base = self.editor.write.base
         self.autosave = Path(autosave) if autosave is not None else None
         self._before_end: dict[int, Tensor] | None = None
         self._fingerprints: dict[int, str] | None = None
@@ -169,17 +170,18 @@ class Session:
 
         It can be repeated; the next `edit` or `undo` takes it back first.
         """
-        if not self.variant.ends or self.finished or not self.batches:
+        if not self.at_end or self.finished or not self.batches:
             return
         with self.transaction():
-            self._end()
+            self._end(self.at_end)
 
     @contextmanager
-    def at(self, batches: int, *, finished: bool = False) -> Iterator[float]:
-        """Inside the block the weights are those after the first `batches` calls to `edit`, damped if `finished`.
+    def at(self, batches: int, *, end: Sequence[Modifier] = ()) -> Iterator[float]:
+        """Inside the block the weights are those after the first `batches` calls to `edit`, then after `end`.
 
-        Yields the seconds that PRUNE's damping took. For measuring only: nothing is saved, and the session goes on
-        afterwards from where it was.
+        `end` is what acts at the end, of this method or of another that has the same trajectory (`Variant.at_end`).
+        Yields the seconds that it took. For measuring only: nothing is saved, and the session goes on afterwards from
+        where it was.
         """
         before = (self.batches, self._before_end)
         with put_back(self.projections):
@@ -187,8 +189,8 @@ class Session:
                 self.batches, self._before_end = self.batches[:batches], None
                 self._write_again()
                 started = time.perf_counter()
-                if finished:
-                    self._end()
+                if end:
+                    self._end(end)
                 yield time.perf_counter() - started
             finally:
                 self.batches, self._before_end = before
@@ -197,15 +199,7 @@ class Session:
         """The same session on a copy of its model, as that is now. The two go on apart; only this one saves itself."""
         twin = copy.copy(self)
         twin.model, twin.batches, twin.autosave, twin._folders = model, list(self.batches), None, {}
-        twin.editor = self.variant.editor(
-            model,
-            self.tokenizer,
-            self.hyperparameters,
-            self.editor.preserved,
-            base=self.base,
-            contexts=self.editor._contexts,
-            progress=self.editor.progress,
-        )
+        twin.editor = self._editor(model, self.editor._contexts, self.editor.progress)
         twin.editor.memory = self.editor.memory
         return twin
 
@@ -287,7 +281,7 @@ class Session:
         It holds the factors of ΔW where the method has any (not under RECT, nor after what PRUNE does at the end).
         """
         factors: Mapping[int, tuple[Tensor, Tensor] | None] = {}
-        if self.variant.in_factors and not self.finished:
+        if self.editor.write.in_factors and not self.finished:
             factors = stacked(self.batches)
         write_patch(
             path,
@@ -334,16 +328,26 @@ class Session:
             copy_into(self._before_end, self.projections)
             self._before_end = None
 
-    def _end(self) -> None:
+    def _editor(self, model: nn.Module, contexts: Sequence[str] | None, progress: bool) -> Editor:
+        return self.variant.editor(
+            model,
+            self.tokenizer,
+            self.hyperparameters,
+            Preserved(self.covariances, self.null_spaces or {}),
+            base=self.base,
+            contexts=contexts,
+            progress=progress,
+        )
+
+    def _end(self, modifiers: Sequence[Modifier]) -> None:
         self._before_end = {layer: projection.matrix.clone() for layer, projection in self.projections.items()}
         for layer, projection in self.projections.items():
-            base, weight = self.base[layer], projection.matrix
-            before = base.to(torch.float64)
+            before, weight = self.base[layer].to(torch.float64), projection.matrix
             accumulated = weight.to(torch.float64) - before
             space = self.null_spaces[layer] if self.null_spaces is not None else None
-            change = self.variant.end(accumulated, Site(layer, weight, base, space), self.hyperparameters)
+            change = ended(accumulated, Site(layer, weight, self.base[layer], space), modifiers)
             if change is accumulated:
-                continue  # nothing was to be done
+                continue  # the weights stay as they are, bit for bit
             if space is not None:
                 change = space.project(change)
             weight.copy_((before + change.to(before.device)).to(weight.dtype))

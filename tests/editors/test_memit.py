@@ -25,10 +25,10 @@ from support.tiny import NAMES, model_of
 from support.tries import tries
 
 from alphaedit_plugin.editors import keys as keys_module
-from alphaedit_plugin.editors.editor import Preserved
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.keys import Sweep, context_templates, half_bare
 from alphaedit_plugin.editors.memit import MEMIT
+from alphaedit_plugin.editors.preserved import Preserved
 from alphaedit_plugin.editors.ridge import Ridge
 from alphaedit_plugin.editors.targets import Targets
 from alphaedit_plugin.editors.update import Update

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from alphaedit_plugin.editors import update as update_module
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
-from alphaedit_plugin.editors.editor import Preserved
 from alphaedit_plugin.editors.memit import MEMITSequential
+from alphaedit_plugin.editors.preserved import Preserved
 from alphaedit_plugin.editors.prune import damped
 from alphaedit_plugin.editors.rect import PAPER_KEEP, sparsified
 from alphaedit_plugin.editors.requests import Request
@@ -343,7 +343,9 @@ def _projected_and_plain(ours, theirs, tokenizer, method: str, spaces: NullSpace
     plain = Variant.parse(method.removesuffix("+P"))
     return (
         editing(ours, tokenizer, method, spaces, hyperparameters),
-        plain.editor(theirs, tokenizer, hyperparameters, Preserved(COVARIANCES), contexts=CONTEXTS),
+        plain.editor(
+            theirs, tokenizer, hyperparameters, Preserved(COVARIANCES), base=weights(theirs), contexts=CONTEXTS
+        ),
     )
 
 
@@ -352,7 +354,7 @@ def test_alphaedit_needs_no_projection_afterwards(tokenizer):
     assert Variant.parse("alphaedit+P") == Variant.parse("alphaedit")
     model = model_of()
     running = editing(model, tokenizer, "alphaedit", random_spaces(model, LAYERS))
-    assert running.editor.write.null_spaces is None
+    assert not running.editor.write.projects
 
 
 # ------------------------------------------------------------------------------------------- transactions, memory

@@ -15,10 +15,11 @@ from support.tries import tries
 from torch import Tensor
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
-from alphaedit_plugin.editors.editor import Preserved, Written
+from alphaedit_plugin.editors.editor import Written
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.layered import LayeredEditor
 from alphaedit_plugin.editors.memit import MEMIT, MEMITSequential
+from alphaedit_plugin.editors.preserved import Preserved
 from alphaedit_plugin.editors.ridge import Ridge, product
 from alphaedit_plugin.errors import EditError
 from alphaedit_plugin.nullspace.covariance import Covariance

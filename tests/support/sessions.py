@@ -98,7 +98,7 @@ def write(session: Session, *numbers: int) -> list:
     """Edit these of BATCHES; under PRUNE by so much that there is something to damp."""
     for number in numbers:
         batch = BATCHES[number]
-        targets = large_targets(session.model, len(batch), number) if session.variant.ends else None
+        targets = large_targets(session.model, len(batch), number) if session.at_end else None
         session.edit(batch, targets)
     return session.facts
 
