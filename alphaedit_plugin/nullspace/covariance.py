@@ -252,9 +252,10 @@ def _resume(checkpoint: Path, windows: Sequence[Tokens], layers: Sequence[int]) 
     """(sums, number of windows in them). Raises StatisticsError unless they are sums of these windows and layers."""
     tensors, metadata = read_tensors(checkpoint, StatisticsError)
     done = metadata.get("windows", 0)
-    sums = unpacked_by_layer(tensors)
-    if set(sums) != set(layers) or metadata.get("text") != digest(windows[:done]):
+    expected = {f"{layer}.{name}" for layer in layers for name in ("triangle", "count")}
+    if set(tensors) != expected or metadata.get("text") != digest(windows[:done]):
         raise StatisticsError(f"{checkpoint} holds the sums of other text or other layers")
+    sums = unpacked_by_layer(tensors)
     return {layer: sums[layer] for layer in layers}, done
 
 
