@@ -34,7 +34,8 @@ GIVEN = {
     "SPHERE": {**FEW, "L2": 1.0, "cumulative_ratio": 0.5, "suppression_strength": 0.5},
 }
 OWN = [name for name in GIVEN if name in TABLE and TABLE[name].__module__.startswith("easyeditor.")]
-BATCHES = {name: [FACTS[:2], FACTS[2:]] if name != "ROME" else [[fact] for fact in FACTS] for name in OWN}
+IN_BATCHES = importlib.import_module("easyeditor.editors.batch_editor").BatchEditor.is_batchable_method
+BATCHES = {name: [FACTS[:2], FACTS[2:]] if IN_BATCHES(name) else [[fact] for fact in FACTS] for name in OWN}
 # FT's template, as some of EasyEdit's files write it, holds the bias too: gpt2 has one.
 CASES = [*((name, "llama", {}) for name in OWN), ("FT", "gpt2", {"rewrite_module_tmp": "transformer.h.{}.mlp.c_proj"})]
 
