@@ -19,7 +19,7 @@ def apply(
     patch: Annotated[Path, Parameter(help="A patch.safetensors of `alphaedit edit`.")],
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder for the resulting checkpoint.")],
+    out: Annotated[Path, Parameter(help="Folder for the resulting model.")],
     revert: Annotated[bool, Parameter(help="Take the patch out of a model that holds it.")] = False,
     force: Annotated[bool, Parameter(help="Transfer it to another model of the same shape.")] = False,
     loading: Loading = Loading(),
@@ -27,12 +27,12 @@ def apply(
     """Apply a patch to a model, or take it out again, bit for bit."""
     if revert and force:
         raise PatchError("--revert is exact or not at all: it cannot be combined with --force")
-    from ..model.loading import save_checkpoint
+    from ..model.loading import save_model
     from ..session.patch import apply_patch, revert_patch
 
     edited, tokenizer = loaded(model, loading)
     about = revert_patch(edited, patch) if revert else apply_patch(edited, patch, check_model=not force)
-    save_checkpoint(edited, tokenizer, out)
+    save_model(edited, tokenizer, out)
     done = "taken out of" if revert else "applied to"
     what = f"{len(about.get('facts', []))} facts ({about.get('method', 'of unknown origin')})"
     console.print(f"{escape(what)} {done} {escape(model)}: {escape(str(out.resolve()))}")

@@ -27,7 +27,7 @@ def edit(
     preparing: Preparing = Preparing(),
     loading: Loading = Loading(),
 ) -> None:
-    """Write facts into a model: a checkpoint (or adapter), a patch, and a session to continue or undo."""
+    """Write facts into a model: a model folder (or adapter), a patch, and a session to continue or undo."""
     from tqdm.auto import tqdm
 
     from ..editors.requests import load_requests

@@ -13,16 +13,16 @@ from .console import console
 if TYPE_CHECKING:
     from ..session.session import Session
 
-SESSION, PATCH, LORA, CHECKPOINT = "session", "patch.safetensors", "lora", "model"
+SESSION, PATCH, LORA, MODEL = "session", "patch.safetensors", "lora", "model"
 
 
 def export(session: Session, out: Path, *, lora: bool = False, whole: bool = False) -> None:
     """Finish the sequence, write what people take away from it, and say what it is."""
-    from ..model.loading import save_checkpoint
+    from ..model.loading import save_model
     from ..report.tables import session_table
 
     session.finish()
-    lora, whole = lora or (out / LORA).exists(), whole or (out / CHECKPOINT).exists()  # none is left behind
+    lora, whole = lora or (out / LORA).exists(), whole or (out / MODEL).exists()  # none is left behind
     session.to_patch(out / PATCH)
     written = {PATCH: "the edit, for `alphaedit apply` and `--revert`", SESSION: "to go on, or `alphaedit undo`"}
     if lora and session.facts:
@@ -31,8 +31,8 @@ def export(session: Session, out: Path, *, lora: bool = False, whole: bool = Fal
     elif lora:
         shutil.rmtree(out / LORA, ignore_errors=True)
     if whole:
-        save_checkpoint(session.model, session.tokenizer, out / CHECKPOINT)
-        written[CHECKPOINT] = "ordinary checkpoint"
+        save_model(session.model, session.tokenizer, out / MODEL)
+        written[MODEL] = "ordinary model folder"
     console.print(session_table(session.report()))
     for name, meaning in written.items():
         console.print(f"{escape(str(out / name))}: {escape(meaning)}")

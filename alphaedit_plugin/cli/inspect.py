@@ -25,7 +25,7 @@ def inspect(
     """Show what different thresholds would make null in each layer, and draw the spectra."""
     from rich.table import Table
 
-    from ..nullspace.spectrum import THRESHOLDS, Spectrum, check_format
+    from ..nullspace.spectrum import LISTED_THRESHOLDS, Spectrum, check_format
     from ..nullspace.spectrum import plot as draw
     from .preparing import Prepared
 
@@ -41,17 +41,17 @@ def inspect(
     marked = criterion.threshold
     table.add_column("layer", justify="right")
     table.add_column("d_in", justify="right")
-    for value in THRESHOLDS:
+    for value in LISTED_THRESHOLDS:
         chosen_one = marked == value
         table.add_column(f"[reverse]▸{value:g}[/reverse]" if chosen_one else f"{value:g}", justify="right")
-    if marked not in THRESHOLDS:
+    if marked not in LISTED_THRESHOLDS:
         table.add_column(f"[reverse]▸{criterion}[/reverse]", justify="right")
     for spectrum in spectra:
-        counts = [int((spectrum.eigenvalues < value).sum()) for value in THRESHOLDS]
-        if marked not in THRESHOLDS:
+        counts = [int((spectrum.eigenvalues < value).sum()) for value in LISTED_THRESHOLDS]
+        if marked not in LISTED_THRESHOLDS:
             counts.append(spectrum.nullity)
         cells = [f"{count}\n({spectrum.leakage(count):.2f})" if count else "–" for count in counts]
-        column = THRESHOLDS.index(marked) if marked in THRESHOLDS else len(cells) - 1
+        column = LISTED_THRESHOLDS.index(marked) if marked in LISTED_THRESHOLDS else len(cells) - 1
         cells[column] = f"[bold]{cells[column]}[/bold]"
         table.add_row(str(spectrum.layer), str(len(spectrum.eigenvalues)), *cells)
     console.print(table)

@@ -10,7 +10,7 @@ from ..errors import CompareError
 from ..evaluation.facts import Fact
 
 ALL_METHODS = ("rome", "rome+P", "memit", "memit+P", "prune", "prune+P", "rect", "rect+P", "alphaedit")
-THRESHOLDS = ("1e-3", "5e-3", "1e-2", "2e-2", "5e-2", "1e-1")
+STUDIED_THRESHOLDS = ("1e-3", "5e-3", "1e-2", "2e-2", "5e-2", "1e-1")
 REGULARISATIONS = ("0.1", "1", "10", "100", "1000")
 SHARES = tuple(tenths / 10 for tenths in range(1, 11))
 
@@ -89,7 +89,7 @@ STUDIES = {
     ),
     "runtime": Study("seconds of every method (C.9)", Plan(methods=ALL_METHODS, edits=50)),
     "threshold": Study(
-        "what counts as null", Plan(methods=("alphaedit",)), methods=_with("nullspace_threshold", THRESHOLDS)
+        "what counts as null", Plan(methods=("alphaedit",)), methods=_with("nullspace_threshold", STUDIED_THRESHOLDS)
     ),
     "L2": Study("AlphaEdit's λ", Plan(methods=("alphaedit",)), methods=_with("L2", REGULARISATIONS)),
     "models": Study("the same on every model of --models (C.6)", several_models=True),

@@ -18,7 +18,7 @@ from ..model.decoder import Decoder
 from ..nullspace.projection import PAPER_THRESHOLD, Criterion
 from ..storage.shipped import shipped
 from ..storage.yaml_file import yaml_mapping
-from .registry import Modifier, find, find_method
+from .registry import Modifier, find, find_method, listed
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,11 @@ class Hyperparameters:
         own = values.get("own", {})
         if not isinstance(own, Mapping) or not all(isinstance(key, str) for key in own):
             raise HyperparameterError(f"{name}: own must be a mapping of a method's own settings, not {own!r}")
+        known = {key for each in listed() for key in each.settings} if own else set()
+        for key in own.keys() - known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+            raise HyperparameterError(f"{name}: no method has a setting {key!r} of its own{hint}")
         settings = cls._settings({key: value for key, value in values.items() if key != "own"}, name)
         if "layers" not in settings:
             raise HyperparameterError(f"{name}: 'layers' is missing: which layers are to be edited?")

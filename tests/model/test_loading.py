@@ -11,7 +11,7 @@ from support.weights import assert_same, everything
 
 from alphaedit_plugin.errors import ModelStructureError, StoreError
 from alphaedit_plugin.model import loading
-from alphaedit_plugin.model.loading import demo_model, load, save_checkpoint
+from alphaedit_plugin.model.loading import demo_model, load, save_model
 from alphaedit_plugin.storage.store import Store
 
 
@@ -67,7 +67,7 @@ def is_checkpoint_of(folder, model, tokenizer):
 def test_what_is_saved_is_loaded_again(name, dtype, tokenizer, tmp_path):
     """Tied weights (gpt2, gemma) included."""
     model = tiny(name, vocab_size=512, dtype=dtype)
-    save_checkpoint(model, tokenizer, tmp_path / "deep" / "model")
+    save_model(model, tokenizer, tmp_path / "deep" / "model")
     assert is_checkpoint_of(tmp_path / "deep" / "model", model, tokenizer)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model"]
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_is_replaced_whole(tokenizer, tmp_path):
     tiny("llama", vocab_size=512).save_pretrained(tmp_path / "model", max_shard_size="20KB")
     before = {path.name for path in (tmp_path / "model").iterdir()}
     edited = tiny("llama", vocab_size=512, seed=1)
-    save_checkpoint(edited, tokenizer, tmp_path / "model")
+    save_model(edited, tokenizer, tmp_path / "model")
     assert is_checkpoint_of(tmp_path / "model", edited, tokenizer)
     assert not {name for name in before if "-of-" in name} & {path.name for path in (tmp_path / "model").iterdir()}
     assert [path.name for path in tmp_path.iterdir() if "cache" not in path.name] == ["model"]
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_replaced_whole(tokenizer, tmp_path):
 @pytest.mark.parametrize("step", ["weights", "tokenizer", "first rename", "second rename"])
 def test_a_checkpoint_that_cannot_be_replaced_stays_as_it_was(step, error, tokenizer, tmp_path, monkeypatch):
     old, new = tiny("llama", vocab_size=512), tiny("llama", vocab_size=512, seed=1)
-    save_checkpoint(old, tokenizer, tmp_path / "model")
+    save_model(old, tokenizer, tmp_path / "model")
     renames, rename = [], Path.rename
 
     def fail(*_args, **_kwargs):
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_cannot_be_replaced_stays_as_it_was(step, error, token
         else:
             patch.setattr(Path, "rename", failing_rename)
         with pytest.raises(StoreError if error is OSError else error, match="No space left"):
-            save_checkpoint(new, tokenizer, tmp_path / "model")
+            save_model(new, tokenizer, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir() if "cache" not in path.name] == ["model"]
     assert is_checkpoint_of(tmp_path / "model", old, tokenizer)
 
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_cannot_be_replaced_stays_as_it_was(step, error, token
 def test_a_place_where_no_checkpoint_can_be_is_an_error_that_names_it(tokenizer, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="file"):
-        save_checkpoint(tiny("llama", vocab_size=512), tokenizer, tmp_path / "file" / "model")
+        save_model(tiny("llama", vocab_size=512), tokenizer, tmp_path / "file" / "model")
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -126,7 +126,7 @@ def test_what_is_no_checkpoint_is_not_replaced_by_one(kind, tokenizer, tmp_path)
         place.mkdir()
         (place / "thesis.txt").write_text("years of work")
     try:
-        save_checkpoint(tiny("llama", vocab_size=512), tokenizer, place)
+        save_model(tiny("llama", vocab_size=512), tokenizer, place)
     except StoreError as refused:
         refusal = str(refused)
     else:

@@ -187,7 +187,7 @@ def test_merging_different_widths_is_refused():
 def test_resuming_after_an_interruption_gives_the_uninterrupted_result_bit_for_bit(model, tmp_path, at):
     checkpoint = tmp_path / "partial.safetensors"
     expected = collect(model, WINDOWS, LAYERS, batch_tokens=9)
-    settings = {"batch_tokens": 9, "checkpoint": checkpoint, "checkpoint_seconds": 0}
+    settings = {"batch_tokens": 9, "partial": checkpoint, "partial_seconds": 0}
     calls = forwards(model)
     collect(model, WINDOWS, LAYERS, **settings)
     whole = len(calls)
@@ -223,7 +223,7 @@ def put_another_kind_of_file_there(path):
 )
 def test_a_damaged_checkpoint_is_reported_and_the_work_starts_anew(model, tmp_path, caplog, damage):
     checkpoint = tmp_path / "partial.safetensors"
-    settings = {"batch_tokens": 9, "checkpoint": checkpoint, "checkpoint_seconds": 0}
+    settings = {"batch_tokens": 9, "partial": checkpoint, "partial_seconds": 0}
     with interrupted_at(model, 3), pytest.raises(KeyboardInterrupt):
         collect(model, WINDOWS, LAYERS, **settings)
     damage(checkpoint)
@@ -235,7 +235,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_work_starts_anew(model, tmp_pa
 
 @pytest.mark.parametrize(("windows", "layers"), [(WINDOWS[::-1], LAYERS), (WINDOWS, [0, 1, 2]), (WINDOWS[:1], LAYERS)])
 def test_a_checkpoint_of_other_text_or_other_layers_is_not_continued(model, tmp_path, windows, layers):
-    settings = {"batch_tokens": 9, "checkpoint": tmp_path / "partial.safetensors", "checkpoint_seconds": 0}
+    settings = {"batch_tokens": 9, "partial": tmp_path / "partial.safetensors", "partial_seconds": 0}
     with interrupted_at(model, 3), pytest.raises(KeyboardInterrupt):
         collect(model, WINDOWS, LAYERS, **settings)
     expected = collect(model, windows, layers, batch_tokens=9)

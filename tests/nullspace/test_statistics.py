@@ -218,7 +218,7 @@ def test_criteria_that_differ_in_their_last_digit_only_are_not_confused(model, t
 @pytest.fixture
 def interrupted(model, tokenizer, store, text, monkeypatch):
     """The preparation of layers 1 and 3, stopped in the middle with a checkpoint left in the store."""
-    monkeypatch.setattr(prepare, "collect", functools.partial(collect, checkpoint_seconds=0))
+    monkeypatch.setattr(prepare, "collect", functools.partial(collect, partial_seconds=0))
     left = [3]
 
     def stop(*_):

@@ -86,7 +86,7 @@ def test_an_edited_model_is_an_ordinary_checkpoint(method, kind, tokenizer, tmp_
     editing = edited(kind, tokenizer, method, 0, 1)
     editing.finish()
     editing.model.save_pretrained(tmp_path / "plain")
-    loading.save_checkpoint(editing.model, editing.tokenizer, tmp_path / "ours")
+    loading.save_model(editing.model, editing.tokenizer, tmp_path / "ours")
     for folder in ("plain", "ours"):
         again = AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype="auto")
         assert_same(everything(again), everything(editing.model))
