@@ -38,9 +38,12 @@ def _is_cell(word: str) -> bool:
 
 @pytest.mark.user_cache
 def test_an_editor_of_your_own(tmp_path):
-    found = rows(run(tmp_path, str(ROOT / "examples/custom_editor.py"), "--facts", "2"))
-    assert list(found) == ["before", "my_editor", "… projected"]
-    assert found["before"][0] < found["my_editor"][0] == found["… projected"][0] == 100
+    """Plain and projected, beside MEMIT and AlphaEdit, with a report."""
+    found = rows(run(tmp_path, str(ROOT / "examples/custom_editor.py"), "--facts", "1"))
+    assert list(found) == ["before", "memit", "alphaedit", "my_editor", "my_editor+P"]
+    assert found.pop("before")[0] < 100
+    assert {row[0] for row in found.values()} == {100}
+    assert (tmp_path / "custom-editor" / "report.html").is_file()
 
 
 @pytest.mark.user_cache
