@@ -18,7 +18,7 @@ from ..model.decoder import Decoder
 from ..nullspace.projection import PAPER_THRESHOLD, Criterion
 from ..storage.shipped import shipped
 from ..storage.yaml_file import yaml_mapping
-from .registry import Modifier, find, find_method, listed
+from .registry import Modifier, find, find_method, listed, reserve
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +213,9 @@ class Hyperparameters:
 def known_keys() -> set[str]:
     """The settings that every method has."""
     return {each.name for each in fields(Hyperparameters)} - {"own"}
+
+
+reserve(known_keys())
 
 
 def _short(name: str) -> str:

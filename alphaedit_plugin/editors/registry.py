@@ -11,7 +11,7 @@ import importlib
 import inspect
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -91,6 +91,12 @@ class Modifier:
 
 
 _registered: dict[str, Method | Modifier] = {}
+_reserved: set[str] = set()
+
+
+def reserve(keys: Iterable[str]) -> None:
+    """Says which settings every method has: none of these can be a method's own."""
+    _reserved.update(keys)
 
 
 # ------------------------------------------------------------------------------------------------- registering
@@ -106,9 +112,7 @@ def method(
     _check_words("method", name, summary, source)
 
     def register(editor: type[Any]) -> type[Any]:
-        from .editor import Editor
-
-        if not (isinstance(editor, type) and issubclass(editor, Editor)):
+        if not (isinstance(editor, type) and any(_is_editor(base) for base in editor.__mro__)):
             raise RegistrationError(f"the method {name} must be a subclass of Editor, not {editor!r}")
         if missing := sorted(getattr(editor, "__abstractmethods__", ())):
             raise RegistrationError(f"the method {name} is abstract: {editor.__name__} lacks {', '.join(missing)}")
@@ -211,13 +215,16 @@ def _check_call(name: str, function: Callable[..., Any], wanted: str, *args: Any
         raise RegistrationError(f"the method {name} cannot be called as {wanted}: {failure}") from failure
 
 
-def _checked_settings(of: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    from .hyperparameters import known_keys
+def _is_editor(cls: type) -> bool:
+    """Whether it is `Editor` itself, told without importing it: with it comes torch."""
+    return (cls.__module__, cls.__qualname__) == (f"{__package__}.editor", "Editor")
 
+
+def _checked_settings(of: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, default in settings.items():
         if not isinstance(key, str) or not key.isidentifier():
             raise RegistrationError(f"{of}: the setting {key!r} needs a name that Python allows")
-        if key in known_keys():
+        if key in _reserved:
             raise RegistrationError(f"{of}: {key} is a hyperparameter of every method: call the setting otherwise")
         if not isinstance(default, _PLAIN):
             raise RegistrationError(f"{of}: the default of {key} must be a number, a text, true or false")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import HyperparameterError
 from .changes import parse_changes, show_changes
 from .editor import Editor
-from .hyperparameters import Hyperparameters
+from .hyperparameters import Hyperparameters, known_keys
 from .preserved import Preserved
 from .registry import Method, Modifier, find, find_method, find_modifier, split, unknown_in
 from .update import Write
@@ -90,7 +90,7 @@ class Variant:
         found: dict[str, Any] = {}
         known: list[Method | Modifier] = [self._method, *map(find_modifier, self.modifiers)]
         for each in known:
-            if both := sorted(found.keys() & each.settings.keys()):
+            if both := sorted((found.keys() | known_keys()) & each.settings.keys()):
                 raise HyperparameterError(f"{self}: two of these have a setting {both[0]}, so they cannot be combined")
             found |= each.settings
         return found
