@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# A process for each core, and all tests of a file in one of them.
+PARALLEL := -n auto --dist loadfile
 
 .PHONY: demo test quick lint types bench install clean
 
@@ -11,10 +13,10 @@ demo: install
 	$(BIN)/alphaedit compare
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 quick: install
-	$(BIN)/pytest --hypothesis-profile=quick -m "not slow and not real_model and not easyedit and not browser"
+	$(BIN)/pytest $(PARALLEL) --hypothesis-profile=quick -m "not slow and not real_model and not easyedit and not browser"
 
 lint: install
 	$(BIN)/ruff check .

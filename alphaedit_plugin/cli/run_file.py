@@ -32,7 +32,7 @@ def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentColl
         return
     path = positional.tokens.pop().value
     by_name = {name[2:]: each for each in arguments if each.show for name in each.names if name.startswith("--")}
-    for key, value in yaml_mapping(path).items():
+    for key, value in yaml_mapping(path, "methods: [memit]").items():
         argument = by_name.get(name := str(key).replace("_", "-"))
         if argument is None:
             near = difflib.get_close_matches(name, by_name, n=1)

@@ -14,8 +14,8 @@ from .registry import method
 
 @method(
     "alphaedit",
-    summary="MEMIT's loop, solved inside the null space of preserved keys; keeps the keys of earlier edits",
-    source="Fang et al. 2025, AlphaEdit: Null-Space Constrained Knowledge Editing, arXiv:2410.02355",
+    summary="solves inside the null space, keeps the keys of earlier edits",
+    source="Fang et al. 2025, arXiv 2410.02355",
     folder="AlphaEdit",
 )
 class AlphaEdit(LayeredEditor):

@@ -9,7 +9,7 @@ from .preserved import Preserved
 from .registry import method
 from .whitening import Whitening
 
-_SOURCE = "Meng et al. 2023, Mass-Editing Memory in a Transformer, arXiv:2210.07229"
+_SOURCE = "Meng et al. 2023, arXiv 2210.07229"
 
 
 @method("memit", summary="many facts at once, spread over several layers", source=_SOURCE, folder="MEMIT")
@@ -37,8 +37,8 @@ class MEMIT(LayeredEditor):
 
 @method(
     "memit-seq",
-    summary="MEMIT that also preserves the keys of the facts it wrote before",
-    source=f"{_SOURCE}; the keys of earlier edits as in AlphaEdit",
+    summary="memit that also preserves the keys of facts it wrote before",
+    source=f"{_SOURCE}, and as AlphaEdit",
     folder="MEMIT",
 )
 class MEMITSequential(MEMIT):

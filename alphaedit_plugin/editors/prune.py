@@ -44,7 +44,7 @@ def _squares(matrix: Tensor, vectors: bool = False) -> tuple[Tensor, Tensor, boo
 @modifier(
     "prune",
     summary="at the end, damps the singular values of ΔW above W's largest",
-    source="Ma et al. 2024, Perturbation-Restrained Sequential Model Editing, arXiv:2405.16821",
+    source="Ma et al. 2024, arXiv 2405.16821",
     acts="end",
     folder="PRUNE",
     alone="memit",

@@ -27,7 +27,7 @@ def sparsified(delta: Tensor, weight: Tensor, keep: float = PAPER_KEEP) -> Tenso
 @modifier(
     "rect",
     summary="writes only the `keep` share of entries with the largest |Δ/W|",
-    source="Gu et al. 2024, Model Editing Harms General Abilities of Large Language Models, arXiv:2401.04700",
+    source="Gu et al. 2024, arXiv 2401.04700",
     folder="RECT",
     alone="memit",
 )

@@ -272,7 +272,7 @@ def find(name: str) -> Method | Modifier:
         elif name in (found := _plug_ins()):
             _import(found[name])
         else:
-            raise HyperparameterError(_unknown(name))
+            raise _no_method(name, name)
     return _registered[name]
 
 
@@ -328,12 +328,16 @@ def unknown_in(variant: str, failure: HyperparameterError) -> HyperparameterErro
 
 def _check_known(name: str, variant: str) -> None:
     if name not in _registered and name not in _plug_ins():
-        raise unknown_in(variant, HyperparameterError(_unknown(name)))
+        raise _no_method(name, variant)
 
 
-def _unknown(name: str) -> str:
+def _no_method(name: str, variant: str) -> HyperparameterError:
+    """With the nearest name where there is one, else with what a name may be."""
     near: Sequence[str] = difflib.get_close_matches(name, names(), n=1)
-    return f"no method {name}" + (f"; did you mean {near[0]}?" if near else "")
+    if not near:
+        return HyperparameterError(f"there is no method {variant!r}: a method is {GRAMMAR}")
+    where = "" if name == variant.strip().lower() else f" (in {variant!r})"
+    return HyperparameterError(f"no method {name}; did you mean {near[0]}?{where}")
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

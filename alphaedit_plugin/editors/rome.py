@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 @method(
     "rome",
     summary="one fact, one layer, one rank-one update",
-    source="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
+    source="Meng et al. 2022, arXiv 2202.05262",
     folder="ROME",
 )
 class ROME(Editor):

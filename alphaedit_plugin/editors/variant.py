@@ -13,7 +13,7 @@ from .changes import parse_changes, show_changes
 from .editor import Editor
 from .hyperparameters import Hyperparameters, known_keys
 from .preserved import Preserved
-from .registry import Method, Modifier, find, find_method, find_modifier, split, unknown_in
+from .registry import Method, Modifier, check_names, find, find_method, find_modifier, split, unknown_in
 from .update import Write
 
 
@@ -39,6 +39,7 @@ class Variant:
     @classmethod
     def parse(cls, name: str) -> Variant:
         """Raises HyperparameterError for a name that is no variant."""
+        check_names(name)
         solver, changed, marks = split(name)
         try:
             head, *found = [find(word) for word in (solver, *(mark for mark in marks if mark != "p"))]

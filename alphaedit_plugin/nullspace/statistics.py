@@ -109,7 +109,7 @@ class Preparation:
             except StatisticsError as failure:
                 log.info("the statistics below %s are not used: %s", folder, failure)
             else:
-                log.info("using the statistics in %s: nothing is computed", folder)
+                log.info("using the statistics that EasyEdit has in %s: nothing is computed", folder)
                 return found
         return prepare_statistics(
             model,

@@ -11,12 +11,12 @@ import yaml
 from ..errors import HyperparameterError
 
 
-def yaml_mapping(path: str | Path) -> Mapping[str, Any]:
-    """The keys of a YAML file. Raises HyperparameterError, naming the file, where it holds none."""
+def yaml_mapping(path: str | Path, example: str = "layers: [4, 5, 6]") -> Mapping[str, Any]:
+    """The keys of a YAML file. Raises HyperparameterError where it holds none, with the file's name and an example."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
         raise HyperparameterError(f"cannot read {path}: {failure}") from failure
     if not isinstance(values, Mapping):
-        raise HyperparameterError(f"{path} holds no keys: it must be a YAML mapping such as 'layers: [4, 5, 6]'")
+        raise HyperparameterError(f"{path} holds no keys: it must be a YAML mapping such as {example!r}")
     return values

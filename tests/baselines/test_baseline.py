@@ -527,9 +527,11 @@ def test_a_comparison_has_rows_of_easyedits_methods(model, tokenizer, statistics
         "every": 2,
         "baseline_hparams": {"easyedit:ROME": GIVEN["ROME"], "easyedit:MEMIT+P": FEW},
         "folder": tmp_path / "run",
+        "hyperparameters": values,
+        "statistics": statistics,
     }
     before = weights(model)
-    found = compare(model, tokenizer, facts, names, values, statistics, **options)
+    found = compare(model, tokenizer, facts, names, **options)
     assert changed(model, before) == []
     assert [(row.variant, row.edits) for row in found.rows] == [
         ("before", 0),
@@ -546,6 +548,6 @@ def test_a_comparison_has_rows_of_easyedits_methods(model, tokenizer, statistics
     assert row.metrics["efficacy"] == pytest.approx(expected.means()["efficacy"])
     assert row.drift == {LAYERS[0]: pytest.approx(float(change), rel=1e-5)}
     assert row.leakage.keys() == row.drift.keys()
-    again = compare(model, tokenizer, facts, names, values, statistics, **options)
+    again = compare(model, tokenizer, facts, names, **options)
     assert again.rows == found.rows
     assert found.settings["hyperparameters"]["easyedit:ROME"]["easyedit"]

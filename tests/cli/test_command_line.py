@@ -129,7 +129,7 @@ def test_an_unknown_method_is_answered_by_the_nearest():
 
 
 def test_a_model_behind_the_methods_is_told_where_it_belongs(run):
-    assert_one_line(run("compare", "--methods", "memit", "gpt2-xl"), "no method gpt2-xl", "model goes first")
+    assert_one_line(run("compare", "--methods", "memit", "gpt2-xl"), "no method 'gpt2-xl'", "model goes first")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def assert_invariant(ridge: Ridge) -> None:
 
 def assert_same_ridge(found: Ridge, expected: Ridge) -> None:
     """Bit for bit, block by block."""
-    assert (found.weight, found.d, found.count) == (expected.weight, expected.d, expected.count)
+    assert (found.regularisation, found.d, found.count) == (expected.regularisation, expected.d, expected.count)
     for blocks, others in ((found.keys, expected.keys), (found.rows, expected.rows)):
         assert all(torch.equal(block, other) for block, other in zip(blocks, others, strict=True))
     assert (found.primal is None) == (expected.primal is None)

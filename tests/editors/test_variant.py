@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -18,7 +19,7 @@ from alphaedit_plugin.editors.alphaedit import AlphaEdit
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.memit import MEMIT, MEMITSequential
 from alphaedit_plugin.editors.preserved import Preserved
-from alphaedit_plugin.editors.registry import GRAMMAR, MODIFIERS, find
+from alphaedit_plugin.editors.registry import GRAMMAR, MODIFIERS, find, names
 from alphaedit_plugin.editors.registry import METHODS as SOLVERS
 from alphaedit_plugin.editors.rome import ROME
 from alphaedit_plugin.editors.variant import Variant
@@ -179,6 +180,11 @@ def test_variants_are_parsed_and_written_canonically(text, variant):
 def test_what_is_no_variant_is_an_error_that_names_it_and_the_known_ones(text):
     with pytest.raises(HyperparameterError) as caught:
         Variant.parse(text)
+    if nearest := re.fullmatch(r"no method (.+); did you mean (\S+)\?(?: \(in (.+)\))?", str(caught.value)):
+        assert nearest[1] in text.lower()
+        assert nearest[2] in names()
+        assert nearest[1] == text.strip().lower() or nearest[3] == repr(text)
+        return
     assert repr(text) in str(caught.value)
     assert GRAMMAR in str(caught.value)
     assert all(solver in str(caught.value) for solver in SOLVERS)
@@ -195,7 +201,7 @@ def test_any_text_is_a_variant_or_an_error_that_names_it(text):
         else:
             assert Variant.parse(str(variant)) == variant
             continue
-        assert repr(name) in message
+        assert repr(name) in message or message.startswith(f"no method {name.strip().lower()}; did you mean ")
 
 
 @pytest.mark.parametrize("value", ["[1", "{", "'", "[1]]", "!!x", "&", "*a", "a: b: c", "%", "@1", "\t"])

@@ -24,6 +24,11 @@ def weight_of(model: nn.Module) -> nn.Parameter:
 
 
 @torch.no_grad()
+def _named(value: object) -> str:
+    """For a test's id: the same in every process, which an address is not."""
+    return getattr(value, "__name__", type(value).__name__)
+
+
 def edit(model: nn.Module, amount: float = 1.0, *, scale: float = 1.0) -> str:
     """Add something to a weight."""
     weight_of(model).add_(amount * scale)
@@ -174,14 +179,14 @@ class Editor:
         3,
         "edit",
     ],
-    ids=repr,
+    ids=_named,
 )
 def test_what_cannot_be_constrained_is_refused_while_decorating(function, spaces):
     with pytest.raises(GuardError):
         null_space_constrained(spaces)(function)
 
 
-@pytest.mark.parametrize("source", [None, 3, 2.5, ["a"], {1: "x"}, object()], ids=repr)
+@pytest.mark.parametrize("source", [None, 3, 2.5, ["a"], {1: "x"}, object()], ids=_named)
 def test_what_is_no_source_of_null_spaces_is_refused_while_decorating(source):
     with pytest.raises(GuardError):
         null_space_constrained(source)
@@ -198,7 +203,7 @@ def _edit_two(model, requests): ...
 def _edit_many(*args): ...
 
 
-@pytest.mark.parametrize("function", [_edit_two, _edit_many, Editor, lambda: None], ids=repr)
+@pytest.mark.parametrize("function", [_edit_two, _edit_many, Editor, lambda: None], ids=_named)
 def test_forgotten_parentheses_are_reported_while_decorating(function):
     with pytest.raises(GuardError, match=r"write @null_space_constrained\(null_spaces\)"):
         null_space_constrained(function)
