@@ -12,7 +12,7 @@ from ..errors import HyperparameterError
 
 
 def yaml_mapping(path: str | Path) -> Mapping[str, Any]:
-    """The keys of a YAML file. Raises HyperparameterError, naming the file, where it holds none."""
+    """The keys of a YAML file. Raises HyperparameterError, naming the file, if it cannot be read or holds none."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as failure:
