@@ -94,7 +94,7 @@ class Decoder:
 
     @classmethod
     def of(cls, model: nn.Module | Decoder, template: str | None = None) -> Decoder:
-        """The decoder itself where it is given instead of a model, unless another `template` is asked for."""
+        """The Decoder of `model`, or `model` itself if it is one already and no other `template` is asked for."""
         if not isinstance(model, Decoder):
             return cls(model, template)
         return model if template in (None, model.template) else cls(model.model, template)
@@ -109,7 +109,7 @@ class Decoder:
 
     @cached_property
     def head(self) -> Any:
-        """The module that turns final hidden states into logits."""
+        """The module that turns final hidden states into logits. Raises ModelStructureError if there is none."""
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
         if head is None:
             raise ModelStructureError(
@@ -145,7 +145,7 @@ class Decoder:
     def out_projection(self, layer: int) -> OutProjection:
         """The out-projection of one block.
 
-        Raises ModelStructureError where the block has none or several (mixture of experts).
+        Raises ModelStructureError if the block has none or several (mixture of experts), or does not exist.
         """
         block = self.block(layer)
         if self.template is not None:
@@ -195,11 +195,11 @@ def with_hidden_states(output: Any, hidden: Tensor) -> Any:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Plain matrix attention inside the block, the model's own choice again afterwards.
+    """Use plain matrix attention inside the block, and restore the model's own choice afterwards.
 
-    What a fused kernel makes of a row that may attend to nothing (a padded prefix) differs between kernels and
-    versions, NaN included; plain matrices always stay finite. For a few tokens against a cache they cost about the
-    same (`benchmarks/attention.py`).
+    For a row that may attend to nothing (a padded prefix), fused kernels give results that differ between kernels and
+    versions, sometimes NaN; plain matrix attention always stays finite. For a few tokens against a cache both cost
+    about the same (`benchmarks/attention.py`).
     """
     before = getattr(model.config, "_attn_implementation", None)
     settable = getattr(model, "_can_set_attn_implementation", lambda: hasattr(model, "set_attn_implementation"))
@@ -226,14 +226,14 @@ def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _mixes_tokens(module: nn.Module) -> bool:
-    """Attention and state-space mixers: their out-projections are not the feed-forward part's."""
+    """Whether this is attention or a state-space mixer: its out-projection is not the feed-forward part's."""
     kind = type(module).__name__.lower()
     convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in module.children())
     return "attention" in kind or "attn" in kind or convolves
 
 
 def _walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """(name, module, parent) of everything in a block that works on each token alone."""
+    """(name, module, parent) of every module in a block that treats each token separately."""
     for name, child in module.named_children():
         if _mixes_tokens(child):
             continue
@@ -249,9 +249,9 @@ def _shape(module: Any) -> tuple[int, int]:
 
 
 def _find_out_projection(block: nn.Module, hidden: int, name: str) -> tuple[str, nn.Module]:
-    """The one matrix d → hidden that has, beside it, a matrix hidden → d (or → 2d: gate and up fused).
+    """The only matrix d → hidden that has a matrix hidden → d (or → 2d: gate and up fused) beside it.
 
-    Raises ModelStructureError for none, for several, and for weights stacked over experts.
+    Raises ModelStructureError if there is none or several, or if weights are stacked over experts.
     """
     remedy = "name it with a template such as model.layers.{}.mlp.down_proj, if it has one"
     stacked = [
