@@ -21,9 +21,9 @@ from .update import Write
 class Variant:
     """`rome`, `memit+P`, `rect`, `alphaedit+prune`, `memit@mom2_update_weight=0+P` (`registry.GRAMMAR`).
 
-    A solver, with some of its hyperparameters changed; the modifiers of its updates; projection of what they leave.
-    Invariant: modifiers of each update come first, in the order given, then those that act at the end; what solves
-    in the null space is projected.
+    A solver, with some of its hyperparameters changed; the modifiers of its updates; and whether the result is
+    projected. Invariant: modifiers that act per update come first, in the order given, then those that act at the end;
+    a solver that works in the null space counts as projected.
     """
 
     solver: str
@@ -38,7 +38,7 @@ class Variant:
 
     @classmethod
     def parse(cls, name: str) -> Variant:
-        """Raises HyperparameterError for a name that is no variant."""
+        """The variant of this name. Raises HyperparameterError for a name that is no variant."""
         solver, changed, marks = split(name)
         try:
             head, *found = [find(word) for word in (solver, *(mark for mark in marks if mark != "p"))]
@@ -73,9 +73,7 @@ class Variant:
 
     @property
     def method(self) -> str:
-        """Whose hyperparameter file it reads: the first modifier's that has files together with such a solver, or
-        the solver's.
-        """
+        """Whose hyperparameter file is read: the first modifier that has files for this solver, else the solver."""
         for each in map(find_modifier, self.modifiers):
             if each.folder and each.alone and find_method(each.alone).folder == self._method.folder:
                 return each.name
@@ -83,9 +81,9 @@ class Variant:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings that only its solver and its modifiers know, and their defaults.
+        """The settings that only its solver and its modifiers know, with their defaults.
 
-        Raises HyperparameterError where two of them call a setting the same.
+        Raises HyperparameterError if two of them have a setting of the same name.
         """
         found: dict[str, Any] = {}
         known: list[Method | Modifier] = [self._method, *map(find_modifier, self.modifiers)]
@@ -102,7 +100,7 @@ class Variant:
 
     @property
     def trajectory(self) -> Variant:
-        """The variant whose weights are the same until the end of the sequence."""
+        """The variant without what acts at the end: until then its weights are the same."""
         ending = {key for each in self._acting("end") for key in each.settings}
         return replace(
             self,
@@ -119,15 +117,15 @@ class Variant:
         return self.projected
 
     def hyperparameters(self, model: nn.Module, name: str, base: Hyperparameters | None = None) -> Hyperparameters:
-        """`base`, or those of this method for the model called `name`, with the changes in the variant's own name.
+        """`base`, by default this method's hyperparameters for the model called `name`, with the variant's own changes.
 
-        Of `base.own` only what this variant knows is kept: a file may serve several methods.
+        Only settings that this variant knows are kept of `base.own`: a file may serve several methods.
         """
         found = base or Hyperparameters.for_model(self.method, model, name)
         return found.changed(dict(self.changes), f"the method {str(self)!r}", self.settings)
 
     def at_end(self, hyperparameters: Hyperparameters) -> tuple[Modifier, ...]:
-        """What acts at the end of a sequence, set to these hyperparameters."""
+        """The modifiers that act at the end of a sequence, set to these hyperparameters."""
         return tuple(each.set_to(hyperparameters.own) for each in self._acting("end"))
 
     def editor(
@@ -141,10 +139,10 @@ class Variant:
         contexts: Sequence[str] | None = None,
         progress: bool = False,
     ) -> Editor:
-        """The editor that this variant is, but for what acts at the end.
+        """The editor of this variant, without what acts at the end.
 
-        `base` is W before the first edit, by layer, d_out × d_in. What a solver leaves in the null space by itself is
-        projected only where something modifies it.
+        `base` is W before the first edit, by layer, d_out × d_in. Updates of a solver that works in the null space are
+        projected again only if a modifier changes them.
         """
         solver = self._method.editor
         modifiers = tuple(each.set_to(hyperparameters.own) for each in self._acting("update"))

@@ -20,7 +20,7 @@ class Whitening:
     """
 
     def __init__(self, covariances: Mapping[int, Covariance], projections: Mapping[int, OutProjection]) -> None:
-        """Raises StatisticsError when there is no covariance of a layer, or one of another width."""
+        """Raises StatisticsError if a layer's covariance is missing or has another width."""
         missing = [layer for layer in projections if layer not in covariances]
         if missing:
             raise StatisticsError(f"the covariances of layers {missing} are needed: prepare them first")
