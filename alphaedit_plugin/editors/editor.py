@@ -89,7 +89,10 @@ class Editor(ABC):
 
     @abstractmethod
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
-        """Write `requests`. Pass `targets` that were already computed on this very model to save their cost."""
+        """Write `requests`. Pass `targets` that were already computed on this very model to save their cost.
+
+        Raises EditError if a key, a target or a loss is not finite.
+        """
 
     def remember(self, written: Written) -> None:  # noqa: B027 - most methods remember nothing
         """Remember the keys of what was written. `edit` does so itself; a resumed session calls this."""

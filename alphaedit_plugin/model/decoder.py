@@ -79,7 +79,8 @@ class Decoder:
     """A Hugging Face decoder seen as blocks, out-projections, final norm and head.
 
     Everything is found from the module tree, so new architectures need no code here. `template`, such as
-    `model.layers.{}.mlp.down_proj`, overrides the search for the out-projection.
+    `model.layers.{}.mlp.down_proj`, overrides the search for the out-projection. Raises ModelStructureError if the
+    model is not such a decoder.
     """
 
     def __init__(self, model: nn.Module, template: str | None = None) -> None:
@@ -136,6 +137,7 @@ class Decoder:
         return f"{self.blocks_name}.{layer}"
 
     def block(self, layer: int) -> nn.Module:
+        """The block of this number. Raises ModelStructureError if it does not exist."""
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < len(self.blocks):
             raise ModelStructureError(
                 f"layer {layer!r} does not exist: {type(self.model).__name__} has layers 0 to {len(self.blocks) - 1}"

@@ -163,6 +163,7 @@ class SessionFolder:
         )
 
     def load_tokenizer(self) -> Any:
+        """The saved tokenizer. Raises SessionError, naming the folder, if it cannot be read."""
         path = self.path / _TOKENIZER
         with _reading(path):
             if not path.is_dir():  # otherwise the path would be read as a name on the hub
