@@ -61,9 +61,7 @@ class RunFolder:
             write_tensors(stem.with_suffix(".safetensors"), measured.tensors, {"identity": identity}, CompareError)
         estimates = {name: list(vars(estimate).values()) for name, estimate in measured.estimates.items()}
         values = {"identity": identity, "tensors": bool(measured.tensors), "estimates": estimates}
-        write_text(
-            stem.with_suffix(".json"), json.dumps(values, indent=1), CompareError
-        )  # last: from now on the measurement counts
+        write_text(stem.with_suffix(".json"), json.dumps(values, indent=1), CompareError)  # last: now it counts
 
     def weights(self, variant: str, edits: int, identity: str) -> dict[str, Any] | None:
         """Seconds, drift and leakage of a point with this `identity`, or None."""

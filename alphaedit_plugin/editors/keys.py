@@ -121,7 +121,7 @@ class _Part:
         self.like: Any = None
 
     def of_rows(self, every: int) -> _Part:
-        """Only the prompts whose number is a multiple of `every`: the bare ones."""
+        """Only the prompts whose row is a multiple of `every`: the bare ones."""
         chosen = [i for i, row in enumerate(self.batch.rows) if row % every == 0]
         part = copy.copy(self)
         part.batch = PaddedBatch([self.batch.rows[i] for i in chosen], self.batch.ids[chosen], self.batch.mask[chosen])

@@ -301,7 +301,7 @@ def check_names(variant: str) -> None:
 
 
 def split(variant: str) -> tuple[str, list[str], list[str]]:
-    """(solver, its changes KEY=VALUE, marks) of a variant's name, in small letters but for the changes.
+    """(solver, its changes KEY=VALUE, marks) of a variant's name; all but the changes in lower case.
 
     Raises HyperparameterError if one of them is empty or appears twice.
     """
@@ -339,7 +339,7 @@ def _plug_ins() -> dict[str, EntryPoint]:
 
 
 def _import(plug_in: EntryPoint) -> None:
-    """Raises HyperparameterError, and warns, where the import fails or registers nothing of this name."""
+    """Raises HyperparameterError, and warns, if the import fails or registers nothing of this name."""
     why = None
     try:
         importlib.import_module(plug_in.module)

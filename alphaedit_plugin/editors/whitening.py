@@ -52,7 +52,7 @@ class Whitening:
 
 
 def cholesky(covariance: Tensor, name: str) -> Tensor:
-    """Lower factor of C, float64. Raises StatisticsError when C is not positive definite."""
+    """Lower factor of C, float64. Raises StatisticsError if C is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(covariance.to(torch.float64))
     if int(failed):
         dead = int((covariance.diagonal() == 0).sum())

@@ -65,7 +65,9 @@ def load_facts(source: str | Path) -> list[Fact]:
 
 
 def records_of(source: str | Path) -> Sequence[Any]:
-    """The records in the file's order; a line that is not JSON becomes its ValueError. Raises RequestError."""
+    """The records in the file's order; a line that is not JSON becomes a ValueError. Raises RequestError if they cannot
+    be read.
+    """
     path = Path(source)
     name, _, file = str(source).partition(":")
     if not path.exists() and not Path(name).suffix and name.count("/") <= 1:

@@ -34,8 +34,8 @@ def load(
 ) -> tuple[Any, Any]:
     """(model, tokenizer), in evaluation mode.
 
-    `name` is a model folder, a Hugging Face name, or "smollm2-135m", the demo model. `device` may also be
-    "auto": accelerate then places the model. Raises ModelStructureError when it cannot be loaded.
+    `name` is a model folder, a Hugging Face name, or "smollm2-135m", the demo model. `device` may also be "auto":
+    accelerate then places the model. Raises ModelStructureError if it cannot be loaded.
     """
     placement: dict[str, Any] = {"device_map": device} if device == "auto" else {}
     try:

@@ -129,8 +129,8 @@ def windows(texts: Iterable[str], tokenizer: Any, budget: int, *, window: int = 
     """Token sequences of at most `window` tokens each and `budget` tokens in all.
 
     Each text is cut into windows, and each window begins with the tokenizer's BOS if it has one. Texts are never
-    joined, so that a token sees only what it would see in use. Raises CorpusError when there is no text at all; warns
-    when there is less than the budget.
+    joined, so that a token sees only what it would see in use. Raises CorpusError if there is no text at all; warns if
+    there is less than the budget.
     """
     special = set(tokenizer.all_special_ids)
     chosen: list[list[int]] = []

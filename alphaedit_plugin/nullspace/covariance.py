@@ -125,7 +125,7 @@ class Covariance:
     def load_npz(cls, path: str | Path) -> Covariance:
         """Read a statistics file of ROME, MEMIT or EasyEdit.
 
-        Raises StatisticsError, naming the file, when it is absent, cut short or holds something else.
+        Raises StatisticsError, naming the file, if it is absent, cut short or holds something else.
         """
         path = Path(path)
         try:

@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """`head` names all columns; each row is (its name, which is the first cell, and the other cells)."""
+    """`head` names all columns; each row is (first cell, other cells)."""
 
     caption: str
     head: Sequence[str]

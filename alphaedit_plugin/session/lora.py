@@ -37,8 +37,8 @@ def write_lora(
     that holds this share of ‖ΔW‖². Returns layer → rank; layers that did not change are not in it. `base_model` is the
     name by which users of the adapter find the unedited model; by default the model's own name.
 
-    Raises PatchError when nothing changed, the base does not fit the model, a weight is not finite, or the folder
-    cannot be written.
+    Raises PatchError if nothing changed, the base does not fit the model, a weight is not finite, or the folder cannot
+    be written.
     """
     folder = Path(folder)
     if energy is not None and (not isinstance(energy, int | float) or isinstance(energy, bool) or not 0 < energy <= 1):
