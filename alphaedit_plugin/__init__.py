@@ -1,7 +1,7 @@
 """Null-space constrained knowledge editing (AlphaEdit, ICLR 2025) for the editors people already run.
 
-Everything that users need is here, and is imported when it is first asked for: `import alphaedit_plugin` by itself
-loads neither torch nor transformers.
+Everything that users need is here, and is imported at first use: `import alphaedit_plugin` alone loads neither torch
+nor transformers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _HOME = {
     "table": "report.tables",
     "write_report": "report.page",
 }
-"""name → the module that it is in."""
+"""name → the module that defines it."""
 
 __all__ = [
     "AlphaEditError",
@@ -82,7 +82,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = found  # the next time it is an ordinary attribute
+    globals()[name] = found  # from now on it is an ordinary attribute
     return found
 
 

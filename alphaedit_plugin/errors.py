@@ -34,7 +34,7 @@ class HyperparameterError(AlphaEditError):
 
 
 class RegistrationError(HyperparameterError):
-    """A method or modifier cannot be registered: what it lacks, or whose name it takes."""
+    """A method or modifier cannot be registered: it lacks something, or its name is taken."""
 
 
 class EditError(AlphaEditError):
@@ -46,7 +46,7 @@ class GuardError(EditError):
 
 
 class SessionError(AlphaEditError):
-    """A session cannot be saved or resumed; model and files are as they were."""
+    """A session cannot be saved or resumed; model and files are unchanged."""
 
 
 class CompareError(AlphaEditError):

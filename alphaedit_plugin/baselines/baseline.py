@@ -1,8 +1,8 @@
 """EasyEdit's own methods as variants of a comparison: `easyedit:MEMIT`, `easyedit:GRACE`, `easyedit:MEMIT+P`.
 
-What runs is EasyEdit's editing function, called batch after batch; for +P, inside our guard. Ours is only what
-surrounds it: hyperparameters for any model, the comparison's statistics instead of Wikipedia's, and a model that is
-afterwards what it was.
+What runs is EasyEdit's editing function, called batch after batch; for +P, inside our guard. We only add what surrounds
+it: hyperparameters for any model, the comparison's statistics instead of Wikipedia's, and restoring the model
+afterwards.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def baseline(
 ) -> Iterator[Baseline]:
     """One of EasyEdit's methods, for editing `model` inside the block.
 
-    When the block ends the model is bit for bit what it was, and so are the globals of EasyEdit's modules, the
-    tokenizer, the random states and the working directory. A method that writes feed-forward out-projections edits the
-    model in place; any other edits a copy, which takes the model's memory once more.
+    When the block ends, the model is restored bit for bit, and so are the globals of EasyEdit's modules, the tokenizer,
+    the random states and the working directory. A method that writes feed-forward out-projections edits the model in
+    place; any other method edits a copy, which needs the model's memory once more.
 
     `hparams` as in `hyperparameters`. `statistics` (of `layers_of`) are what the method finds in its `stats_dir`.
     `null_spaces`, of the same layers, are needed for +P only.
 
-    Raises CompareError where EasyEdit, statistics or null spaces are missing, WrongModelError or NullSpaceError for
-    null spaces of another model or other modules, HyperparameterError as `hyperparameters` does.
+    Raises CompareError if EasyEdit, statistics or null spaces are missing, WrongModelError or NullSpaceError for null
+    spaces of another model or other modules, HyperparameterError as `hyperparameters` does.
     """
     named = variant if isinstance(variant, Named) else parse_baseline(variant)
     settings = hyperparameters(named, model, hparams)
@@ -64,14 +64,14 @@ def baseline(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alphaedit-easyedit-")))
         if hasattr(settings, "stats_dir"):
             _lend_statistics(settings, model, statistics, named, folder)
-        if hasattr(settings, "P_loc"):  # not there yet: P is to be of this model, and of these statistics
+        if hasattr(settings, "P_loc"):  # no such file yet: P must come from this model and these statistics
             settings.P_loc = str(folder / "null_space_project.pt")
         attached = _attached(null_spaces, model, settings, named) if named.projected else {}
         if named.method in COVERED:
             stack.enter_context(model_restored(model, settings))
             subject = model
         else:
-            subject = copy.deepcopy(model).requires_grad_(True)  # as a model that EasyEdit has loaded
+            subject = copy.deepcopy(model).requires_grad_(True)  # like a model that EasyEdit has loaded
         yield Baseline(named, settings, subject, copy.deepcopy(tokenizer), folder, attached)
 
 
@@ -79,7 +79,7 @@ class Baseline:
     """A method of EasyEdit on one model.
 
     Invariant: what EasyEdit remembers between calls (templates, covariances, P, keys) belongs to this object; other
-    users of EasyEdit in the process see nothing of it. Where null spaces are `attached`, every ΔW lies in them.
+    users of EasyEdit in the process see nothing of it. If null spaces are `attached`, every ΔW lies in them.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ class Baseline:
     def edit(self, requests: Sequence[Request]) -> nn.Module:
         """Write a batch on top of what was written, and return the model to measure.
 
-        A method that takes one fact at a time gets them in order. What is drawn at random depends on the number of
-        facts written before. Raises EditError if EasyEdit fails or leaves weights that are not finite.
+        A method that takes one fact at a time gets them in order. Random draws depend on the number of facts written
+        before. Raises EditError if EasyEdit fails or leaves weights that are not finite.
         """
         records = [
             {"prompt": request.text, "subject": request.subject, "target_new": request.target_new, "case_id": number}
@@ -133,7 +133,7 @@ class Baseline:
                 self._call(batch)
             except AlphaEditError:
                 raise
-            except Exception as failure:  # another person's code: anything may come
+            except Exception as failure:  # EasyEdit may raise anything
                 raise EditError(
                     f"EasyEdit's {self.named.method} failed on {batch[0]['prompt']!r}"
                     f"{_hint(failure)}: {type(failure).__name__}: {failure}"
@@ -182,7 +182,7 @@ def _lend_statistics(settings: Any, model: Any, statistics: Statistics | None, n
 
 
 def _attached(null_spaces: NullSpaces | None, model: Any, settings: Any, named: Named) -> dict[Decoder, NullSpaces]:
-    """The null spaces of what the method writes, for each of its templates the decoder that finds it."""
+    """The null spaces of what the method writes, with one decoder per template of the method."""
     layers = layers_of(settings)
     if null_spaces is None or set(layers) - set(null_spaces):
         raise CompareError(f"{named} needs the null spaces of layers {layers}, which were not prepared")
@@ -192,7 +192,7 @@ def _attached(null_spaces: NullSpaces | None, model: Any, settings: Any, named: 
 
 
 def identity(named: Named, settings: Any) -> dict[str, Any]:
-    """What decides the result beside model, statistics and facts, in JSON's types: EasyEdit's source, its settings."""
+    """What determines the result besides model, statistics and facts, in JSON's types: EasyEdit's source, settings."""
     values = dataclasses.asdict(settings)
     for name in ("device", "stats_dir", "P_loc", "null_space", "model_name"):  # of this machine, or ours
         values.pop(name, None)

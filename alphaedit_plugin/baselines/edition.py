@@ -22,9 +22,9 @@ MISSING = (
 
 
 def easyedit_module(name: str) -> ModuleType:
-    """`easyeditor.{name}`, imported: from the checkout that EASYEDIT_HOME names, else what is on the path.
+    """`easyeditor.{name}`, imported: from the checkout that EASYEDIT_HOME names, else from the path.
 
-    Raises CompareError where there is no EasyEdit, or where it lacks something that it imports.
+    Raises CompareError if there is no EasyEdit, or if something that it imports is missing.
     """
     home = os.environ.get("EASYEDIT_HOME")
     places = [home] if home and PACKAGE not in sys.modules else []
@@ -45,7 +45,7 @@ def easyedit_module(name: str) -> ModuleType:
 
 
 def edition() -> str:
-    """The version of an EasyEdit that was installed, otherwise "a checkout". EasyEdit must have been imported."""
+    """The version of an installed EasyEdit, otherwise "a checkout". EasyEdit must have been imported."""
     try:
         installed = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:

@@ -36,12 +36,12 @@ def _adapters(model: nn.Module) -> list[Any]:
 
 
 def _look_up(adapter: Any, keys: Tensor, *_: Any) -> Tensor:
-    """The layer's output for keys of shape … × tokens × d_in, from the codebook where a key is near enough."""
+    """The layer's output for keys of shape … × tokens × d_in, from the codebook if a key is near enough."""
     output: Tensor = adapter.layer(keys)
     if "keys" not in vars(adapter):
         return output
     codebook, values, radii = adapter.keys.float(), adapter.values, adapter.epsilons.view(-1)
-    # Not by a matrix product: of equal keys the distance is 0, and ε may be the very distance of a key.
+    # Without a matrix product, whose rounding matters: equal keys have distance 0, and ε may equal a distance.
     apart = torch.cdist(keys.float().flatten(0, -2), codebook, compute_mode="donot_use_mm_for_euclid_dist")
     distance, nearest = apart.min(-1)
     within = (distance <= radii[nearest]).view(keys.shape[:-1])

@@ -22,7 +22,7 @@ _OUR_KEYS = ("null_space", "reduced_precision")  # in the files that we ship, an
 
 
 def hyperparameters(named: Named, model: Any, given: Mapping[str, Any] | str | Path | None = None) -> Any:
-    """EasyEdit's hyperparameter object: what is `given` (values, or a YAML of EasyEdit's or ours), the rest derived.
+    """EasyEdit's hyperparameter object: the `given` values (or a YAML of EasyEdit's or ours), the rest derived.
 
     Names of modules come from the model, the settings of MEMIT, ROME, AlphaEdit and their kin from
     `Hyperparameters.for_model`. FT and GRACE get what EasyEdit's files say for Llama, at the same relative depth. The
@@ -55,7 +55,7 @@ def hyperparameters(named: Named, model: Any, given: Mapping[str, Any] | str | P
 
 
 def layers_of(settings: Any) -> list[int]:
-    """The layers whose out-projections the method writes; none for a method that writes something else."""
+    """The layers whose out-projections the method writes; empty if it writes something else."""
     return list(settings.layers) if settings.alg_name in COVERED else []
 
 
@@ -78,7 +78,7 @@ def _derived(method: str, model: Any) -> dict[str, Any]:
     )
     values: dict[str, Any] = {
         "alg_name": method,
-        # AlphaEdit tells by the model's name how its matrices are stored: it gets a name that says so.
+        # AlphaEdit infers from the model's name how its matrices are stored, so it gets a name that says so.
         "model_name": f"{name} ({'gpt2-xl' if decoder.out_projection(0).transposed else 'llama'})",
         "rewrite_module_tmp": f"{blocks}.{{}}.{projection}",
         "layer_module_tmp": f"{blocks}.{{}}",

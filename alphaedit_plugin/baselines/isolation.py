@@ -1,4 +1,4 @@
-"""A method of EasyEdit runs as if it were alone: model, module globals, random states and working directory."""
+"""Run a method of EasyEdit in isolation: model, module globals, random states and working directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from .edition import PACKAGE
 from .methods import templates
 
-# Globals in which EasyEdit's modules keep things between calls, whoever calls; their values before the first call.
+# Globals that EasyEdit's modules keep between calls of any user, with their values before the first call.
 _FRESH: dict[str, Any] = {
     "CONTEXT_TEMPLATES_CACHE": None,
     "COV_CACHE": {},
@@ -25,12 +25,12 @@ _FRESH: dict[str, Any] = {
     "P_loaded": False,
     "cache_c_new": False,
 }
-_MADE = ("P", "cache_c")  # these do not exist before it
+_MADE = ("P", "cache_c")  # these do not exist before the first call
 
 
 @contextmanager
 def model_restored(model: Any, settings: Any) -> Iterator[None]:
-    """When the block ends the model is as it was: the weights that the method writes, gradients, flags, attributes."""
+    """Restore the model when the block ends: the weights that the method writes, gradients, flags, attributes."""
     written = [template.format(layer) for template in templates(settings) for layer in settings.layers]
     parameters = dict(model.named_parameters())
     before = {
@@ -57,10 +57,10 @@ def model_restored(model: Any, settings: Any) -> Iterator[None]:
 
 
 class ModuleGlobals:
-    """The globals of EasyEdit's modules for one user of it, exchanged for everybody else's while `in_place`.
+    """The globals of EasyEdit's modules for one user; while `in_place` they replace everybody else's.
 
-    Invariant: outside `in_place` the modules hold what they would without us. The first block begins with globals as
-    they are before any call, and with those `given`, (module, name) → value; each further one as the last has ended.
+    Invariant: outside `in_place` the modules hold what they would without us. The first block begins with the globals
+    before any call and with those `given`, (module, name) → value; each further block begins as the last one ended.
     """
 
     def __init__(self, given: Mapping[tuple[str, str], Any] | None = None) -> None:
@@ -102,7 +102,7 @@ class ModuleGlobals:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's random states, seeded for the block and then as they were before it."""
+    """Python's, NumPy's and torch's random states, seeded for the block and restored after it."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (EasyEdit draws from it)
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         random.seed(seed)
@@ -117,7 +117,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """The working directory, for the block: AlphaEdit saves its P there, whatever its P_loc says."""
+    """Change the working directory for the block: AlphaEdit saves its P there, regardless of P_loc."""
     before = Path.cwd()
     os.chdir(folder)
     try:

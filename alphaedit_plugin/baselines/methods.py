@@ -44,7 +44,7 @@ COVERED = {
 }
 
 ADDED = {"RECT": "rect", "PRUNE": "prune", "AlphaEdit": "alphaedit"}
-"""Entries for methods that an edition lacks, and what our `variant` calls them."""
+"""Methods that an edition lacks, and the names of our variants for them."""
 
 _WHY_NOT = {
     "it leaves the weights alone and answers from a prompt or a memory": ("IKE", "ICE", "SERAC", "GRACE", "DEFER"),
@@ -62,7 +62,7 @@ _WHY_NOT = {
 
 
 def effective(hparams: Any) -> Any:
-    """The hyperparameters of the method that writes: those of SimIE's base method, otherwise the given ones."""
+    """The hyperparameters of the method that writes: for SimIE its base method's, otherwise the given ones."""
     return hparams.base_hparams if getattr(hparams, "base_method", None) is not None else hparams
 
 
@@ -86,6 +86,6 @@ def templates(hparams: Any) -> list[str]:
 
 
 def restores_by_itself() -> bool:
-    """Whether this edition's editor decides by `sequential_edit`, not by `keep_original_weight`, what to put back."""
+    """Whether `sequential_edit`, not `keep_original_weight`, tells this edition's editor what to restore."""
     editor = importlib.import_module(f"{PACKAGE}.editors.editor").BaseEditor
     return "sequential_edit" in inspect.signature(editor.edit).parameters

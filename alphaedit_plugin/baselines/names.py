@@ -29,7 +29,7 @@ _UNFIT = {
     "QLoRA": "it quantises the model that is to be compared",
     "SimIE": "it wraps a method of another file: name that method",
 }
-"""Methods that EasyEdit has and a comparison cannot, with the reason."""
+"""Methods of EasyEdit that a comparison cannot run, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ def is_baseline(variant: str) -> bool:
 
 
 def parse_baseline(variant: str) -> Named:
-    """Raises HyperparameterError for a method that EasyEdit lacks or a comparison cannot run, or that +P cannot cover.
+    """Raises HyperparameterError for a method that EasyEdit lacks, that a comparison cannot run, or that +P cannot
+    cover.
 
-    Where EasyEdit is not installed every name is accepted, and `baseline` raises the error.
+    If EasyEdit is not installed every name is accepted, and `baseline` raises the error.
     """
     method, *marks = (part.strip() for part in variant.strip()[len(PREFIX) :].split("+"))
     if not is_baseline(variant) or [mark.lower() for mark in marks] not in ([], ["p"]):
@@ -76,7 +77,7 @@ def parse_baseline(variant: str) -> Named:
 def functions() -> dict[str, Callable[..., Any]]:
     """EasyEdit's own editing functions by method, without what the flag adds to its table or wraps around them.
 
-    Raises CompareError where there is no EasyEdit.
+    Raises CompareError if there is no EasyEdit.
     """
     table = easyedit_module("util.alg_dict").ALG_DICT
     return {

@@ -19,7 +19,7 @@ def projectable(hparams: Any, method: Method) -> Any:
 
     FT and DINM train every parameter whose name holds the template: with ".weight" in it, no bias is trained, which no
     guard would project. AlphaEdit and SPHERE compute a P of their own unless P_loc is a file that exists. Returns a
-    copy where anything has to change.
+    copy if anything has to change.
     """
     if not (method.by_substring or method.remembers):
         return hparams

@@ -32,7 +32,7 @@ def _default(value: Any) -> Any:
 
 
 UNTOUCHED: Mapping[str, Any] = {"help_flags": [], "version_flags": [], "end_of_options_delimiter": ""}
-"""For a command that passes on words that are not its own, `--help` too."""
+"""For a command that passes on words that are not its own, including `--help`."""
 
 app = App(
     name="alphaedit",

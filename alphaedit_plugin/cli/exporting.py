@@ -17,12 +17,12 @@ SESSION, PATCH, LORA, MODEL = "session", "patch.safetensors", "lora", "model"
 
 
 def export(session: Session, out: Path, *, lora: bool = False, whole: bool = False) -> None:
-    """Finish the sequence, write what people take away from it, and say what it is."""
+    """Finish the sequence, write the files that people use, and say what they are."""
     from ..model.loading import save_model
     from ..report.tables import session_table
 
     session.finish()
-    lora, whole = lora or (out / LORA).exists(), whole or (out / MODEL).exists()  # none is left behind
+    lora, whole = lora or (out / LORA).exists(), whole or (out / MODEL).exists()  # what is there already is updated too
     session.to_patch(out / PATCH)
     written = {PATCH: "the edit, for `alphaedit apply` and `--revert`", SESSION: "to go on, or `alphaedit undo`"}
     if lora and session.facts:

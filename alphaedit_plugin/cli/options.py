@@ -26,15 +26,15 @@ MODEL = Group("Model", sort_key=50)
 
 
 class Place(str):
-    """A word that may be the path of a file or folder, or else a name: of a model, a data set, a corpus."""
+    """A word that is the path of a file or folder, or the name of a model, a data set or a corpus."""
 
 
 class Contender(str):
-    """The name of whatever edits in a comparison: a method, `easyedit:METHOD`, or `FILE.py:FUNCTION`."""
+    """The name of anything that edits in a comparison: a method, `easyedit:METHOD`, or `FILE.py:FUNCTION`."""
 
 
 def parse_layers(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
-    """`4-8` or `4,5,6`, in ascending order. Raises HyperparameterError for what names no layer, or one twice."""
+    """`4-8` or `4,5,6`, in ascending order. Raises HyperparameterError if it names no layer, or one twice."""
     keyword, text = tokens[0].keyword, ",".join(token.value for token in tokens)
     chosen: list[int] = []
     try:
@@ -49,7 +49,7 @@ def parse_layers(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
 
 
 def parse_method(type_: Any, tokens: Sequence[Token]) -> str:
-    """Raises HyperparameterError for what is no method."""
+    """A method's name. Raises HyperparameterError if there is no such method."""
     check_names(tokens[0].value)
     return tokens[0].value
 
@@ -130,7 +130,7 @@ class Preparing:
     hparams: Annotated[Path | None, Parameter(help="Hyperparameter YAML in EasyEdit's format.")] = None
 
     def criterion(self) -> Criterion | None:
-        """None where no option asks for one. Raises NullSpaceError for more than one, or a number out of range."""
+        """None if no option asks for one. Raises NullSpaceError for more than one, or a number out of range."""
         if self.threshold is self.energy is self.nullity is None:
             return None
         from ..nullspace.projection import Criterion

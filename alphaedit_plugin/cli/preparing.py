@@ -1,4 +1,4 @@
-"""From the options to what a method needs of a model."""
+"""Turns the options into what a method needs of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def preparation_of(options: Preparing, loading: Loading, quiet: bool) -> Prepara
 
 
 def hyperparameters_of(options: Preparing) -> Hyperparameters | None:
-    """Those of the file that was given. Raises HyperparameterError where it cannot be read."""
+    """The hyperparameters of the given file. Raises HyperparameterError if it cannot be read."""
     return Hyperparameters.from_yaml(options.hparams) if options.hparams else None
 
 

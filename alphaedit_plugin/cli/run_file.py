@@ -22,9 +22,9 @@ NAME = "run.yaml"
 
 
 def options_of_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Where the first positional is a .yaml file, take what it says for every option that the command line leaves open.
+    """If the first positional argument is a .yaml file, take from it every option that the command line does not set.
 
-    Its values are parsed as those of the command line are, and errors name the file and the key. Raises
+    Its values are parsed like those of the command line, and errors name the file and the key. Raises
     HyperparameterError for a file that cannot be read, or a key that is no option.
     """
     positional = next(argument for argument in arguments if argument.index == 0)

@@ -1,4 +1,4 @@
-"""Comparisons of a whole run: every model × data set × seed, measured alike, in one folder."""
+"""A whole run: comparisons on every model × data set × seed, measured in the same way, in one folder."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ Key = tuple[str, str, int | None]
 
 @dataclass(frozen=True)
 class Campaign:
-    """What `alphaedit compare` was asked for.
+    """Everything that `alphaedit compare` was asked for.
 
-    `preparation`, `layers` and `hyperparameters` are those of every method; `baseline_hparams` is a folder of
-    METHOD.yaml for EasyEdit's. Data, prompts and texts are read, and so checked, before any model.
+    `preparation`, `layers` and `hyperparameters` apply to every method; `baseline_hparams` is a folder of METHOD.yaml
+    files for EasyEdit's methods. Data, prompts and texts are read, and so checked, before any model is loaded.
     """
 
     models: tuple[str, ...]
@@ -68,9 +68,12 @@ class Campaign:
         wait: bool = True,
         on_row: Callable[[Comparison], None] = lambda comparison: None,
     ) -> None:
-        """Every comparison; `load` gives (model, tokenizer) by name."""
+        """Run every comparison; `load` returns (model, tokenizer) for a name.
+
+        Raises AlphaEditError, naming what is wrong, for options, data or texts that cannot be used.
+        """
         read = self._read()
-        for name in self.models:  # in a call of its own: one model is gone before the next one comes
+        for name in self.models:  # in a separate call: one model is freed before the next one is loaded
             self._run_on(name, load, read, wait, on_row)
 
     def _read(self) -> _Read:
@@ -105,7 +108,7 @@ class Campaign:
         wait: bool,
         on_row: Callable[[Comparison], None],
     ) -> None:
-        """All cells of one model."""
+        """Run all cells of one model."""
         model, tokenizer = load(name)
         chosen = read.contenders_on(model, self.preparation.tokens or 0)
         ground = Ground(
@@ -135,7 +138,7 @@ class Campaign:
 
     @cached_property
     def _cells(self) -> dict[Key, str]:
-        """The folder of each cell, readable; cells that are called alike are told apart by a hash."""
+        """Readable folder names by cell; a hash distinguishes cells of the same name."""
         sources = dict.fromkeys(self.data or (str(shipped("examples/facts.json")),))
         cells: list[Key] = [(name, source, seed) for name in self.models for source in sources for seed in self.seeds]
         names = Counter(cell_folder(*cell) for cell in dict.fromkeys(cells))
@@ -145,7 +148,7 @@ class Campaign:
         }
 
     def _baseline_hparams(self, chosen: list[Contender]) -> dict[str, Any]:
-        """Of EasyEdit's methods, where the folder has a METHOD.yaml."""
+        """contender's name → path, for EasyEdit's methods that have a METHOD.yaml in the folder."""
         if self.baseline_hparams is None:
             return {}
         paths = {
@@ -178,7 +181,7 @@ class Campaign:
 
 @dataclass(frozen=True)
 class _Read:
-    """All that a run reads before any model. `facts` are those to edit, by source and seed."""
+    """All that a run reads before loading a model. `facts` are the facts to edit, by source and seed."""
 
     study: Study
     plan: Plan
@@ -188,8 +191,8 @@ class _Read:
     measures: Measures
 
     def contenders_on(self, model: Any, tokens: int) -> list[Contender]:
-        """What the study makes of the methods on this model, with so many tokens of text (0: by default)."""
-        if self.study.shares_text and not tokens:  # the least share is to be two for each dimension
+        """The study's contenders on this model, with `tokens` tokens of text (0: the default)."""
+        if self.study.shares_text and not tokens:  # so that the smallest share has two tokens per dimension
             tokens = round(2 / min(SHARES)) * Decoder(model).out_projection(0).d_in
         names = [each.name for each in self.chosen]
         expanded = list(self.study.methods(names, tokens))
@@ -197,11 +200,11 @@ class _Read:
 
 
 def _located(cell: Key) -> list[Any]:
-    """A cell by the places of its files, however these are spelled."""
+    """The cell with resolved paths, so that it does not depend on how a path is written."""
     return [str(Path(part).resolve()) if isinstance(part, str) and Path(part).exists() else part for part in cell]
 
 
 def cell_folder(model: str, source: str, seed: int | None) -> str:
-    """What the folder of a cell is called."""
+    """The name of a cell's folder."""
     parts = [Path(model.rstrip("/")).name, Path(source.rstrip("/")).stem, *([] if seed is None else [f"seed{seed}"])]
     return "-".join(re.sub(r"[^\w.+=-]", "_", part) for part in parts)

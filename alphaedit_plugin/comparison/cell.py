@@ -35,10 +35,10 @@ _SPECTRUM_POINTS = 200
 
 @dataclass
 class Cell:
-    """`entries` go through `course` from the same start, and `measures` say what became of the model.
+    """All `entries` go through `course` from the same start, and `measures` measure the results.
 
     Invariant: the model ends as it began. What `folder` holds already is neither edited nor measured again; several
-    processes may work on one folder. `described` is what the results are to say of the run besides.
+    processes may work on one folder. `described` holds further facts about the run, for the results.
     """
 
     ground: Ground
@@ -63,10 +63,10 @@ class Cell:
 
     @cached_property
     def trajectories(self) -> dict[str, str]:
-        """The identities of the contenders' edits, however many batches are made."""
+        """The identity of each contender's edits, independent of the number of batches."""
         found = {}
         for entry in self.entries:
-            # Of the contender's own layers: what others need besides makes no difference.
+            # Only the contender's own layers: what others need makes no difference.
             statistics = entry.statistics.identity(entry.layers) if entry.layers else None
             found[entry.name] = identity_of(
                 {
@@ -80,7 +80,7 @@ class Cell:
 
     @cached_property
     def points(self) -> dict[str, dict[int, str]]:
-        """The identities of all points, by contender and edits."""
+        """The identities of all points, by contender and number of edits."""
         order = self.course.order
         found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": order})}}
         for name, trajectory in self.trajectories.items():
@@ -92,7 +92,7 @@ class Cell:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What the results say of the cell, together with what the folder knows of others in it."""
+        """What the results say of the cell, together with what the folder knows of its other contenders."""
         spaces = {entry.name: entry.null_spaces for entry in self.entries if entry.null_spaces is not None}
         statistics = {entry.name: entry.statistics for entry in self.entries}
         course, seed = self.course, self.described.get("seed")
@@ -120,13 +120,13 @@ class Cell:
         )
 
     def comparison(self) -> Comparison:
-        """What is measured so far of the contenders and checkpoints asked for."""
+        """What is measured so far, for the requested contenders and checkpoints."""
         return read_cell(self.folder, {**self.settings, "variants": self.names, "points": self.points})
 
     # -------------------------------------------------------------------------------------------------- the work
 
     def run(self, wait: bool = True) -> Comparison:
-        """Everything that is not done yet; without `wait` only what no other process is working on."""
+        """Do everything that is not done yet; without `wait`, only what no other process is working on."""
         _ = self.settings  # saved before anything is edited
         with self.folder.claim(BEFORE, wait=True):
             self._measure(BEFORE, Checkpoint(len(self.course.facts), 0, 0), self.ground.model)
@@ -140,14 +140,14 @@ class Cell:
                         continue
                     try:
                         self._edit(group)
-                    except EditError as failure:  # a method that ruins its model is a result: the others go on
+                    except EditError as failure:  # a method that ruins its model is a result: continue with the others
                         names = ", ".join(entry.name for entry in group)
                         log.warning("%s: %s. Its row is left out", names, failure)
             left = postponed
         return self.comparison()
 
     def _groups(self) -> Iterator[list[Entry]]:
-        """Entries whose edits are the same, together; those that do something at the end last."""
+        """Groups of entries with the same edits; entries that do something at the end come last."""
         seen: dict[str, list[Entry]] = {}
         for entry in self.entries:
             seen.setdefault(self.trajectories[entry.name], []).append(entry)
@@ -155,12 +155,12 @@ class Cell:
             yield sorted(group, key=lambda entry: entry.ends)
 
     def _edit(self, group: Sequence[Entry]) -> None:
-        """The edits of one trajectory, and everything that is to be measured along it."""
+        """Make the edits of one trajectory, and measure everything along it."""
         group = [entry for entry in group if not all(map(self._is_measured, *self._stops(entry)))]
         if not group:
             return
         first = group[0]
-        # A session is called as its edits are, whatever happens to them at the end.
+        # A session is named after its edits, without what happens at the end.
         label = str(first.identity.get("variant", first.name))
         self.place.session = self.folder.session(label, self.trajectories[first.name])
         alike: dict[tuple[int, str], str] = {}
@@ -199,7 +199,7 @@ class Cell:
         seconds: float = 0.0,
         change: Change | None = None,
     ) -> None:
-        """Everything that is not measured yet of one point; what is measured of a contender `like` it is taken over."""
+        """Measure what is missing at one point, or copy it from the contender `like`, whose weights are equal."""
         if self._is_measured(name, at):
             return
         point = self.points[name][at.edits]
@@ -237,7 +237,7 @@ def _described(null_spaces: NullSpaces, statistics: Statistics) -> dict[str, Any
 
 
 def _spectra(spaces: Mapping[str, NullSpaces]) -> dict[str, list[float]]:
-    """layer → eigenvalues of C, ascending, evenly thinned to as many as a curve needs."""
+    """layer → eigenvalues of C, ascending, evenly thinned to the number that a curve needs."""
     found: dict[str, list[float]] = {}
     for of in spaces.values():
         for layer, space in of.items():
@@ -248,7 +248,7 @@ def _spectra(spaces: Mapping[str, NullSpaces]) -> dict[str, list[float]]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they can change a number."""
+    """Versions and machine, if they can change a number."""
     return {
         "alphaedit_plugin": __version__,
         "torch": torch.__version__,

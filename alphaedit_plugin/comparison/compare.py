@@ -46,25 +46,26 @@ def compare(
     """Edit `facts` in sequential batches with each of `methods` and measure; the model ends as it began.
 
     `methods` are names as on the command line ("memit+P", "easyedit:FT", "my_editor.py:edit@steps=10+P"), or functions
-    `(model, tokenizer, requests, **settings)` (see `yours`); in a mapping a function goes by its key, and a key that
-    ends in +P has it projected. A batch holds `batch_size` facts (of MQuAKE's, which are several requests each, that
-    many cases). What `measures` find (by default the metrics of the facts, and perplexity of the text that ships) is
-    measured at the end and, on the facts written until then, after each `every` facts.
+    `(model, tokenizer, requests, **settings)` (see `yours`). In a mapping, the key is the function's name, and +P at
+    its end projects the function's edits. A batch holds `batch_size` facts (for MQuAKE: cases, of several requests
+    each). `measures` (by default the metrics of the facts, and perplexity of the text that ships) are taken at the end
+    and also after every `every` facts, on the facts written until then.
 
-    Layers and hyperparameters are each method's own for this model unless they are given, one for all or by the
-    contender's name; `preparation` says where statistics come from, unless `statistics` are given in the same way.
-    `baseline_hparams` are those of EasyEdit's methods, by name. What contenders have in common is computed once, and
-    its time counted for each: the targets of the first batch, and all edits where only what happens at the end
-    differs. `on_row` gets what there is after each row; `settings` go into the results.
+    By default, layers and hyperparameters are each method's own for this model; give one for all, or a mapping by the
+    contender's name. `preparation` says where statistics come from, unless `statistics` are given in one of the same
+    two forms. `baseline_hparams` are those of EasyEdit's methods, by name. What contenders have in common is computed
+    once, and its time is counted for each: the targets of the first batch, and all edits if only the end differs.
+    `on_row` gets the comparison so far after each row; `settings` go into the results.
 
-    With `folder` everything is written there as soon as it is known, and a run that was killed goes on where it was:
-    after the last batch (one of another's methods begins anew) or measurement that it wrote; the result is that of a
-    run without interruption. Several processes may run the same comparison in one folder and share the work; one that
-    does not `wait` ends as soon as others work on all that is left. `keep_sessions` leaves the edits in the folder, so
-    that other measures need no edits later.
+    With `folder` everything is written there as soon as it is known. A run that was killed continues after the last
+    batch or measurement that it wrote (EasyEdit's methods and functions begin anew), and the result is that of a run
+    without interruption. Several processes may run the same comparison in one folder and share the work; a process that
+    does not `wait` ends when others work on all that is left. `keep_sessions` leaves the edits in the folder, so that
+    other measures need no new edits later.
 
     Raises HyperparameterError for a method that does not exist, WrongModelError for statistics of another model,
-    CompareError for a folder that cannot be used. A method that fails costs its row, with a warning.
+    CompareError for a folder that cannot be used. If a method fails while editing, only its row is lost, with a
+    warning.
     """
     if measures is None:
         held_out = shipped("examples/heldout.txt").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What it takes to be compared: a name, then, on a model, an identity, layers, and edits batch after batch."""
+"""What a comparison requires: a contender has a name and, on a model, an identity, layers, and edits batch by batch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .course import Checkpoint, Course
 
 @dataclass(frozen=True)
 class Ground:
-    """The model that all contenders start from, and what decides how they are prepared for it.
+    """The model that all contenders start from, and what determines how they are prepared for it.
 
-    `name` is what its hyperparameter files go by. `layers` and `hyperparameters` (one for all, or by the contender's
-    name) go before those of each method; `statistics`, in the same two forms, are used instead of preparing any.
+    `name` selects the hyperparameter files. `layers` and `hyperparameters` (one for all, or by the contender's name)
+    override those of each method; `statistics`, in the same two forms, are used instead of preparing any.
     `baseline_hparams` are those of EasyEdit's methods, by the contender's name (a mapping, or the path of a YAML).
     """
 
@@ -37,7 +37,7 @@ class Ground:
     baseline_hparams: Mapping[str, Any] = field(default_factory=dict)
 
     def hyperparameters_of(self, name: str, variant: Variant) -> Hyperparameters:
-        """Of the contender called `name`, which is `variant` or is prepared like it."""
+        """Hyperparameters of the contender called `name`, which is `variant` or is prepared like it."""
         given = self.hyperparameters
         if isinstance(given, Mapping):
             given = given[name]
@@ -47,7 +47,7 @@ class Ground:
         return values if criterion is None else replace(values, null_space=criterion)
 
     def usual_layers(self) -> tuple[int, ...]:
-        """Those that AlphaEdit edits on this model, unless others were given."""
+        """The layers that AlphaEdit edits on this model, unless others were given."""
         usual = Hyperparameters.shipped_for("alphaedit", self.name) or Hyperparameters.derived("alphaedit", self.model)
         given = self.hyperparameters if isinstance(self.hyperparameters, Hyperparameters) else None
         return (given or usual).with_layers(self.layers).layers
@@ -55,9 +55,9 @@ class Ground:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a contender needs before it can begin: statistics of `layers`, by the settings that `values` have.
+    """What a contender needs before it can begin: statistics of `layers`, prepared with the settings in `values`.
 
-    `values` are our hyperparameters, or those whose statistics and criterion another's method is given.
+    `values` are our method's hyperparameters; another editor gets statistics and criterion as if it had these.
     """
 
     values: Hyperparameters
@@ -66,10 +66,10 @@ class Needs:
 
 @dataclass(frozen=True)
 class Stop:
-    """A contender at a checkpoint, to be measured now: afterwards `model` goes on, or back to what it was.
+    """A contender at a checkpoint. Measure it now: afterwards `model` is edited further, or restored.
 
-    `base` and `now` are its out-projections before the first edit and as they are, layer → W, d_out × d_in; `seconds`
-    is what editing took so far.
+    `base` and `now` are its out-projections before the first edit and now, layer → W, d_out × d_in; `seconds` is the
+    time that editing took so far.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Stop:
 
 @dataclass
 class Workplace:
-    """What contenders of one comparison share, and where one of them keeps what it has done.
+    """What the contenders of one comparison share, and the place where one of them saves its edits.
 
-    `session` is a folder for edits that can be taken up again, or None. `contexts` and `targets` hold what is the
-    same for all who begin alike: context templates, and the first batch's targets with the seconds they took.
+    `session` is a folder for edits that can be resumed, or None. `contexts` and `targets` hold what is the same for all
+    contenders that begin in the same way: context templates, and the first batch's targets with their seconds.
     """
 
     progress: bool = False
@@ -95,51 +95,51 @@ class Workplace:
 
 
 class Contender(ABC):
-    """Whatever edits facts in a comparison: one of our methods, one of EasyEdit's, or a function of the user's.
+    """Anything that edits facts in a comparison: one of our methods, one of EasyEdit's, or a user's function.
 
-    Invariant: `name` is canonical: two that are called alike are the same contender.
+    Invariant: `name` is canonical: two contenders of the same name are the same contender.
     """
 
     name: str
 
     @abstractmethod
     def needs(self, ground: Ground) -> Needs:
-        """Raises HyperparameterError where its settings do not fit the model."""
+        """What it needs on this model. Raises HyperparameterError if its settings do not fit the model."""
 
     @abstractmethod
     def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
-        """The contender on this model. Raises NullSpaceError where it projects and nothing, or everything, is null."""
+        """The contender on this model. Raises NullSpaceError if it projects and nothing, or everything, is null."""
 
 
 class Entry(ABC):
     """A contender on one model.
 
-    Invariant: `run` leaves the model, and all that others may read, as it found them. Two entries of one `identity`,
-    statistics and batches make the same edits, but for what `ends` says one does at the end of the sequence.
+    Invariant: `run` leaves the model, and everything that others may read, as it found them. Two entries with equal
+    `identity`, statistics and batches make the same edits, except for what is done at the end (`ends`).
     """
 
     name: str
     statistics: Statistics
     layers: tuple[int, ...]
-    """Those that it is lent statistics of; its identity depends on them, and on no others'."""
+    """The layers whose statistics it gets; its identity depends on these statistics and no others."""
     null_spaces: NullSpaces | None
-    """Those that its edits are projected onto, if they are."""
+    """The null spaces that its edits are projected onto; None if they are not projected."""
     ends: bool = False
 
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
-        """All that decides the edits beside model, statistics, facts and batches, in JSON's types."""
+        """All that determines the edits besides model, statistics, facts and batches, in JSON's types."""
 
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Its hyperparameters as a reader of the results wants them, in JSON's types."""
+        """Its hyperparameters for a reader of the results, in JSON's types."""
 
     @abstractmethod
     def run(self, course: Course, together: Sequence[Any], place: Workplace) -> Generator[Stop, None, None]:
-        """Edit batch after batch and stop at the checkpoints. Close the iterator when it is not run to its end.
+        """Edit batch after batch and stop at the checkpoints. Close the iterator if it is not run to its end.
 
-        `together` are the entries with the same edits, this one among them: each stops at every checkpoint. Raises
-        EditError where the method fails.
+        `together` are the entries with the same edits, including this one: each stops at every checkpoint. Raises
+        EditError if the method fails.
         """

@@ -20,13 +20,13 @@ from .yours import YourEditor
 log = logging.getLogger(__name__)
 
 Given = str | Callable[..., Any]
-"""A contender as it is asked for: by name, or a function of the user's."""
+"""A contender as the user gives it: a name, or a function."""
 
 
 def contender(given: Given, name: str | None = None) -> Contender:
     """`memit+P`, `easyedit:FT`, `my_editor.py:edit@steps=10+P`, or a function, whose name may end in +P.
 
-    Raises HyperparameterError for what is none of these, naming the nearest.
+    Raises HyperparameterError, naming the nearest method, for anything else.
     """
     if not isinstance(given, str):
         label, projected = (name[:-2], True) if name is not None and name[-2:].upper() == "+P" else (name, False)
@@ -40,9 +40,9 @@ def contender(given: Given, name: str | None = None) -> Contender:
 
 
 def contenders(given: Sequence[Given] | Mapping[str, Given]) -> list[Contender]:
-    """All of them, in order, each once. In a mapping a function goes by its key; +P at its end projects it.
+    """All contenders, in order, each once. In a mapping, the key is a function's name; +P at its end projects it.
 
-    Raises HyperparameterError for two functions of one name.
+    Raises HyperparameterError for two different functions of one name, and as `contender` does.
     """
     if isinstance(given, Mapping):
         chosen = [contender(each, name) for name, each in given.items()]
@@ -61,10 +61,11 @@ def contenders(given: Sequence[Given] | Mapping[str, Given]) -> list[Contender]:
 
 
 def prepared(chosen: Sequence[Contender], ground: Ground, *, skip_impossible: bool = False) -> list[Entry]:
-    """What all of them need of this model, computed together: one pass over the text for each number of tokens.
+    """All contenders on this model. What they need is computed together: one pass over the text per number of tokens.
 
-    With `skip_impossible` those that nothing, or everything, is null for are left out with a warning, as long as
-    some remain. Raises HyperparameterError for contenders that cannot be compared in one run.
+    With `skip_impossible`, contenders for which nothing, or everything, is null are left out with a warning, unless
+    none remains; otherwise they raise NullSpaceError. Raises HyperparameterError for contenders that cannot be compared
+    in one run.
     """
     needs = {each.name: each.needs(ground) for each in chosen}
     statistics = _statistics(needs, ground)

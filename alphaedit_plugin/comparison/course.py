@@ -14,7 +14,7 @@ from .run_folder import identity_of
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a sequence is measured: after so many of its facts, which are so many batches and requests."""
+    """A point where the sequence is measured, as a number of facts, of batches and of requests."""
 
     facts: int
     batches: int
@@ -23,8 +23,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Course:
-    """What every contender goes through: `facts` in batches of `batch_size` facts (of MQuAKE's, which are several
-    requests each, that many cases), measured at the end and after each `every` facts.
+    """The sequence for every contender: `facts` in batches of `batch_size` facts (for MQuAKE: cases, of several
+    requests each), measured at the end and after every `every` facts.
     """
 
     facts: tuple[Fact, ...]
@@ -32,7 +32,7 @@ class Course:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises RequestError for a course without facts, or of batches without any."""
+        """Raises RequestError for a course without facts, or for empty batches."""
         if not self.facts:
             raise RequestError("there are no facts to edit: give at least one")
         if self.batch_size < 1 or (self.every is not None and self.every < 1):
@@ -52,7 +52,7 @@ class Course:
 
     @cached_property
     def by_batch(self) -> dict[int, Checkpoint]:
-        """The checkpoint that the end of a batch is, by how many batches there were until then."""
+        """number of batches → the checkpoint after that batch."""
         return {at.batches: at for at in self.checkpoints}
 
     @cached_property
@@ -62,7 +62,7 @@ class Course:
 
 
 def checkpoints_of(facts: Sequence[Fact], batch_size: int, every: int | None = None) -> list[Checkpoint]:
-    """The end of the sequence, and before it the end of the first batch after each `every` facts."""
+    """The end of the sequence and, before it, the end of the batch that completes each `every` facts."""
     wanted = {len(facts), *(range(every, len(facts), every) if every else ())}
     found = {}
     for count in sorted(wanted):

@@ -1,4 +1,4 @@
-"""One of EasyEdit's own methods in a comparison: measured as it goes, and begun anew if it was killed."""
+"""One of EasyEdit's own methods in a comparison: measured at each checkpoint, and begun anew if it was killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
 
 _LIKE = {"rome": "rome", "alphaedit": "alphaedit"}
-"""Whose layers and statistics a method of EasyEdit has that is called so; those of memit for all others."""
+"""EasyEdit's methods that get the layers and statistics of our method of that name; all others get memit's."""
 
 
 class EasyEditMethod(Contender):
@@ -95,7 +95,7 @@ class _EasyEditEntry(Entry):
                     yield Stop(self.name, course.by_batch[index], model, seconds, base, self._weights(model))
 
     def _weights(self, model: Any) -> dict[int, Any]:
-        """The weights that the method writes; none where it writes no out-projections."""
+        """The weights that the method writes; empty if it writes no out-projections."""
         if not self.layers:
             return {}
         decoder = Decoder(model, self.statistics.provenance.get("template"))

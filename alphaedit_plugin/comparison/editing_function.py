@@ -1,4 +1,4 @@
-"""Functions by the place where they are: `my_editor.py:edit`, `package.module:edit`, with settings behind an @."""
+"""Functions by their place: `my_editor.py:edit`, `package.module:edit`, with settings after an @."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class EditingFunction:
     """An editing function with its settings.
 
     Invariant: `function` takes a model, a tokenizer and requests, and each of `settings` by name. `folder` is on the
-    path while the function is imported and while it runs, as it is when Python runs a script that lies there. One
-    that was found by its `place` is in a module of its own, whose globals nobody shares.
+    path while the function is imported and while it runs, as when Python runs a script in that folder. A function that
+    was found by its `place` is in a separate module, whose globals nobody shares.
     """
 
     name: str
@@ -42,10 +42,10 @@ class EditingFunction:
 
     @classmethod
     def parse(cls, text: str) -> tuple[EditingFunction, bool]:
-        """(`FILE.py:FUNCTION` or `MODULE:FUNCTION` with `@KEY=VALUE…`, whether `+P` stands behind it).
+        """(the function of `FILE.py:FUNCTION` or `MODULE:FUNCTION` with `@KEY=VALUE…`, whether `+P` follows).
 
-        Raises HyperparameterError for a file, a module or a function that is not there, code that cannot be imported,
-        and settings that the function does not take.
+        Raises HyperparameterError for a missing file, module or function, for code that cannot be imported, and for
+        settings that the function does not take.
         """
         match = PLACE.fullmatch(text.strip())
         if match is None:
@@ -66,9 +66,9 @@ class EditingFunction:
 
     @classmethod
     def of(cls, function: Callable[..., Any], name: str | None = None) -> EditingFunction:
-        """A function that is there already; the keywords of a functools.partial are its settings.
+        """From a function object; the keywords of a functools.partial become its settings.
 
-        Raises HyperparameterError for one that does not take what an editor is given.
+        Raises HyperparameterError if it cannot be called as an editor is.
         """
         settings: dict[str, Any] = {}
         while isinstance(function, functools.partial) and not function.args:
@@ -79,9 +79,9 @@ class EditingFunction:
         return made
 
     def fresh(self) -> EditingFunction:
-        """The same, with what its module remembers of earlier calls forgotten, where it was found by its place.
+        """The same function; if it was found by its place, its module is loaded again and so forgets earlier calls.
 
-        Raises HyperparameterError where the code is another by now.
+        Raises HyperparameterError if the code has changed meanwhile.
         """
         if self.place is None:
             return self
@@ -119,9 +119,9 @@ class EditingFunction:
             ) from failure
 
     def source(self) -> dict[str, Any]:
-        """What tells this function from a changed one: its name, what it closes over, and a hash of its code.
+        """What distinguishes this function from a changed one: its name, what it closes over, and a hash of its code.
 
-        The code is its file with all that this imports from its own folder, or, in a package, all of the package.
+        The code is its file and everything the file imports from its own folder or, in a package, the whole package.
         """
         file = self._file()
         running = hashlib.sha256()
@@ -141,7 +141,7 @@ class EditingFunction:
         }
 
     def owns(self, file: Path) -> bool:
-        """Whether code of this file is the editor's own."""
+        """Whether this file is part of the editor's own code."""
         own = self._file()
         return own is not None and file.is_absolute() and file.resolve().is_relative_to(_root(own))
 
@@ -156,7 +156,7 @@ class EditingFunction:
 
 @contextmanager
 def importable(folder: Path | None) -> Iterator[None]:
-    """What lies in the folder can be imported inside the block."""
+    """Make the folder's modules importable inside the block."""
     if folder is None:
         yield
         return
@@ -184,7 +184,7 @@ def _file(where: str) -> tuple[ModuleType, Path]:
     try:
         with importable(path.parent):
             spec.loader.exec_module(module)
-    except Exception as failure:  # another person's code: anything may come
+    except Exception as failure:  # the user's code may raise anything
         sys.modules.pop(name, None)
         raise HyperparameterError(f"cannot import {where}: {type(failure).__name__}: {failure}") from failure
     return module, path.parent
@@ -195,7 +195,7 @@ def _module(where: str) -> tuple[ModuleType, Path | None]:
     try:
         with importable(here):
             module = importlib.import_module(where)
-    except Exception as failure:  # another person's code: anything may come
+    except Exception as failure:  # the user's code may raise anything
         missing = isinstance(failure, ModuleNotFoundError) and failure.name and where.startswith(failure.name)
         if missing:
             raise HyperparameterError(
@@ -207,7 +207,7 @@ def _module(where: str) -> tuple[ModuleType, Path | None]:
 
 
 def _anew(module: ModuleType) -> ModuleType:
-    """The module executed once more, for one contender alone; what it imports is shared."""
+    """The module executed once more, for one contender only; what it imports is shared."""
     spec = module.__spec__
     if spec is None or spec.loader is None or not (spec.origin or "").endswith(".py"):
         return module
@@ -252,7 +252,7 @@ def _imports(file: Path) -> set[str]:
 
 
 def _code(function: Callable[..., Any]) -> bytes:
-    """The source of a function that is in no file (of a notebook, say), or its bytecode."""
+    """The source of a function without a file (in a notebook, for example), or else its bytecode."""
     try:
         return inspect.getsource(function).encode()
     except (OSError, TypeError):
@@ -269,7 +269,7 @@ def _bytecode(function: Callable[..., Any]) -> bytes:
 
 
 def _held(function: Callable[..., Any]) -> dict[str, Any]:
-    """The values that a function closes over, or that an object which is called holds; of others, their types."""
+    """The values that a function closes over or a callable object holds; for values unknown to JSON, the types."""
     if inspect.isfunction(function):
         held: Mapping[str, Any] = inspect.getclosurevars(function).nonlocals
     else:

@@ -1,4 +1,4 @@
-"""Processes that run the same command beside this one."""
+"""Helper processes that run the same command beside this one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def end_with_parent() -> None:
-    """In a helper: end as soon as the process that began it does."""
+    """In a helper process: end as soon as its parent does."""
 
     def watch() -> None:
         sys.stdin.buffer.read()
@@ -27,10 +27,10 @@ def end_with_parent() -> None:
 
 @contextmanager
 def helping(count: int, arguments: Sequence[str]) -> Iterator[None]:
-    """Run `alphaedit` with `arguments` in `count` processes while the block runs; all share the processor's cores.
+    """Run `alphaedit` with `arguments` in `count` helper processes during the block; all share the processor's cores.
 
-    When the block ends they are waited for; when it fails they are ended. One that fails is only warned of: what it
-    leaves undone the block does itself.
+    When the block ends, it waits for the helpers; if it fails, it ends them. A failed helper only causes a warning: the
+    block itself does what the helper left undone.
     """
     if not count:
         yield
@@ -41,7 +41,7 @@ def helping(count: int, arguments: Sequence[str]) -> Iterator[None]:
     command = [sys.executable, "-m", "alphaedit_plugin", *arguments]
     helpers: list[subprocess.Popen[bytes]] = []
     try:
-        for _ in range(count):  # a helper ends when its standard input does: with this process, however that ends
+        for _ in range(count):  # a helper ends when its standard input closes, so always with this process
             helpers.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
         torch.set_num_threads(threads)
         yield

@@ -1,4 +1,4 @@
-"""What is asked to be measured, made into measures before any model is loaded: a wrong option is known at once."""
+"""Turns options into measures before any model is loaded, so that a wrong option is found at once."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MULTIHOP_CASES = 100
 
 @dataclass(frozen=True)
 class Measuring:
-    """The metrics of the facts and perplexity of `held_out` (or of the text that ships); and what else is asked for.
+    """The options: metrics of the facts, perplexity of `held_out` (or of the text that ships), and what else is wanted.
 
     `snippets` are reference texts for consistency; `tasks` a folder of general-capability tasks, `harness` names of
-    lm-evaluation-harness, both of at most `task_limit` examples; `shift` a file of prompts whose hidden states are
-    watched, the first `shift_limit` that are about none of the facts.
+    lm-evaluation-harness, both with at most `task_limit` examples; `shift` is a file of prompts whose hidden states are
+    compared: the first `shift_limit` prompts that are about none of the facts.
     """
 
     held_out: Path | None = None
@@ -37,7 +37,7 @@ class Measuring:
 
     @cached_property
     def text(self) -> str:
-        """What perplexity is measured on. Raises CorpusError where it cannot be read."""
+        """The text for perplexity. Raises CorpusError if it cannot be read."""
         try:
             return self.held_out_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as failure:
@@ -48,9 +48,9 @@ class Measuring:
         return self.held_out or shipped("examples/heldout.txt")
 
     def read(self, texts: int) -> Measures:
-        """All that needs no model; with `texts` the model is to write about so many facts.
+        """Everything that needs no model. With `texts`, the model will write about this number of facts.
 
-        Raises CompareError, RequestError or CorpusError for options that cannot be met.
+        Raises CompareError, RequestError or CorpusError for options that cannot be fulfilled.
         """
         found: list[Measure] = []
         writing = None
@@ -81,7 +81,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Measures:
-    """Measures that are made once for a whole run, and what those are made of that need a model, a layer or facts."""
+    """The measures of a whole run, and the ingredients of measures that still need a model, a layer or facts."""
 
     text: str
     texts: Measure | None
@@ -90,9 +90,9 @@ class Measures:
     shift_limit: int
 
     def held_out_prompts(self, facts: Sequence[Fact]) -> list[str]:
-        """The first prompts of the shift that are about none of the facts; none where no shift is measured.
+        """The first prompts of the shift that are about none of the facts; empty if no shift is measured.
 
-        Raises RequestError if these are too few.
+        Raises RequestError if there are too few.
         """
         if not self.prompts:
             return []
@@ -107,7 +107,7 @@ class Measures:
         return found[: self.shift_limit]
 
     def of(self, tokenizer: Any, facts: Sequence[Fact], last_layer: int) -> Iterator[Measure]:
-        """All measures of one cell; the shift is watched at `last_layer`."""
+        """All measures of one cell; the shift is measured at `last_layer`."""
         yield FactScores()
         if self.texts is not None:
             yield self.texts

@@ -1,4 +1,4 @@
-"""The names of contenders, as far as they can be told without loading anything."""
+"""The names of contenders: what can be checked without loading anything."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..editors.registry import check_names
 from ..errors import HyperparameterError
 
 PLACE = re.compile(r"(?P<where>[^@]+?):(?P<function>[A-Za-z_]\w*)(?P<changes>(@.*?)?)(?P<projected>\+[pP])?", re.DOTALL)
-"""`FILE.py:FUNCTION` or `MODULE:FUNCTION`, with `@KEY=VALUE…`, and `+P` where it is to be projected."""
+"""`FILE.py:FUNCTION` or `MODULE:FUNCTION`, with `@KEY=VALUE…`, and `+P` to project it."""
 
 
 def is_place(text: str) -> bool:
-    """Whether it names a function by the file or module that it is in."""
+    """Whether `text` names a function by its file or module."""
     return PLACE.fullmatch(text.strip()) is not None
 
 
 def check_name(text: str) -> None:
-    """Raises HyperparameterError, naming the nearest method, for what can be no contender's name."""
+    """Raises HyperparameterError, naming the nearest method, if `text` cannot be a contender's name."""
     if is_baseline(text) or is_place(text):
         return
     if text.partition("@")[0].partition("+")[0].strip().endswith(".py"):

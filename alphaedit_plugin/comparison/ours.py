@@ -1,4 +1,4 @@
-"""One of our methods in a comparison: its session can be taken up again, and looked at as it was at any checkpoint."""
+"""One of our methods in a comparison: its session can be resumed, and looked at as it was at any checkpoint."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class _OurEntry(Entry):
                         yield Stop(entry.name, at, model, spent[at.batches - 1] + ending, session.base, now)
 
     def _session(self, course: Course, place: Workplace) -> tuple[Session, list[float]]:
-        """A session of the variant, as far as its edits are made already, and its seconds after each batch."""
+        """A session of the variant with the edits that were made already, and its seconds after each batch."""
         if place.session is not None and is_session(place.session):
             return self._resumed(place.session, course, place.progress)
         model, tokenizer = self.ground.model, self.ground.tokenizer
@@ -127,7 +127,7 @@ class _OurEntry(Entry):
         return session, spent + [spent[-1] if spent else 0.0] * (len(session.batches) - len(spent))
 
     def _first_targets(self, session: Session, course: Course, place: Workplace) -> tuple[Targets | None, float]:
-        """The targets of the first batch, which are the same for all who begin alike, and the seconds they took."""
+        """The first batch's targets, which contenders that begin in the same way share, and the seconds they took."""
         if not isinstance(session.editor, LayeredEditor):
             return None, 0.0
         values = self.hyperparameters

@@ -1,4 +1,4 @@
-"""What a comparison found, as data: rows of measurements, and the settings they were made with."""
+"""The results of a comparison as data: rows of measurements, and the settings they were made with."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BEFORE = "before"
 class Row:
     """A variant after its first `edits` facts, or the model before any edit (variant "before", edits 0).
 
-    `measured` goes by the measure's name. `seconds` is what editing took so far; drift ‖ΔW‖/‖W‖ and leakage
-    ‖ΔW K0‖/‖W K0‖ go by layer, and are empty where no weights were edited or none are known.
+    `measured` is by measure's name. `seconds` is the time that editing took so far. Drift ‖ΔW‖/‖W‖ and leakage ‖ΔW
+    K0‖/‖W K0‖ are by layer, and empty if no edited weights are known.
     """
 
     variant: str
@@ -28,7 +28,7 @@ class Row:
 
     @property
     def estimates(self) -> dict[str, Estimate]:
-        """Of all measures together, by metric."""
+        """The estimates of all measures together, by metric."""
         return {name: value for measured in self.measured.values() for name, value in measured.estimates.items()}
 
     @property
@@ -63,12 +63,12 @@ class Comparison:
 
     @property
     def variants(self) -> list[str]:
-        """Those that were measured, in order."""
+        """The variants that were measured, in order."""
         return list(dict.fromkeys(row.variant for row in self.rows if row.variant != BEFORE))
 
     @property
     def final(self) -> list[Row]:
-        """ "before", and of each variant the row with the most edits."""
+        """ "before", and each variant's row with the most edits."""
         last = {row.variant: row for row in self.rows}
         return list(last.values())
 

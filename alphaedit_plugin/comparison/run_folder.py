@@ -1,4 +1,4 @@
-"""The folder of a comparison: what was measured, and sessions under way, so that a killed run goes on where it was."""
+"""The folder of a comparison: measurements, and unfinished sessions, so that a killed run can continue."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SESSIONS, _SECONDS, _LOCKS = "sessions", "seconds.json", ".locks"
 class RunFolder:
     """One cell of a run: VARIANT/EDITS/MEASURE.json, with the records as .jsonl and tensors as .safetensors beside it.
 
-    Invariants: what was measured is reused only if all that decides it was the same (its identity); a file is whole
-    or absent; several processes may work on one folder, each trajectory being edited by one at a time. Without a path
-    everything stays in memory.
+    Invariants: a measurement is reused only if everything that determines it is the same (its identity); a file is
+    complete or absent; several processes may work on one folder, but only one at a time edits a trajectory. Without a
+    path everything stays in memory.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -39,7 +39,7 @@ class RunFolder:
     # ----------------------------------------------------------------------------------------------- measurements
 
     def load(self, variant: str, edits: int, measure: str, identity: str) -> Measured | None:
-        """What was measured before, if it is what `identity` says. Raises CompareError for a file that is damaged."""
+        """An earlier measurement with this `identity`, or None. Raises CompareError if a file is damaged."""
         key = (variant, edits, measure)
         if self._measured.get(key, ("", None))[0] != identity and self.path is not None:
             stem = self._place(variant, edits) / measure
@@ -54,7 +54,7 @@ class RunFolder:
         if self.path is None:
             return
         stem = self._place(variant, edits) / measure
-        stem.with_suffix(".json").unlink(missing_ok=True)  # it says what the others hold
+        stem.with_suffix(".json").unlink(missing_ok=True)  # it describes the other files
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in measured.records)
         write_text(stem.with_suffix(".jsonl"), lines, CompareError)
         if measured.tensors:
@@ -64,7 +64,7 @@ class RunFolder:
         write_text(stem.with_suffix(".json"), json.dumps(values, indent=1), CompareError)  # last: now it counts
 
     def weights(self, variant: str, edits: int, identity: str) -> dict[str, Any] | None:
-        """Seconds, drift and leakage of a point, if it is the one of that identity."""
+        """Seconds, drift and leakage of a point with this `identity`, or None."""
         key = (variant, edits)
         if self._weights.get(key, {}).get("identity") != identity and self.path is not None:
             values = _read(self._place(variant, edits) / _WEIGHTS)
@@ -80,7 +80,7 @@ class RunFolder:
             write_text(self._place(variant, edits) / _WEIGHTS, text, CompareError)
 
     def add_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Save them, together with those of other variants and measures compared here before on the same facts."""
+        """Save and return them, merged with those of earlier variants and measures here on the same facts."""
         merged = dict(settings)
         if self.path is None:
             return merged
@@ -110,18 +110,21 @@ class RunFolder:
     # --------------------------------------------------------------------------------------------------- sessions
 
     def session(self, name: str, identity: str) -> Path | None:
-        """Where the session of a trajectory lies."""
+        """The folder for the session of a trajectory; None in memory."""
         return self.path / _SESSIONS / f"{_file_name(name)}-{identity[:12]}" if self.path is not None else None
 
     def finished(self, session: Path) -> None:
-        """All of the session's points are measured and saved: it is not needed any more."""
+        """Remove a session that is no longer needed: all of its points are measured and saved."""
         shutil.rmtree(session, ignore_errors=True)
         if session.parent.is_dir() and not any(session.parent.iterdir()):
             session.parent.rmdir()
 
     @contextmanager
     def claim(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Whether this process may work on `name`; if another one does, after that one if it should `wait`."""
+        """Yield whether this process may work on `name`. If another one does, `wait` for it or yield False.
+
+        Raises CompareError if the folder cannot be written.
+        """
         if self.path is None:
             yield True
             return
@@ -142,7 +145,7 @@ class RunFolder:
 
 
 def spent_in(session: Path) -> list[float]:
-    """Seconds that a session had taken after each of its batches."""
+    """The seconds that a session had taken after each of its batches."""
     values = _read(session / _SECONDS)
     return [float(value) for value in values] if isinstance(values, list) else []
 
@@ -152,7 +155,7 @@ def keep_spent(session: Path, seconds: Sequence[float]) -> None:
 
 
 def read_run(folder: Path) -> list[Comparison]:
-    """The comparisons (cells) of a run, with everything measured so far. Raises CompareError for what is no run."""
+    """The comparisons (cells) of a run, as far as they are measured. Raises CompareError for a folder without a run."""
     found = []
     for path in sorted(folder.glob(f"*/{SETTINGS}")):
         settings = _read(path)
@@ -165,7 +168,7 @@ def read_run(folder: Path) -> list[Comparison]:
 
 
 def read_cell(run: RunFolder, settings: dict[str, Any]) -> Comparison:
-    """The rows that `settings` describe, as far as they are measured."""
+    """The rows that `settings` describe, if they are measured."""
     rows = []
     for variant in (BEFORE, *settings["variants"]):
         for edits, identity in sorted(
@@ -185,12 +188,12 @@ def read_cell(run: RunFolder, settings: dict[str, Any]) -> Comparison:
 
 
 def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether one of two orders of facts begins with the other."""
+    """Whether one of the two orders of facts is the beginning of the other."""
     return all(a == b for a, b in zip(old.get("order", ()), new["order"], strict=False))
 
 
 def measurement_identity(point: str, measure: Mapping[str, Any]) -> str:
-    """Of what a measure with that identity finds at a point."""
+    """The identity of what a measure with identity `measure` finds at a point."""
     return identity_of([point, measure])
 
 

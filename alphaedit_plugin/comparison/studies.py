@@ -17,7 +17,7 @@ SHARES = tuple(tenths / 10 for tenths in range(1, 11))
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study may set; None is what nobody has set yet."""
+    """The options that a study may set; None means not set."""
 
     methods: tuple[str, ...] | None = None
     edits: int | None = None
@@ -25,15 +25,15 @@ class Plan:
     texts: int | None = None
 
     def over(self, other: Plan) -> Plan:
-        """What this one leaves open is taken from the other."""
+        """This plan, with unset options taken from the other."""
         return replace(other, **{f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None})
 
 
 @dataclass(frozen=True)
 class Study:
-    """A plan for all that the user leaves open, and what becomes of the methods and the facts.
+    """A plan for all options that the user leaves open, and functions that change methods and facts.
 
-    `methods` gets the tokens of text too; with `shares_text` a tenth of them must still fill a covariance.
+    `methods` also gets the number of tokens of text; with `shares_text`, a tenth of it must still fill a covariance.
     """
 
     meaning: str
@@ -58,15 +58,15 @@ def _with_less_text(methods: Sequence[str], tokens: int) -> list[str]:
 
 
 def _changed(method: str, key: str, value: str) -> str:
-    """A change of a hyperparameter stands behind the solver's name, before its suffixes."""
+    """The method with a changed hyperparameter, which comes after the solver's name and before suffixes."""
     head, plus, suffixes = method.partition("+")
     return f"{head}@{key}={value}{plus}{suffixes}"
 
 
 def of_frequent_relations(facts: Sequence[Fact], least: int = 5) -> list[Fact]:
-    """Those facts whose relation at least so many have, each relation spread evenly over the sequence.
+    """The facts whose relation has at least `least` facts, each relation spread evenly over the sequence.
 
-    Raises CompareError where there is no such relation.
+    Raises CompareError if there is no such relation.
     """
     of_relation: dict[str, list[Fact]] = {}
     for fact in facts:
@@ -98,7 +98,7 @@ STUDIES = {
 
 
 def study_named(name: str | None) -> Study:
-    """Raises CompareError for one that is not known."""
+    """The study of this name; None means no study. Raises CompareError for an unknown name."""
     if name is None:
         return Study("")
     if name not in STUDIES:
@@ -107,6 +107,6 @@ def study_named(name: str | None) -> Study:
 
 
 def sampled(facts: Sequence[Fact], count: int, seed: int | None) -> list[Fact]:
-    """The first `count` facts of the file's order, or of the one that the seed decides."""
+    """The first `count` facts, in the file's order or in the order that the seed determines."""
     order = list(facts) if seed is None else random.Random(seed).sample(list(facts), len(facts))
     return order[:count]

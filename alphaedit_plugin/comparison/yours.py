@@ -1,12 +1,12 @@
-"""A function of the user's in a comparison: any editor, plain and projected.
+"""A user's function in a comparison: any editor, plain and projected.
 
     def edit(model, tokenizer, requests, *, steps=25): ...
 
-It is called batch after batch with the model as the last call left it, and edits that in place, or returns a model,
-which is then the one that goes on. Each request has `prompt` (with "{}" where the subject goes), `subject`,
-`target_new`, `text` (the prompt with its subject) and `case_id`; `vars(request)` is the same as a mapping. It may write
-any weight. It works on a copy of the comparison's model, with gradients allowed and the random states at a known place,
-so that a run can be repeated. A run that was killed measures nothing twice, but begins this editor anew.
+It is called batch after batch with the model as the last call left it, and edits it in place, or returns a model, which
+then replaces it. Each request has `prompt` (with "{}" where the subject goes), `subject`, `target_new`, `text` (the
+prompt with its subject) and `case_id`; `vars(request)` is the same as a mapping. It may write any weight. It works on a
+copy of the comparison's model, with gradients enabled and known random states, so that a run can be repeated. A run
+that was killed measures nothing twice, but starts this editor from the beginning.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from .editing_function import EditingFunction
 log = logging.getLogger(__name__)
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""The share of ‖ΔW‖ that rounding may leave outside the null space; in 16 bits it is not looked at."""
+"""The share of ‖ΔW‖ that rounding may leave outside the null space; in 16 bits it is not checked."""
 
 
 class YourEditor(Contender):
-    """`my_editor.py:edit`, `package.module:edit@steps=10+P`, or a function itself under a name."""
+    """`my_editor.py:edit`, `package.module:edit@steps=10+P`, or a function object with a name."""
 
     def __init__(self, called: EditingFunction, projected: bool = False) -> None:
         self.called, self.projected = called, projected
@@ -90,7 +90,7 @@ class _YourEntry(Entry):
 
     def run(self, course: Course, together: Sequence[Any], place: Workplace) -> Generator[Stop, None, None]:
         start = self.ground.model
-        model = copy.deepcopy(start).requires_grad_(True)  # as a model that was just loaded
+        model = copy.deepcopy(start).requires_grad_(True)  # like a model that was just loaded
         tokenizer = copy.deepcopy(self.ground.tokenizer)
         called, written, seconds = self.called.fresh(), 0, 0.0
         bar = tqdm(total=course.checkpoints[-1].edits, desc=self.name, unit="fact", disable=not place.progress)
@@ -106,12 +106,12 @@ class _YourEntry(Entry):
                     yield Stop(self.name, course.by_batch[index], model, seconds, base, now)
 
     def _edit(self, called: EditingFunction, model: Any, tokenizer: Any, requests: list[Request], written: int) -> Any:
-        """One call. Raises EditError, naming file and line, where it fails or leaves a weight that is not finite."""
+        """One call. Raises EditError if it fails, naming file and line, or if it leaves a weight that is not finite."""
         guarded = guard(model, self.null_spaces, check_model=False) if self.null_spaces else nullcontext()
         try:
             with seeded(written), torch.enable_grad(), guarded:
                 returned = called(model, tokenizer, list(requests))
-        except Exception as failure:  # another person's code: anything may come
+        except Exception as failure:  # the user's code may raise anything
             raise EditError(f"{self.name} failed {_where(failure, called)}: {_said(failure)}") from failure
         edited = returned[0] if isinstance(returned, tuple) and returned else returned
         edited = edited if isinstance(edited, nn.Module) else model
@@ -126,7 +126,7 @@ class _YourEntry(Entry):
         return set()
 
     def _check_projected(self, edited: Any) -> None:
-        """Raises EditError for an edit that is called projected and is not; warns of what P does not reach."""
+        """Raises EditError if the edit should be projected and is not; warns about weights that P does not reach."""
         assert self.null_spaces is not None
         base, now = self._written(self.ground.model, edited)
         for layer, weight in now.items():
@@ -165,7 +165,7 @@ class _YourEntry(Entry):
         before = _projections(start, self._template)
         try:
             after = {layer: of.matrix for layer, of in _projections(edited, self._template).items()}
-        except Exception:  # it returned a model that is built otherwise
+        except Exception:  # it returned a model of another structure
             return {}, {}
         chosen = {
             layer: weight

@@ -7,9 +7,9 @@
     hparams.null_space = {"threshold": 2e-2, "corpus": "wiki.txt"}
     editor = BaseEditor.from_hparams(hparams)               # every ΔW that it writes is now ΔWP
 
-Without the key nothing is different. `RECTHyperParams`, `PRUNEHyperParams` and, in the edition that has none,
-`AlphaEditHyperParams` are here, and in `easyeditor` too. This module itself imports nothing but the standard library,
-and touches EasyEdit only when that is imported.
+Without the key nothing changes. This module, and `easyeditor` too, has `RECTHyperParams`, `PRUNEHyperParams` and, for
+the edition that lacks it, `AlphaEditHyperParams`. This module itself imports only the standard library, and changes
+EasyEdit only when that is imported.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 
 def install() -> None:
-    """Make EasyEdit understand `null_space`, now if it is imported, otherwise as soon as it is. Idempotent."""
+    """Make EasyEdit understand `null_space`: now if it is imported already, otherwise at its import. Idempotent."""
     finder = _installed()
     if finder is None:
         finder = _Finder()
         sys.meta_path.insert(0, finder)
-    # Only the real package has this submodule once it is imported; a stand-in is none of our business.
+    # Only the real package, once imported, has this submodule; a stand-in is left alone.
     if finder.adapter is None and f"{PACKAGE}.util.alg_dict" in sys.modules:
         finder.attach()
 
 
 def uninstall() -> None:
-    """Leave every class and dict of EasyEdit as it was found. Idempotent."""
+    """Restore every class and dict of EasyEdit. Idempotent."""
     finder = _installed()
     if finder is not None:
         sys.meta_path.remove(finder)
@@ -50,7 +50,7 @@ def uninstall() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """The hyperparameter classes of the methods that EasyEdit lacks."""
+    """The hyperparameter classes of the methods that EasyEdit lacks. Raises AttributeError for any other name."""
     if not name.endswith("HyperParams"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(PACKAGE), name, None)
@@ -89,7 +89,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """EasyEdit's own loader, after which the adapter is attached."""
+    """Runs EasyEdit's own loader, then attaches the adapter."""
 
     def __init__(self, loader: Loader, finder: _Finder) -> None:
         self._loader, self._finder = loader, finder
@@ -106,7 +106,7 @@ class _Loader(Loader):
 
 
 def _somebody_only_asks() -> bool:
-    """Whether this is `importlib.util.find_spec`, to which None is an answer, and not an import."""
+    """Whether `importlib.util.find_spec` asks, which accepts None as an answer, and not an import."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is importlib.util.find_spec.__code__:

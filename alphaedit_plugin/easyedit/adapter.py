@@ -28,7 +28,7 @@ class Adapter:
     def attach(self) -> None:
         """Call when `easyeditor` has been imported."""
         package = importlib.import_module(PACKAGE)
-        # Not by attribute: after the import `easyeditor.util` is another package's.
+        # Not by attribute: after the import, `easyeditor.util` is the module of another package.
         hyperparams = importlib.import_module(f"{PACKAGE}.util.hparams").HyperParams
         table = importlib.import_module(f"{PACKAGE}.util.alg_dict").ALG_DICT
         batchable = importlib.import_module(f"{PACKAGE}.editors.batch_editor").BatchEditor
@@ -78,7 +78,7 @@ class Adapter:
 
 
 class _Flag:
-    """The attribute `null_space`: any value is checked when it is set, and kept as it was given."""
+    """The attribute `null_space`: a value is checked when it is set, and kept as given."""
 
     def __get__(self, hparams: Any, owner: type | None = None) -> Any:
         return None if hparams is None else vars(hparams).get("null_space")
@@ -97,7 +97,7 @@ class _Flag:
 
 @dataclass
 class _Ours:
-    """What we add to every hyperparameter class; by keyword, so that classes derived from it may add fields."""
+    """The field that we add to every hyperparameter class; keyword-only, so that derived classes may add fields."""
 
     null_space: Any = field(default=None, kw_only=True)
 

@@ -36,7 +36,7 @@ def added_methods(names: Sequence[str]) -> dict[str, tuple[type, Callable[..., A
 
 
 def _hyperparameter_class(name: str) -> type:
-    """MEMIT's, of this edition, under another name; AlphaEdit's has its L2 and threshold too."""
+    """The MEMIT class of this edition under another name; for AlphaEdit also with its L2 and threshold."""
     memit: Any = importlib.import_module(f"{PACKAGE}.models.memit").MEMITHyperParams
 
     @dataclass
@@ -103,7 +103,7 @@ def _apply(name: str) -> Callable[..., Any]:
 class AddedMethod:
     """One of our methods on one model, edited through EasyEdit.
 
-    Invariant: statistics and P come from the model as it was at the first call, and the session's history is that of
+    Invariant: statistics and P come from the model before the first call, and the session's history contains exactly
     the edits that are in the weights. `weights[i]` is a digest of the weights after i batches.
     """
 
@@ -115,7 +115,7 @@ class AddedMethod:
         self._setup: Any = None
 
     def edit(self, requests: Sequence[Any], hparams: Any) -> dict[str, Tensor]:
-        """Writes the requests; returns the weights as they were, by name."""
+        """Write the requests; returns the weights before the call, by name."""
         session = self._continued(hparams)
         before = {f"{p.name}.weight": p.stored.detach().clone() for p in session.projections.values()}
         with session.transaction():
@@ -132,7 +132,7 @@ class AddedMethod:
         return other
 
     def _continued(self, hparams: Any) -> Session:
-        """The session whose last edit is the last one in the weights; a new one where nothing fits."""
+        """The session whose last edit is the last one in the weights; a new session if none fits."""
         flag = Options.parse(getattr(hparams, "null_space", None), self.name)
         variant = Variant.parse(ADDED[self.name] + ("+P" if flag is not None else ""))
         given = {key: value for key, value in asdict(hparams).items() if key != "null_space" and value is not None}
@@ -169,7 +169,7 @@ class AddedMethod:
     def _preserved(
         self, hparams: Any, options: Options, variant: Variant, values: Hyperparameters
     ) -> tuple[NullSpaces | None, dict[int, Covariance]]:
-        """What the method needs of null spaces and covariances."""
+        """The null spaces and covariances that the method needs."""
         (template,) = templates(hparams)
         arguments = (hparams, options, Decoder(self.model, template), values.layers)
         spaces = self.preserved.null_spaces(*arguments) if variant.projected else None

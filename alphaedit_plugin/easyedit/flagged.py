@@ -1,4 +1,4 @@
-"""A method of EasyEdit under the flag: what one call does, and what its calls on one model have in common."""
+"""A method of EasyEdit under the flag: what one call does, and what all calls on one model share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CALLER = "_called_by_a_flagged_method"
 
 
 def constrained(name: str, original: Apply) -> Apply:
-    """`original` as before where the hyperparameters carry no flag; otherwise all that it writes is projected."""
+    """`original`, but with everything that it writes projected if the hyperparameters carry the flag."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
@@ -58,7 +58,7 @@ def constrained(name: str, original: Apply) -> Apply:
 
 
 def flag_of(hparams: Any, name: str) -> Options | None:
-    """The options of the flag; SimIE's are its own or its base method's."""
+    """The options of the flag; SimIE's are its own or its base method's. Raises HyperparameterError if these differ."""
     own = Options.parse(getattr(hparams, "null_space", None), name)
     base = effective(hparams)
     if base is hparams:
@@ -73,7 +73,7 @@ class FlaggedMethod:
     """One method of EasyEdit on one model, under the flag.
 
     Invariant: P comes from the model as it was before it was edited, and the keys that the method remembers (Kp Kpᵀ)
-    are those of the edits that are in the weights: whoever puts weights back takes the keys back too.
+    are those of the edits that are in the weights: restoring weights also restores the keys.
     """
 
     def __init__(self, name: str, original: Apply, tokenizer: Any) -> None:
@@ -102,7 +102,7 @@ class FlaggedMethod:
             if settings is not hparams:
                 stack.callback(put(vars(settings), _CALLER, self))
             edited, weights = (self._remembering if self.method.remembers else self._projected)(call, attached)
-        if edited is not model:  # copy=True: its P is that of the model it was copied from
+        if edited is not model:  # copy=True: the copy's P is that of the original model
             keep(edited, hparams, self.name, self._moved())
         return edited, weights or before
 
@@ -144,7 +144,7 @@ class FlaggedMethod:
     # ------------------------------------------------------------------------------------------ AlphaEdit's memory
 
     def _remembering(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
-        """The call, with P and Kp Kpᵀ in the globals where the method looks for them."""
+        """Make the call, with P and Kp Kpᵀ in the globals where the method looks for them."""
         ((decoder, spaces),) = attached.items()
         order, forget = tuple(call.arguments["hparams"].layers), call.arguments.pop("reset_cache", False)
         before = weights_digest(decoder.out_projections(order))
@@ -168,7 +168,7 @@ class FlaggedMethod:
         return edited, weights
 
     def _moved(self) -> FlaggedMethod:
-        """The same for a copy that was edited; this one's keys are as if it had not been."""
+        """The state for an edited copy of the model; this state's keys return to those before the last edit."""
         moved = copy.copy(self)
         moved.module, moved.base_module = another(self.module, self.original), None
         moved.preserved, moved.lent = self.preserved.copy(), dict(self.lent)
@@ -181,8 +181,8 @@ class FlaggedMethod:
 class EditedKeys:
     """Kp Kpᵀ of AlphaEdit's edits, layers × d_in × d_in, by a digest of the weights that hold these edits.
 
-    Kept are those of the unedited weights `base` (`none`, zeros), and of the weights before and after the last call.
-    `order` is that of the layers.
+    It keeps those of the unedited weights `base` (`none`, zeros), and of the weights before and after the last call.
+    `order` lists the layers.
     """
 
     order: tuple[int, ...]

@@ -16,8 +16,8 @@ _ATTRIBUTE = "_alphaedit_methods"
 class States:
     """The states of one model's flagged methods: by hyperparameter object (an editor has its own), then by method.
 
-    They are dropped with the model or with the hyperparameters. A state may refer to its model; so it is the model that
-    holds the state, and the hyperparameters hold nothing. A copy of the model begins without states.
+    Invariant: a state is dropped with its model or with its hyperparameters. A state may refer to its model, so the
+    model holds the state, and the hyperparameters hold nothing. A copy of the model begins without states.
     """
 
     def __init__(self) -> None:

@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class Prepared:
-    """What the edits of one model must preserve, prepared once: covariances of its keys, and their null spaces.
+    """What edits of one model must preserve, prepared once: the covariances of its keys, and their null spaces.
 
-    Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and used as long as
-    its source (corpus, tokens, file) stays the same. Another criterion makes another P of the same covariance. Every
-    `decoder` that is handed in is one of this model.
+    Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and used as long as its
+    source (corpus, tokens, file) stays the same. Another criterion gives another P from the same covariance. Every
+    `decoder` argument must be of this model.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -36,7 +36,7 @@ class Prepared:
         self._spaces: dict[tuple[Any, ...], NullSpaces] = {}
 
     def copy(self) -> Prepared:
-        """The same, for an edited copy of the model: what either adds from now on is its own."""
+        """The same for an edited copy of the model; from now on each adds only to its own."""
         other = copy.copy(self)
         other._statistics, other._spaces = dict(self._statistics), dict(self._spaces)
         return other
@@ -44,7 +44,7 @@ class Prepared:
     def statistics(self, hparams: Any, options: Options, decoder: Decoder, layers: Sequence[int]) -> Statistics:
         """EasyEdit's own .npz if it has them for all layers, else the store's, else computed and stored.
 
-        A corpus that the flag names goes before the .npz.
+        A corpus that the flag names takes precedence over the .npz.
         """
         key = (decoder.template, options.corpus, options.tokens)
         known = self._statistics.get(key)
@@ -63,7 +63,7 @@ class Prepared:
         return self._statistics[key].of_layers(layers)
 
     def null_spaces(self, hparams: Any, options: Options, decoder: Decoder, layers: Sequence[int]) -> NullSpaces:
-        """P of every layer, from the file that the flag names or from statistics. Says in the log what they are.
+        """P of every layer, from the file that the flag names or from statistics. Logs a description of them.
 
         Raises WrongModelError for a file of another model, NullSpaceError for one of other layers or modules.
         """
@@ -81,7 +81,7 @@ class Prepared:
 
     def _from_file(self, path: str, decoder: Decoder, layers: Sequence[int]) -> NullSpaces:
         spaces = NullSpaces.load(path)
-        if not any(known[1] == path for known in self._spaces):  # checked before the first edit, and right since
+        if not any(known[1] == path for known in self._spaces):  # it was checked before the first edit
             spaces.check(decoder)
         return spaces.attached(decoder, layers, path)
 
@@ -93,7 +93,7 @@ def criterion_of(hparams: Any, options: Options) -> Criterion:
 
 
 def _npz_folders(model: nn.Module, hparams: Any) -> list[Path]:
-    """Where either edition keeps statistics of this model (HEAD: last part of the name; PyPI: "/" as "_")."""
+    """Where the editions keep statistics of this model (HEAD: last part of the name; PyPI: "/" as "_")."""
     root, dataset = getattr(hparams, "stats_dir", None), getattr(hparams, "mom2_dataset", None)
     path = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
     if root is None or dataset is None or not path:

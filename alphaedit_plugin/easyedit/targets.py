@@ -22,10 +22,10 @@ Key = tuple[str, str, str]
 def fast_compute_z(
     name: str, module: ModuleType, decoder: Decoder, tokenizer: Any, records: Sequence[Mapping[str, Any]], hparams: Any
 ) -> Callable[..., Tensor]:
-    """A `compute_z` that looks its answers up: all requests are optimised at once, before anything is written.
+    """A `compute_z` that only looks up results: all requests are optimised at once, before anything is written.
 
     A request that we would read differently from EasyEdit (one with spaces at its ends, for instance) is left to the
-    method's own. Raises HyperparameterError where the method's targets are not those that we optimise.
+    method's own `compute_z`. Raises HyperparameterError if the method's targets differ from ours.
     """
     last = len(decoder) - 1
     if not COVERED[name].standard_targets:
@@ -64,7 +64,7 @@ def fast_compute_z(
 
 
 def _understood(record: Mapping[str, Any]) -> tuple[Key, Request | None]:
-    """A record as EasyEdit's loop will hand it to `compute_z`, and our request of it, None where the two differ."""
+    """(the record as EasyEdit's loop passes it to `compute_z`, our request, or None if the two readings differ)."""
     prompt, subject, target = (str(record.get(field, "")) for field in ("prompt", "subject", "target_new"))
     key = (prompt.replace(subject, "{}"), subject, target if target.startswith(" ") else f" {target}")
     try:

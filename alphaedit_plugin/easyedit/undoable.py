@@ -1,4 +1,4 @@
-"""Changes of dictionaries and attributes that know their way back."""
+"""Changes of dictionaries and attributes that can be undone."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Locate-then-edit methods, one a file."""
+"""Locate-then-edit methods, one per file."""

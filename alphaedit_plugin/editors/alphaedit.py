@@ -30,7 +30,7 @@ class AlphaEdit(LayeredEditor):
     sequential = True
 
     def prepare(self, preserved: Preserved) -> None:
-        """Raises NullSpaceError when there is no null space of a layer, or one of another width."""
+        """Raises NullSpaceError if a layer's null space is missing or has another width."""
         null_spaces = preserved.null_spaces
         for layer, projection in self.projections.items():
             if layer not in null_spaces:
@@ -51,7 +51,7 @@ class AlphaEdit(LayeredEditor):
 
     def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
         space = self.null_spaces[layer]
-        # In the precision in which they are kept: P is well conditioned, and this is most of a batch's arithmetic.
+        # In the precision in which keys are kept: P is well conditioned, and this is most of a batch's arithmetic.
         precision = torch.promote_types(self.projections[layer].matrix.dtype, torch.float32)
         return space.project(keys.to(space.factor.device, precision).T).T
 

@@ -11,7 +11,7 @@ from ..errors import HyperparameterError
 
 
 def parse_changes(changed: Sequence[str], name: str) -> dict[str, Any]:
-    """`KEY=VALUE` of each; a value is YAML. Raises HyperparameterError naming the method and the part at fault."""
+    """Read each `KEY=VALUE`; a value is YAML. Raises HyperparameterError naming the method and the wrong part."""
     changes = {}
     for change in changed:
         key, equals, value = change.partition("=")
@@ -25,7 +25,7 @@ def parse_changes(changed: Sequence[str], name: str) -> dict[str, Any]:
 
 
 def show_changes(changes: Mapping[str, Any]) -> str:
-    """What `parse_changes` reads, each behind an @."""
+    """The changes as `parse_changes` reads them, an @ before each."""
     return "".join(f"@{key}={_yaml(value)}" for key, value in changes.items())
 
 

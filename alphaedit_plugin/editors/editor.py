@@ -1,4 +1,4 @@
-"""What every editor is: something that writes facts into out-projections and can say what it wrote."""
+"""The base of every editor: it writes facts into out-projections and returns what it wrote."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .update import Update, Write
 
 @dataclass(frozen=True)
 class Written:
-    """What one batch wrote, in order, and for each layer the keys that later batches are to keep, d_in × n."""
+    """The updates that one batch wrote, in order, and per layer the keys that later batches must keep, d_in × n."""
 
     updates: list[Update]
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -31,9 +31,9 @@ class Written:
 class Editor(ABC):
     """Writes facts into the out-projections of `hyperparameters.layers`, in place.
 
-    The only state is `memory`, layer → keys of facts written before, for the methods that keep them; it is replaced
-    as a whole at the end of an edit, so that an edit that fails leaves it as it was. What happens between an
-    update and the weight (modifiers, projection) is the business of `write`.
+    The only state is `memory`, layer → keys of facts written before, for the methods that keep them. It is replaced as
+    a whole at the end of an edit, so a failed edit leaves it unchanged. `write` does what happens between an update and
+    the weight (modifiers, projection).
 
     `settings` are hyperparameters that only this method has, with their defaults; `own` holds their values.
     """
@@ -68,14 +68,14 @@ class Editor(ABC):
 
     @classmethod
     def derived(cls, depth: int) -> Hyperparameters:
-        """For a model of this depth that no file is for: five consecutive layers from one seventh of the way up,
-        where the paper's models are edited.
+        """Settings for a model of this depth that has no file: five consecutive layers, starting one seventh of the way
+        up, where the paper edits its models.
         """
         first = max(0, min(depth // 7, depth - 5))
         return Hyperparameters(layers=tuple(range(first, min(first + 5, depth))))
 
     def prepare(self, preserved: Preserved) -> None:  # noqa: B027 - some methods need nothing
-        """Take what the method needs of `preserved`; raises StatisticsError or NullSpaceError where it is missing."""
+        """Take what the method needs from `preserved`. Raises StatisticsError or NullSpaceError if it is missing."""
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -89,10 +89,13 @@ class Editor(ABC):
 
     @abstractmethod
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
-        """Write `requests`; `targets` that are known already, on this very model, save computing them."""
+        """Write `requests`. Pass `targets` that were already computed on this very model to save their cost.
+
+        Raises EditError if a key, a target or a loss is not finite.
+        """
 
     def remember(self, written: Written) -> None:  # noqa: B027 - most methods remember nothing
-        """Keep in mind what was written; `edit` does so itself, a resumed session asks for it."""
+        """Remember the keys of what was written. `edit` does so itself; a resumed session calls this."""
 
     def forget(self, count: int) -> None:
         """Forget the last `count` facts."""

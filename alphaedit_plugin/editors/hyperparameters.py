@@ -22,7 +22,7 @@ from .registry import Modifier, find, find_method, listed, reserve
 
 log = logging.getLogger(__name__)
 
-# What EasyEdit's files also say, and what we read off the model, the command line or the statistics instead.
+# Keys of EasyEdit's files that we ignore: the model, the command line or the statistics say this instead.
 _EASYEDIT_ONLY = frozenset(
     """
     alg_name model_name stats_dir device layer_selection fact_token v_loss_layer layer_module_tmp mlp_module_tmp
@@ -32,7 +32,7 @@ _EASYEDIT_ONLY = frozenset(
 )
 
 
-# Keys of EasyEdit of which one value is implemented: any other would silently be another method.
+# Keys of EasyEdit with a single implemented value: any other value would silently be another method.
 _IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all"}
 
 
@@ -43,7 +43,7 @@ class TargetSettings:
     `steps` (v_num_grad_steps) and `lr` (v_lr) of Adam; loss = NLL of the new object averaged over contexts +
     `kl_factor` · KL(after ‖ before) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
     within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` optimises δ on a bfloat16 copy of a float32 model
-    where the hardware has bfloat16: several times faster, and no worse an edit (`benchmarks/targets.py`).
+    where the hardware has bfloat16: several times faster, and edits are no worse (`benchmarks/targets.py`).
     """
 
     steps: int = 25
@@ -58,13 +58,13 @@ class TargetSettings:
 class Hyperparameters:
     """Settings of one method on one model; the names are EasyEdit's.
 
-    `layers` are edited in ascending order. `rewrite_module_tmp` names the out-projection and is only needed where
-    it cannot be found. `mom2_update_weight` is λ of MEMIT, `L2` that of AlphaEdit; `mom2_adjustment` says whether
-    ROME measures keys by their covariance. `context_template_length_params` are pairs (tokens, number) of context
-    templates. `null_space` says which directions count as null when updates are projected: a threshold on
-    eigenvalues (EasyEdit's `nullspace_threshold`), an energy, or a nullity (see `Criterion`). `tokens` of text go into
-    the covariances; None leaves it to what prepares them. `own` are settings that only one method or modifier knows,
-    as far as they differ from its defaults.
+    `layers` are edited in ascending order. `rewrite_module_tmp` names the out-projection and is only needed if it
+    cannot be found. `mom2_update_weight` is MEMIT's λ, `L2` is AlphaEdit's λ; `mom2_adjustment` says whether ROME
+    measures keys by their covariance. `context_template_length_params` are pairs (tokens, number) of context templates.
+    `null_space` says which directions count as null when updates are projected: a threshold on eigenvalues (EasyEdit's
+    `nullspace_threshold`), an energy, or a nullity (see `Criterion`). `tokens` is how many tokens of text the
+    covariances are made from; None leaves it to the preparation. `own` holds settings that only one method or modifier
+    knows, if they differ from its defaults.
     """
 
     layers: tuple[int, ...]
@@ -106,12 +106,15 @@ class Hyperparameters:
         values["context_template_length_params"] = [list(pair) for pair in self.context_template_length_params]
         values["null_space"] = {k: v for k, v in values["null_space"].items() if v is not None}
         if not self.own:
-            del values["own"]  # what was saved before there was such a thing is still the same
+            del values["own"]  # so that settings saved before `own` existed stay equal
         return values
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
-        """Raises HyperparameterError, naming `name` and the key, for a key that is unknown or ill-typed."""
+        """Settings from a mapping.
+
+        Raises HyperparameterError, naming `name` and the key, if a key is unknown, ill-typed or missing.
+        """
         own = values.get("own", {})
         if not isinstance(own, Mapping) or not all(isinstance(key, str) for key in own):
             raise HyperparameterError(f"{name}: own must be a mapping of a method's own settings, not {own!r}")
@@ -126,10 +129,10 @@ class Hyperparameters:
         return cls(**settings, own=dict(own))
 
     def changed(self, values: Mapping[str, Any], name: str, own: Mapping[str, Any] | None = None) -> Hyperparameters:
-        """With some settings changed; raises as `from_mapping` does.
+        """A copy with some settings changed. Raises HyperparameterError as `from_mapping` does.
 
-        `own` are the method's own settings and their defaults: these alone may be changed besides ours, and others
-        that `self.own` holds are dropped.
+        `own` holds the method's own settings with their defaults. Besides the common settings only these may be
+        changed; other entries of `self.own` are dropped.
         """
         known = own or {}
         mine = {key: value for key, value in {**self.own, **values}.items() if key in known}
@@ -163,7 +166,7 @@ class Hyperparameters:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hyperparameters:
-        """Read an EasyEdit file, or one of ours. Raises HyperparameterError naming the file and what is wrong."""
+        """Read an EasyEdit file or one of ours. Raises HyperparameterError naming the file and what is wrong."""
         return cls.from_mapping(yaml_mapping(path), str(path))
 
     @classmethod
@@ -188,7 +191,7 @@ class Hyperparameters:
 
     @classmethod
     def shipped_for(cls, method: str, name: str) -> Hyperparameters | None:
-        """Those of the file that is called as the last part of `name`, or whose model_name ends so; None without."""
+        """Settings of the shipped file whose name or model_name has the same last part as `name`; None without one."""
         folder, short = find(method).folder, _short(name)
         if folder is None:
             return None
@@ -199,7 +202,7 @@ class Hyperparameters:
 
     @classmethod
     def derived(cls, method: str, model: nn.Module) -> Hyperparameters:
-        """What the method's editor makes of the model's depth (`Editor.derived`)."""
+        """The settings that the method's editor derives from the model's depth (`Editor.derived`)."""
         found = find(method)
         if isinstance(found, Modifier):
             found = find_method(found.alone or method)
@@ -278,7 +281,7 @@ def _typed_like(default: Any, key: str, value: Any, name: str) -> Any:
 
 
 def parse_criterion(value: Any, name: str) -> Criterion:
-    """Raises HyperparameterError, naming `name`, for what is no mapping of one of Criterion's fields to a number."""
+    """A Criterion from {field: number}. Raises HyperparameterError, naming `name`, for anything else."""
     if not isinstance(value, Mapping):
         raise HyperparameterError(f"{name}: null_space must be a mapping such as {{threshold: 2e-2}}, not {value!r}")
     known = [f.name for f in fields(Criterion)]
@@ -296,7 +299,7 @@ def parse_criterion(value: Any, name: str) -> Criterion:
 
 
 def as_number(value: Any) -> float | None:
-    """A number, also one that YAML 1.1 read as text; None for what is none."""
+    """The value as a number, also if YAML 1.1 read it as text; None if it is no number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -21,7 +21,7 @@ _TOP_K = 5
 _BATCH_TOKENS = 4096
 
 TemplateLengths = Sequence[tuple[int, int]]
-"""(tokens, how many templates of that length), as EasyEdit's context_template_length_params."""
+"""(tokens, number of templates of that length), like EasyEdit's context_template_length_params."""
 
 MEMIT_TEMPLATES: TemplateLengths = ((10, 5),)
 
@@ -29,10 +29,10 @@ MEMIT_TEMPLATES: TemplateLengths = ((10, 5),)
 def context_templates(
     model: nn.Module, tokenizer: Any, lengths: TemplateLengths = MEMIT_TEMPLATES, seed: int = SEED
 ) -> tuple[str, ...]:
-    """ "{}" and short openings that the model writes itself, each followed by the prompt in its "{}".
+    """ "{}" and short openings that the model writes itself; each has a "{}" for the prompt at its end.
 
-    A key averaged over them is the subject's in general, not the subject's at the beginning of a text (MEMIT §4.3).
-    As in EasyEdit, of every length as many as the openings divide into are written: 10 are 2 for each of five.
+    A key averaged over them stands for the subject anywhere, not only at the beginning of a text (MEMIT §4.3). As in
+    EasyEdit, the count per length is split evenly over five openings: 10 means two each.
     """
     templates = ["{}"]
     banned = unsayable(model, tokenizer)
@@ -57,23 +57,23 @@ def in_context(context: str, request: Request) -> str:
 
 
 def subject_prompts(tokenizer: Any, requests: Sequence[Request], contexts: Sequence[str]) -> list[Encoded]:
-    """One for each request and context, request by request."""
+    """One encoded prompt per request and context, request by request."""
     return [
         encode(tokenizer, in_context(context, request), request.subject) for request in requests for context in contexts
     ]
 
 
 def half_bare(keys: Tensor) -> Tensor:
-    """Mean over contexts, n × contexts × d → n × d. As in MEMIT the bare prompt weighs as much as all others."""
+    """Mean over contexts, n × contexts × d → n × d. As in MEMIT, the bare prompt weighs half."""
     return keys[:, 0] if keys.shape[1] == 1 else (keys[:, 0] + keys[:, 1:].mean(1)) / 2
 
 
 class Sweep:
     """Keys of some requests at one layer after another, while the layers are being edited.
 
-    Ask for layers in ascending order. What goes into a block does not change when that block or one above it is
-    edited, so it is kept, and going from layer to layer runs only the blocks between them: all layers together cost
-    little more than one pass. Nothing after the subject's last token is run.
+    Ask for layers in ascending order. Editing a block does not change its own input or that of the blocks below, so the
+    input is kept, and going from one layer to the next runs only the blocks between them: all layers together cost
+    little more than one pass. Tokens after the subject's last one are never run.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Sweep:
         requests: Sequence[Request],
         contexts: Sequence[str],
     ) -> None:
-        """`contexts` begin with the bare prompt, "{}"."""
+        """The first of `contexts` is the bare prompt, "{}"."""
         self.contexts, self.prompts = len(contexts), len(requests) * len(contexts)
         decoder = Decoder(model)
         sequences = [p.ids[: p.subject_last + 1] for p in subject_prompts(tokenizer, requests, contexts)]
@@ -100,7 +100,7 @@ class Sweep:
 
     @torch.no_grad()
     def _gather(self, parts: Sequence[_Part], run: Callable[[_Part], Tensor]) -> Tensor:
-        """What `run` finds for each part's prompts, in the order of requests and contexts, n × contexts × d."""
+        """The results of `run` for all parts, put into the order of requests and contexts, n × contexts × d."""
         result: Tensor | None = None
         for part in parts:
             found = run(part)
@@ -112,7 +112,7 @@ class Sweep:
 
 
 class _Part:
-    """A batch of prompts, and `hidden`, which block `below` is known to return as part of `like`."""
+    """A batch of prompts. `hidden` is the known output of block `below`; `like` is that block's full return value."""
 
     def __init__(self, decoder: Decoder, batch: PaddedBatch) -> None:
         self.decoder, self.batch = decoder, batch
@@ -121,7 +121,7 @@ class _Part:
         self.like: Any = None
 
     def of_rows(self, every: int) -> _Part:
-        """Only the prompts whose number is a multiple of `every`: the bare ones."""
+        """Only the prompts whose row is a multiple of `every`: the bare ones."""
         chosen = [i for i, row in enumerate(self.batch.rows) if row % every == 0]
         part = copy.copy(self)
         part.batch = PaddedBatch([self.batch.rows[i] for i in chosen], self.batch.ids[chosen], self.batch.mask[chosen])
@@ -129,7 +129,7 @@ class _Part:
         return part
 
     def keys(self, projection: OutProjection) -> Tensor:
-        """The projection's inputs at the last tokens; from then on the blocks below it are stood in for."""
+        """The projection's inputs at the last tokens. From then on, stand-ins replace the blocks below it."""
         outputs: list[Any] = []
         below = projection.layer - 1
         proceeds = below > self.below

@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class LayeredEditor(Editor):
-    """For every layer, on the weights as they are by then: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
+    """For each layer in turn, on the current weights: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
 
-    N solves the ridge regression of the batch's transformed keys in the presence of the keys that are kept in mind.
-    A subclass supplies the key transform, λ, and whether earlier keys are kept.
+    N solves the ridge regression of the batch's transformed keys, together with the remembered keys. A subclass
+    supplies the key transform, λ, and whether earlier keys are kept.
     """
 
     sequential: ClassVar[bool]
@@ -38,11 +38,11 @@ class LayeredEditor(Editor):
 
     @abstractmethod
     def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
-        """Keys, d_in × n, in the coordinates in which the regression is regularised by λI."""
+        """Keys, d_in × n, in the coordinates where the regularisation of the regression is λI."""
 
     @abstractmethod
     def restore_solution(self, layer: int, solution: Tensor) -> Tensor:
-        """Its solution, d_in × n, in those of the weight."""
+        """The regression's solution, d_in × n, back in the coordinates of the weight."""
 
     def targets(self, requests: Sequence[Request]) -> Targets:
         """z* of every request on the model as it is now."""
@@ -67,7 +67,7 @@ class LayeredEditor(Editor):
             for done, (layer, projection) in enumerate(self.projections.items()):
                 precision = torch.promote_types(projection.matrix.dtype, torch.float32)
                 keys = self.transform_keys(layer, half_bare(sweep.keys(projection)).T)
-                if self.sequential:  # as they are kept, so that a resumed session solves for the same
+                if self.sequential:  # in the type they are kept in, so that a resumed session solves the same system
                     keys = keys.to(precision)
                 now = sweep.hidden(max(self.projections))
                 if z_star is None:  # nothing is written yet: z in full precision, whatever δ was optimised in
@@ -78,7 +78,7 @@ class LayeredEditor(Editor):
                 solution, grown = self._ridge(layer).add(keys)
                 right = self.restore_solution(layer, solution).to(precision)
                 updates.append(self.write(projection, Update(layer, residual.to(right), right)))
-                # Edits above this layer do not change its keys: these are the ones that later batches are to keep.
+                # Edits above this layer do not change its keys, so later batches keep these.
                 kept[layer] = (keys, grown)
                 log.debug("layer %d: residual %.3g", layer, residual.norm())
         if not self.sequential:

@@ -16,7 +16,7 @@ _SOURCE = "Meng et al. 2023, arXiv 2210.07229"
 class MEMIT(LayeredEditor):
     """Δ = R K1ᵀ (λC + K1K1ᵀ)⁻¹ (eq. 14), in its dual form R (λI + K1ᵀC⁻¹K1)⁻¹ (C⁻¹K1)ᵀ.
 
-    λ = 0 is its limit: of all Δ with ΔK1 = R the one that disturbs preserved keys least.
+    λ = 0 means the limit: the Δ with ΔK1 = R that disturbs preserved keys least.
     """
 
     sequential = False

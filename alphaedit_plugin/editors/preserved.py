@@ -1,4 +1,4 @@
-"""What an editor is to preserve, as far as it has to know."""
+"""What an editor must preserve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..nullspace.projection import NullSpace
 
 @dataclass(frozen=True)
 class Preserved:
-    """Covariances and null spaces of preserved keys, by layer. Either may be empty: an editor says what it misses."""
+    """Covariances and null spaces of preserved keys, by layer. Either may be empty; an editor raises if it needs it."""
 
     covariances: Mapping[int, Covariance] = field(default_factory=dict)
     null_spaces: Mapping[int, NullSpace] = field(default_factory=dict)

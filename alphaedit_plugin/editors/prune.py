@@ -10,11 +10,11 @@ from .update import Site
 
 
 def damped(delta: Tensor, weight: Tensor) -> Tensor:
-    """The accumulated ΔW with every singular value σ above σ_max(W) made log σ − log σ_max + σ_max; float64.
+    """The accumulated ΔW, where log σ − log σ_max + σ_max replaces every singular value σ above σ_max(W); float64.
 
-    `weight` is W before the first edit; both are d_out × d_in. The singular vectors stay, so what lies in a null
-    space remains there. Where no σ is that large ΔW comes back as it is. (The published code adds the damped ΔW to
-    the weights that hold ΔW already; the paper, and this, to W.)
+    `weight` is W before the first edit; both are d_out × d_in. The singular vectors stay, so an update in a null space
+    remains there. If no σ is that large, ΔW is returned as it is. (The published code adds the damped ΔW to weights
+    that already hold ΔW; the paper, and this code, add it to W.)
     """
     delta, weight = delta.to(torch.float64), weight.to(delta.device, torch.float64)
     limit = _squares(weight)[0][-1].sqrt()
@@ -29,9 +29,9 @@ def damped(delta: Tensor, weight: Tensor) -> Tensor:
 
 
 def _squares(matrix: Tensor, vectors: bool = False) -> tuple[Tensor, Tensor, bool]:
-    """Squared singular values, ascending, their vectors on the matrix's shorter side, and whether that is the left.
+    """Squared singular values, ascending; their vectors on the matrix's shorter side; whether that is the left side.
 
-    Only the largest matter here, and those a Gram matrix in float64 gives exactly, at a fraction of an SVD's cost.
+    Only the largest values matter here. A Gram matrix in float64 gives those exactly, much cheaper than an SVD.
     """
     left = matrix.shape[0] <= matrix.shape[1]
     gram = matrix @ matrix.T if left else matrix.T @ matrix

@@ -13,7 +13,7 @@ PAPER_KEEP = 0.4
 
 
 def sparsified(delta: Tensor, weight: Tensor, keep: float = PAPER_KEEP) -> Tensor:
-    """Δ with all but its `keep` share of entries of largest |Δ/W| set to zero; both d_out × d_in."""
+    """Δ with only the share `keep` of its entries, those with the largest |Δ/W|; all others are zero. d_out × d_in."""
     ratio = (delta / weight.to(delta.dtype)).abs().nan_to_num(nan=0.0, posinf=torch.inf)  # 0/0: nothing to write
     dropped = delta.numel() - round(keep * delta.numel())
     if dropped <= 0:
@@ -32,7 +32,7 @@ def sparsified(delta: Tensor, weight: Tensor, keep: float = PAPER_KEEP) -> Tenso
     alone="memit",
 )
 def rect(update: Update, site: Site, *, keep: float = PAPER_KEEP) -> Tensor:
-    """Relative to W as it is now. Raises HyperparameterError for a `keep` that is no share."""
+    """Relative to the current W. Raises HyperparameterError for a `keep` that is no share."""
     if not 0 <= keep <= 1:
         raise HyperparameterError(f"rect: keep must be a share from 0 to 1, not {keep:g}")
     return sparsified(update.dense(), site.weight.to(update.left.device), keep)

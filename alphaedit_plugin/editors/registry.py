@@ -41,9 +41,9 @@ Thing = TypeVar("Thing", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Method:
-    """A solver: an `Editor` class and all that is said of it.
+    """A solver: an `Editor` class and its description.
 
-    `folder` holds its hyperparameter files: one of `hparams/`, or a path. `settings` are its own, with their defaults.
+    `folder` holds its hyperparameter files: a folder of `hparams/`, or a path. `settings` are its own, with defaults.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Modifier:
-    """What happens to the updates of a solver (`acts` "update"), or to all that was written ("end").
+    """Changes each update of a solver (`acts` "update"), or all that was written ("end").
 
-    `function` takes (update, site, *, settings…). `alone` is the solver that is meant where no other is named, and
-    `folder` holds the hyperparameter files of the two together. `in_factors`: it returns an `Update`, always.
+    `function` takes (update, site, *, settings…). `alone` is the solver to use if none is named, and `folder` holds the
+    hyperparameter files of both together. `in_factors`: it always returns an `Update`.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Modifier:
         return self.function
 
     def set_to(self, own: Mapping[str, Any]) -> Modifier:
-        """With its settings as `own` gives them; others' settings in `own` are left alone."""
+        """The modifier with the settings that `own` gives it; settings of others in `own` are ignored."""
         chosen = {key: own[key] for key in self.settings if key in own}
         return replace(self, function=functools.partial(self.function, **chosen)) if chosen else self
 
@@ -149,8 +149,8 @@ def modifier(
     """Registers a function (update, site, *, settings…) as a modifier; its keyword-only parameters are its settings.
 
     With acts="update" it sees each `Update` before it is written; with acts="end" the whole ΔW, d_out × d_in in
-    float64, when the sequence ends. It returns an `Update` or a dense Δ, d_out × d_in. Declare `in_factors` where it
-    always returns an `Update`: then that is kept instead of what the solver found. `site` is a `Site`.
+    float64, when the sequence ends. It returns an `Update` or a dense Δ, d_out × d_in. Declare `in_factors` if it
+    always returns an `Update`: this is then kept instead of the solver's own. `site` is a `Site`.
 
     Raises RegistrationError for anything that could not be used later.
     """
@@ -187,7 +187,7 @@ def modifier(
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[int, bool, dict[str, Any]]:
-    """How many it is called with, whether the others are keyword-only with defaults, and these."""
+    """(number of positional parameters, whether all others are keyword-only with defaults, these others)."""
     parameters = list(inspect.signature(function).parameters.values())
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     called = [each for each in parameters if each.kind in kinds and each.default is each.empty]
@@ -232,7 +232,7 @@ def _checked_settings(of: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _register(new: Method | Modifier) -> None:
-    """A module that is loaded again registers what it defines again; nobody else may take its name."""
+    """A module that is loaded again may register its names again; nobody else may take them."""
     known, ours = _registered.get(new.name), METHODS.get(new.name) or MODIFIERS.get(new.name)
     place = (new.defined.__module__, new.defined.__qualname__)
     if known is not None and (known.defined.__module__, known.defined.__qualname__) != place:
@@ -249,12 +249,12 @@ def _register(new: Method | Modifier) -> None:
 
 
 def names() -> list[str]:
-    """Of every method and modifier, without importing any."""
+    """The names of every method and modifier, without importing any."""
     return sorted({*METHODS, *MODIFIERS, *_registered, *_plug_ins()})
 
 
 def listed() -> list[Method | Modifier]:
-    """Everything that is registered, methods first; a plug-in that cannot be imported is warned of and left out."""
+    """Everything that is registered, methods first. A plug-in that cannot be imported is left out, with a warning."""
     found = []
     for name in names():
         try:
@@ -265,7 +265,7 @@ def listed() -> list[Method | Modifier]:
 
 
 def find(name: str) -> Method | Modifier:
-    """Imports what registers it. Raises HyperparameterError, with the nearest name, where there is none."""
+    """Import what registers `name`. Raises HyperparameterError, with the nearest name, if there is none."""
     if name not in _registered:
         if ours := METHODS.get(name) or MODIFIERS.get(name):
             importlib.import_module(f".{ours}", __package__)
@@ -293,9 +293,9 @@ def find_modifier(name: str) -> Modifier:
 
 
 def check_names(variant: str) -> None:
-    """Raises HyperparameterError where a name in SOLVER[@KEY=VALUE…][+MODIFIER…][+P] is unknown or out of place.
+    """Raises HyperparameterError if a name in SOLVER[@KEY=VALUE…][+MODIFIER…][+P] is unknown or out of place.
 
-    Imports nothing: of a plug-in's name it is not yet known whether that is a method or a modifier.
+    Imports nothing, so it cannot tell yet whether a plug-in's name is a method or a modifier.
     """
     solver, _, marks = split(variant)
     for mark in marks:
@@ -308,9 +308,9 @@ def check_names(variant: str) -> None:
 
 
 def split(variant: str) -> tuple[str, list[str], list[str]]:
-    """(solver, its changes KEY=VALUE, marks) of a variant's name, in small letters but for the changes.
+    """(solver, its changes KEY=VALUE, marks) of a variant's name; all but the changes in lower case.
 
-    Raises HyperparameterError for a name in which one of them is empty or comes twice.
+    Raises HyperparameterError if one of them is empty or appears twice.
     """
     head, *suffixes = (part.strip() for part in re.split(r"\+(?!\d)", variant))  # 1e+3 is a number
     solver, *changes = head.split("@")
@@ -350,11 +350,11 @@ def _plug_ins() -> dict[str, EntryPoint]:
 
 
 def _import(plug_in: EntryPoint) -> None:
-    """Raises HyperparameterError, and warns, where the import fails or registers nothing of this name."""
+    """Raises HyperparameterError, and warns, if the import fails or registers nothing of this name."""
     why = None
     try:
         importlib.import_module(plug_in.module)
-    except Exception as failure:  # whatever a stranger's module does, the others are to go on
+    except Exception as failure:  # a broken plug-in must not stop the others
         why = f"{type(failure).__name__}: {failure}"
     if why is None and plug_in.name not in _registered:
         why = f"importing {plug_in.module} registers nothing of this name"

@@ -13,10 +13,10 @@ from ..storage.records import mapping, read_records
 
 @dataclass(frozen=True)
 class Request:
-    """One fact to write: after `prompt`, with the subject in the place of its one "{}", comes `target_new`.
+    """One fact to write: after `prompt`, whose single "{}" stands for the subject, comes `target_new`.
 
-    Subject and target carry no spaces at their ends, and the prompt none at its end: the space between prompt and
-    target is ours to add.
+    Subject and target have no spaces at their ends, the prompt has none at its end: we add the space between prompt and
+    target ourselves.
     """
 
     prompt: str
@@ -63,7 +63,7 @@ class Request:
 
 
 def parse_requests(records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
-    """All requests, or the first thing that is wrong with them."""
+    """All requests. Raises RequestError for the first malformed record, or if there is none."""
     if isinstance(records, Mapping | str) or not isinstance(records, Sequence):
         raise RequestError(f"requests must be a list of records, not a {type(records).__name__}")
     if not records:
@@ -72,7 +72,7 @@ def parse_requests(records: Sequence[Mapping[str, Any] | Request]) -> list[Reque
 
 
 def load_requests(path: str | Path) -> list[Request]:
-    """Requests of a JSON file: a list of records, or one record a line. Raises RequestError naming file and record."""
+    """Requests of a JSON file: a list, or one record per line. Raises RequestError naming file and record."""
     names = ((f"{path}, record {index}", record) for index, record in enumerate(read_records(Path(path), "facts")))
     return [Request.parse(mapping(record, name), name) for name, record in names]
 
@@ -93,7 +93,7 @@ def _text(record: Mapping[str, Any], key: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text and, in it, the position of the subject's last token. `target` are the ids that follow."""
+    """Token ids of a text, and the position of the subject's last token in it. `target` holds the ids that follow."""
 
     ids: list[int]
     subject_last: int
@@ -103,11 +103,11 @@ class Encoded:
 def encode(tokenizer: Any, template: str, subject: str, target: str = "") -> Encoded:
     """Tokenise `template` with the subject in its "{}", followed by a space and `target` if there is one.
 
-    The whole string is tokenised at once, as the model will meet it, and positions come from character offsets:
-    so it does not matter whether the tokenizer adds a BOS, merges the space into the word, splits one character
-    into several tokens, or joins the subject's end to what follows (then that token is the subject's last).
+    The whole string is tokenised at once, as the model will see it, and positions come from character offsets. So the
+    tokenizer may add a BOS, merge the space into the word, split one character into several tokens, or join the
+    subject's end to the next characters (then that token is the subject's last).
 
-    Raises RequestError when the subject or the target has no token of its own.
+    Raises RequestError if the subject or the target has no token of its own, or if they share one.
     """
     before, _, after = template.partition("{}")
     prompt = before + subject + after
@@ -143,9 +143,9 @@ def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
 
 
 def _spans_by_decoding(tokenizer: Any, ids: list[int], special: list[int]) -> list[tuple[int, int]]:
-    """Spans for a tokenizer that knows none: where the decoded text ends after each token.
+    """Spans for a tokenizer without character offsets: where the decoded text ends after each token.
 
-    A character that is not complete yet decodes to U+FFFD and does not count.
+    An incomplete character decodes to U+FFFD and does not count.
     """
     ends = []
     for count in range(1, len(ids) + 1):

@@ -1,4 +1,4 @@
-"""Regularised least squares over a growing set of keys, in whichever of the two sizes is smaller."""
+"""Regularised least squares over a growing set of keys: n × n or d × d, whichever is smaller."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from ..errors import EditError
 from ..model.precision import compact
 
-_ROWS = 512  # of keys kept in float32 that are turned into float64 at a time
-_NEGLIGIBLE = 1e-10  # relative size of a direction that is rounding and no key, where nothing is regularised
+_ROWS = 512  # of keys kept in float32 are converted to float64 at a time
+_NEGLIGIBLE = 1e-10  # without regularisation, a direction of this relative size is rounding, not a key
 
 
 @dataclass(frozen=True)
 class Ridge:
-    """(λI + KKᵀ)⁻¹ for keys K of edits made so far, d × n; new edits are solved for in their presence.
+    """(λI + KKᵀ)⁻¹ for the keys K of all edits so far, d × n; each new batch is solved together with them.
 
-    Invariant: `keys` are the blocks of K, one for each batch, and `rows` the block rows of the lower Cholesky factor
-    of λI + KᵀK, float64: row block i is m_i × (m_1 + … + m_i). A batch of m adds a block and leaves the others as
-    they are, so it costs O(d·n·m + n²·m) and never O(d³), copies nothing, and dropping it again gives back what was
-    there before. Once n would pass d the d × d matrix λI + KKᵀ takes the place of the rows (`primal`).
+    Invariant: `keys` are the blocks of K, one per batch, and `rows` the block rows of the lower Cholesky factor of λI +
+    KᵀK, float64: row block i is m_i × (m_1 + … + m_i). A batch of m keys adds a block and leaves the others unchanged:
+    it costs O(d·n·m + n²·m), never O(d³), copies nothing, and dropping it restores the previous state. When n would
+    exceed d, the d × d matrix λI + KKᵀ replaces the rows (`primal`).
 
-    With λ = 0 only keys are kept: the pseudo-inverse takes the place of the inverse.
+    With λ = 0 only keys are kept, and the pseudo-inverse replaces the inverse.
     """
 
     regularisation: float
@@ -37,11 +37,11 @@ class Ridge:
         return sum(block.shape[1] for block in self.keys)
 
     def add(self, new: Tensor) -> tuple[Tensor, Ridge]:
-        """(λI + KKᵀ + kkᵀ)⁻¹ k for new keys k, d × m, in float64, and the ridge that holds them too.
+        """(λI + KKᵀ + kkᵀ)⁻¹ k for new keys k, d × m, in float64, and the ridge that also holds them.
 
-        They are kept in the type they come in. With A = λI + KᵀK, B = Kᵀk and the Schur complement
-        S = λI + kᵀk − BᵀA⁻¹B the solution is (k − K A⁻¹B) S⁻¹: of each key what it adds to those before, and a
-        system of the size of the batch. Raises EditError where λ is too small to tell keys apart.
+        Keys are kept in the type they come in. With A = λI + KᵀK, B = Kᵀk and the Schur complement S = λI + kᵀk −
+        BᵀA⁻¹B the solution is (k − K A⁻¹B) S⁻¹: what each key adds to those before, and a system of the size of the
+        batch. Raises EditError if a key is not finite, or if λ is too small to tell keys apart.
         """
         new = compact(new)
         k = new.to(torch.float64)
@@ -67,7 +67,7 @@ class Ridge:
         )
 
     def truncated(self, count: int) -> Ridge:
-        """With the first `count` keys only."""
+        """The ridge of the first `count` keys only."""
         result, left = Ridge(self.regularisation, self.d), count
         for i, block in enumerate(self.keys):
             if left == 0:
@@ -129,14 +129,14 @@ class Ridge:
         return solution, replace(self, keys=(*self.keys, new), rows=(), primal=primal + k @ k.T)
 
     def _interpolated(self, k: Tensor) -> Tensor:
-        """The limit of the solution as λ goes to 0, where keys may repeat or outnumber the dimensions."""
+        """The limit of the solution as λ goes to 0; keys may repeat or outnumber the dimensions."""
         together = torch.cat([*(block.to(torch.float64) for block in self.keys), k], 1)
         inverse = torch.linalg.pinv(product(together, together), rtol=_NEGLIGIBLE, hermitian=True)
         return together @ inverse[:, -k.shape[1] :]
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """aᵀb in float64, whatever a and b are kept in, without a second copy of either."""
+    """aᵀb in float64, for a and b of any type, without a second copy of either."""
     result = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
     for row in range(0, a.shape[0], _ROWS):
         part = slice(row, row + _ROWS)

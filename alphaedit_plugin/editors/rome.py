@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
     folder="ROME",
 )
 class ROME(Editor):
-    """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model as the last one left it.
+    """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model that the previous one left.
 
-    k and v are the key and the value of the bare prompt, which the edited layer then maps to each other exactly; k̄
-    is the key averaged over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
+    k and v are the key and the value of the bare prompt; the edited layer maps k to v* exactly. k̄ is the key averaged
+    over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
     """
 
     @classmethod
@@ -52,7 +52,7 @@ class ROME(Editor):
         self.whitening = Whitening(preserved.covariances, adjusted)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
-        """Write `requests` in their order. The target of each depends on those before it, so none can be given."""
+        """Write `requests` in order. Raises ValueError if `targets` are given: each depends on the facts before it."""
         if targets is not None:
             raise ValueError("ROME computes its targets itself, one fact after the other")
         updates = []
@@ -85,7 +85,7 @@ class ROME(Editor):
 
 
 def rome_direction(keys: Tensor, whitening: Whitening | None, layer: int) -> Tensor:
-    """u / (uᵀk), d_in × 1, of keys contexts × d_in, the bare prompt's first."""
+    """u / (uᵀk), d_in × 1, from keys contexts × d_in; the first is the bare prompt's."""
     u = keys.mean(0, keepdim=True).T
     if whitening is not None:
         u = whitening.unwhiten(layer, whitening.whiten(layer, u))

@@ -1,10 +1,10 @@
 """Target optimisation: the hidden state z* that makes the model say the new object (MEMIT eq. 16, DESIGN §6).
 
-z* = z + δ, with δ added at the subject's last token of one layer. Neither the tokens before it nor the layers
-below can change, so both are computed once: every step runs only the tokens from the subject's last on, only
-through the layers above, and the head only where a token is predicted. Many requests share a batch, and leave it
-when they have converged. The blocks below are stood in for, the prefix is a Hugging Face cache, and everything
-else (masks, positions, scaled logits) stays the model's own forward pass: there is no per-model code.
+z* = z + δ, with δ added at the subject's last token of one layer. The tokens before it and the layers below cannot
+change, so both are computed once. Each step runs only the tokens from the subject's last one on, only through the
+layers above, and the head only where a token is predicted. Many requests share a batch, and leave it when they have
+converged. Stand-ins replace the blocks below, a Hugging Face cache replaces the prefix, and everything else (masks,
+positions, scaled logits) is the model's own forward pass: there is no per-model code.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Targets:
-    """Of n requests: `z` before and `delta`, n × d, float32 or better; the last `losses`; Adam `steps` taken."""
+    """For n requests: `z` before and `delta`, n × d, float32 or better; the last `losses`; Adam `steps` taken."""
 
     z: Tensor
     delta: Tensor
@@ -67,10 +67,10 @@ def optimise_targets(
 ) -> Targets:
     """z* of every request, on the model as it is now, at the output of block `layer`.
 
-    δ is kept small relative to `norms`, one for each request; by default ‖z‖ (ROME: that of the out-projection's
-    output). The result does not depend on which requests share a batch: there are as many as make `batch_tokens`,
-    by default what fits into memory and is fast; where that turns out too much, fewer. Raises EditError when a loss
-    is not finite.
+    δ is kept small relative to `norms`, one per request; by default ‖z‖ (ROME: the norm of the out-projection's
+    output). The result does not depend on which requests share a batch. A batch holds up to `batch_tokens` tokens, by
+    default as many as fit into memory and are fast, and fewer if memory runs out. Raises EditError if a loss is not
+    finite.
     """
     encoded = [_Rows.of(tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix, reverse=True)
@@ -107,10 +107,10 @@ def optimise_targets(
 
 
 def _affordable_tokens(decoder: Decoder, layer: int) -> int:
-    """A power of two: up to as many tokens as a device works on best, fewer where main memory is short.
+    """A power of two: the number of tokens that suits the device best, or fewer if main memory is short.
 
-    More than some 500 tokens at a time outgrow a processor's caches and get slower again (`benchmarks/targets.py`).
-    An accelerator says itself when its memory is too small.
+    More than about 500 tokens at a time outgrow a processor's caches and become slower again (`benchmarks/targets.py`).
+    An accelerator raises an error itself if its memory is too small.
     """
     if decoder.device.type != "cpu":
         return _ACCELERATOR_TOKENS
@@ -122,7 +122,7 @@ def _affordable_tokens(decoder: Decoder, layer: int) -> int:
 
 @dataclass(frozen=True)
 class _Rows:
-    """One request's token sequences: a sequence for each context, and "{subject} is a" for the KL term."""
+    """One request's token sequences: one per context, and "{subject} is a" for the KL term."""
 
     rewrites: list[Encoded]
     kl: Encoded
@@ -139,15 +139,15 @@ class _Rows:
 
     @property
     def suffix(self) -> int:
-        """Tokens from the subject's last to the last that predicts one."""
+        """The number of tokens from the subject's last one to the last one that predicts a target token."""
         return max(len(row.ids) + len(row.target) - 1 - row.subject_last for row in self.rewrites)
 
 
 class _Problem:
     """The loss of a batch of requests as a function of their δ.
 
-    Rows of a batch lie as [prefix, padded | suffix, padded]; the suffix begins at the subject's last token. With
-    no usable cache the prefix is empty and the suffix is the whole sequence.
+    A row of a batch is [prefix, padded | suffix, padded]; the suffix begins at the subject's last token. Without a
+    usable cache the prefix is empty and the suffix is the whole sequence.
     """
 
     def __init__(self, decoder: Decoder, layer: int, rows: Sequence[_Rows], use_prefix_cache: bool) -> None:
@@ -164,7 +164,7 @@ class _Problem:
                     (request, context, first + i - rewrite.subject_last, token)
                     for i, token in enumerate(rewrite.target)
                 ]
-            # Only the next-token distribution at the subject's last token is asked for: " is a" is never run.
+            # Only the next-token distribution at the subject's last token is needed: " is a" is never run.
             sequences.append(row.kl.ids[: row.kl.subject_last + 1])
             starts.append(row.kl.subject_last)
         self.wanted = torch.tensor(wanted)  # (request, context, offset from the subject's last token, token)
@@ -229,7 +229,7 @@ class _Problem:
         return {"position_ids": positions} if "position_ids" in known else {}
 
     def select(self, keep: Tensor) -> None:
-        """Go on with some of the requests only."""
+        """Continue with some of the requests only."""
         rows = (keep[:, None] * self.width + torch.arange(self.width)).flatten()
         on = rows.to(self.device)
         self.ids, self.mask, self.positions = self.ids[on], self.mask[on], self.positions[on]
@@ -248,9 +248,9 @@ class _Problem:
         self.wanted = wanted
 
     def _borrowed_cache(self) -> Any:
-        """A cache that can be added to and leaves ours as it is: its own lists and counters around the same tensors.
+        """A cache that can grow without changing ours: its own lists and counters around the same tensors.
 
-        Caches grow by concatenation, so tensors need no copy; one that wrote into them would be seen below.
+        Caches grow by concatenation, so tensors need no copy; `_cut` rejects a cache that writes into them.
         """
         layers = getattr(self.cache, "layers", [])
         tensors = [value for layer in layers for value in vars(layer).values() if isinstance(value, Tensor)]
@@ -295,7 +295,7 @@ class _Problem:
 def _minimise(
     problem: _Problem, settings: TargetSettings, requests: Sequence[Request], bar: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Adam on every δ at once: the optimiser works entry by entry, so requests do not touch each other."""
+    """Adam on every δ at once: the optimiser works entry by entry, so requests do not influence each other."""
     z, norms = problem.z, problem.norms
     delta, mean, square = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(z)
     losses = z.new_zeros(len(z))
@@ -341,8 +341,8 @@ def _minimise(
 class _NegativeLogLikelihood(torch.autograd.Function):
     """−log p(token) of each row of logits, n × vocabulary, in float32 or better.
 
-    The gradient, softmax minus one at the token, is written once: the vocabulary is wide, and the textbook's
-    gather of a log-softmax goes over it four times more.
+    The gradient (softmax, minus one at the token) is written in one pass: the vocabulary is wide, and the textbook's
+    gather of a log-softmax passes over it four more times.
     """
 
     @staticmethod
@@ -365,7 +365,7 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _window(model: nn.Module) -> float:
-    """How far back a token sees where attention is local; infinite where it is not.
+    """How far back a token sees if attention is local; infinite if it is not.
 
     The padding between prefix and suffix counts as distance, so a batch must fit into the window.
     """
@@ -376,9 +376,9 @@ def _window(model: nn.Module) -> float:
 
 
 def _cut(cache: Any, drop: int, keep: int, rows: Tensor) -> Any:
-    """The cache without its last `drop` tokens, or None where that does not leave the first `keep` in every layer.
+    """The cache without its last `drop` tokens, or None if a layer then lacks some of the first `keep` tokens.
 
-    A sliding window that has begun to slide, for one, no longer has them.
+    For example, a sliding window that has begun to slide no longer holds them.
     """
     if not hasattr(cache, "crop") or not hasattr(cache, "batch_select_indices"):
         return None

@@ -1,4 +1,4 @@
-"""What an editor writes: an update in factors, and what may happen to it on its way into the weight."""
+"""What an editor writes: an update in factors, and what may change it before it reaches the weight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Update:
     right: Tensor
 
     def __post_init__(self) -> None:
-        """In one layout always, so that writing an update again gives the same bits."""
+        """Always store one memory layout, so that writing an update again gives the same bits."""
         object.__setattr__(self, "left", compact(self.left))
         object.__setattr__(self, "right", compact(self.right))
 
@@ -36,16 +36,16 @@ class Update:
 
     @classmethod
     def of(cls, layer: int, delta: Tensor) -> Update:
-        """A dense Δ, d_out × d_in, as an update whose one factor is the identity: `dense` gives the same numbers."""
+        """A dense Δ, d_out × d_in, as an update with the identity as one factor: `dense` gives the same numbers."""
         identity = torch.eye(min(delta.shape), dtype=delta.dtype, device=delta.device)
         return cls(layer, *((identity, delta.T) if delta.shape[0] <= delta.shape[1] else (delta, identity)))
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where an update goes: to be looked at, not to be written to.
+    """The weight that an update goes into; read-only.
 
-    `weight` is W as it is now, `base` W before the first edit, both d_out × d_in in the model's precision.
+    `weight` is the current W, `base` is W before the first edit, both d_out × d_in in the model's precision.
     """
 
     layer: int
@@ -56,12 +56,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Write:
-    """How an update gets into a weight: W + Δ, by way of the modifiers in their order, then the projection.
+    """Writes an update into a weight, as W + Δ: first the modifiers change it, in order, then it is projected.
 
-    Both happen before the next layer measures what is left to do. The same Write of the same Update into the same
-    weight gives the same bits: a history of updates can be replayed. `null_spaces` are those that modifiers see;
-    only with `projects` is what they leave projected. `base` is W before the first edit, by layer; without it the
-    weight as it is.
+    Both happen before the next layer measures what is left to do. Invariant: the same Write of the same Update into the
+    same weight gives the same bits, so a history of updates can be replayed. Modifiers see `null_spaces`; the result is
+    projected onto them only with `projects`. `base` is W before the first edit, by layer; by default the current
+    weight.
     """
 
     modifiers: Sequence[Modifier] = ()
@@ -71,19 +71,19 @@ class Write:
 
     @property
     def in_factors(self) -> bool:
-        """Whether the update that a call returns is what it wrote."""
+        """Whether a call returns exactly the update that it wrote."""
         return all(modifier.in_factors for modifier in self.modifiers)
 
     @property
     def again(self) -> Write:
-        """What repeats, from the update that a call returned, exactly what that call did."""
+        """The Write that repeats a call exactly, given the update that the call returned."""
         return Write() if self.in_factors else self
 
     @torch.no_grad()
     def __call__(self, projection: OutProjection, update: Update) -> Update:
-        """Write, and return the update as it was written, or as it came where that is not in factors.
+        """Write. Returns the update as it was written or, if that is not in factors, as it was given.
 
-        Raises EditError for what a modifier must not return.
+        Raises EditError if a modifier returns something that is no Δ of this layer.
         """
         weight, layer = projection.matrix, update.layer
         space = self.null_spaces[layer] if self.projects else None
@@ -97,14 +97,14 @@ class Write:
         if space is not None:
             change = Update(layer, change.left, space.project(change.right.T).T)
         right = change.right.to(torch.float64)
-        for row in range(0, len(weight), _ROWS):  # in blocks: Δ is as large as the weight, and twice as precise
+        for row in range(0, len(weight), _ROWS):  # in blocks: a dense float64 Δ is larger than the weight
             part = slice(row, row + _ROWS)
             _add(weight[part], change.left[part].to(torch.float64) @ right.T)
         return change if self.in_factors else update
 
 
 def modified(change: Update | Tensor, site: Site, modifier: Modifier) -> Update | Tensor:
-    """What the modifier makes of a change. Raises EditError for what is no Δ of this layer."""
+    """The change after the modifier. Raises EditError if that is no Δ of this layer."""
     found = modifier.function(change, site)
     if isinstance(found, Update):
         shape, fits = (len(found.left), len(found.right)), found.layer == site.layer
@@ -120,7 +120,7 @@ def modified(change: Update | Tensor, site: Site, modifier: Modifier) -> Update 
 
 
 def ended(accumulated: Tensor, site: Site, modifiers: Sequence[Modifier]) -> Tensor:
-    """What modifiers that act at the end make of ΔW, d_out × d_in in float64; the same object where they do nothing."""
+    """ΔW after the modifiers that act at the end, d_out × d_in in float64; the same object if they do nothing."""
     for modifier in modifiers:
         change = modified(accumulated, site, modifier)
         accumulated = change.dense() if isinstance(change, Update) else change

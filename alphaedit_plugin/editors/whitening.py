@@ -20,7 +20,7 @@ class Whitening:
     """
 
     def __init__(self, covariances: Mapping[int, Covariance], projections: Mapping[int, OutProjection]) -> None:
-        """Raises StatisticsError when there is no covariance of a layer, or one of another width."""
+        """Raises StatisticsError if a layer's covariance is missing or has another width."""
         missing = [layer for layer in projections if layer not in covariances]
         if missing:
             raise StatisticsError(f"the covariances of layers {missing} are needed: prepare them first")
@@ -52,7 +52,7 @@ class Whitening:
 
 
 def cholesky(covariance: Tensor, name: str) -> Tensor:
-    """Lower factor of C, float64. Raises StatisticsError when C is not positive definite."""
+    """Lower factor of C, float64. Raises StatisticsError if C is not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(covariance.to(torch.float64))
     if int(failed):
         dead = int((covariance.diagonal() == 0).sum())

@@ -24,26 +24,29 @@ from .tasks import TASKS, Example, load_examples, task_of
 class Capability:
     """F1 by task (sst, mrpc, cola, rte, mmlu, nli) on examples that no edit is about.
 
-    The model says the answer whose tokens have the larger mean log-probability after the prompt, the first of equals.
-    One record an example: task, index (in its file), gold and said (answers), right.
+    The model's answer is the one whose tokens have the largest mean log-probability after the prompt; of equals, the
+    first. There is one record per example: task, index (in its file), gold and said (answers), right.
 
-    As in the authors' runs (glue_eval) there are 100 examples a task, their labels in equal parts, no examples in the
-    prompt, and F1 is averaged over labels, weighted by how often each is right; there it equals the unweighted mean,
-    and a model that always says the same of k answers gets 2 / (k (k + 1)). Otherwise than they report we take the
-    likelier answer (their `f1_new`), not what the model writes: so none is invalid, and a model that has lost a format
-    but not an ability keeps its score. The wording is ours. Their RTE takes 1 for entailment, where the data has 0;
-    ours follows the data.
+    As in the authors' runs (glue_eval) there are 100 examples per task, their labels in equal parts, and no examples in
+    the prompt. F1 is averaged over labels, weighted by how often each is right; with equal parts this is the unweighted
+    mean, and a model that always gives the same of k answers gets 2 / (k (k + 1)). Unlike the numbers they report, we
+    take the likelier answer (their `f1_new`), not what the model writes: no answer is invalid, and a model that has
+    lost a format but not an ability keeps its score. The wording is ours. Their RTE takes 1 for entailment, but the
+    data has 0; ours follows the data.
     """
 
     name = "capability"
 
     def __init__(self, examples: Mapping[str, Sequence[Example]]) -> None:
-        """By task. See `from_folder` and `from_files`."""
+        """`examples` by task. See `from_folder` and `from_files`."""
         self.examples = {task: list(of_task) for task, of_task in examples.items()}
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, limit: int | None = 100) -> Capability:
-        """All files of a folder whose name begins with a task's; see `from_files`."""
+        """All files of a folder whose names begin with the name of a task; see `from_files`.
+
+        Raises RequestError if there is none, and as `from_files` does.
+        """
         files = [p for p in sorted(Path(folder).glob("*")) if p.suffix in {".json", ".jsonl"} and task_of(p)]
         if not files:
             names = ", ".join(f"{task.name}*.json" for task in TASKS)
@@ -52,9 +55,9 @@ class Capability:
 
     @classmethod
     def from_files(cls, files: Sequence[str | Path], *, limit: int | None = 100) -> Capability:
-        """Of each file the first `limit` examples with labels in equal parts; all of them if it is None.
+        """The first `limit` examples of each file, with labels in equal parts; all of them if `limit` is None.
 
-        Raises RequestError naming file, record and field for what cannot be read, and for two files of one task.
+        Raises RequestError, naming file, record and field, if something cannot be read, and for two files of one task.
         """
         if limit is not None and limit < 1:
             raise RequestError(f"capability needs at least one example a task, not {limit}")
@@ -85,7 +88,7 @@ class Capability:
         *,
         progress: bool = False,
     ) -> Measured:
-        """Measure the model as it is; neither the facts nor what was before matter."""
+        """Measure the model as it is; `facts` and `before` are not used."""
         asked = [(task, example) for task, examples in self.examples.items() for example in examples]
         pairs = [(example.prompt, answer) for _, example in asked for answer in example.answers]
         likelihood = score_pairs(model, tokenizer, pairs, progress=progress).mean_log_probability.numpy()
@@ -112,9 +115,10 @@ def _f1_of(records: Sequence[Mapping[str, Any]], task: str) -> Estimate:
 
 
 def weighted_f1(items: NDArray[Any]) -> NDArray[Any]:
-    """Of items … × n × 2 (right label, said label): the mean of the labels' F1, weighted by how often each is right.
+    """From items … × n × 2 (right label, said label): the mean F1 over labels, weighted by how often each is right.
 
-    F1 of a label is 2 TP / (2 TP + FP + FN): what was rightly said of it, over the mean of said and right.
+    F1 of a label is 2 TP / (2 TP + FP + FN): how often it was rightly said, over the mean of how often it was said and
+    how often it is right.
     """
     gold, said = items[..., 0], items[..., 1]
     total = np.zeros(items.shape[:-2])

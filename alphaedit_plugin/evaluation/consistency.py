@@ -1,7 +1,7 @@
-"""How alike what a model writes about a subject and what is written about its new object are (Meng et al. 2022, §3.4).
+"""How similar a model's text about a subject is to reference texts about its new object (Meng et al. 2022, §3.4).
 
-Both are TF-IDF vectors over words (scikit-learn's `TfidfVectorizer`), and the likeness is their cosine: 0 where they
-share no word, 1 where they use the same words equally often.
+Both become TF-IDF vectors over words (scikit-learn's `TfidfVectorizer`), and the similarity is their cosine: 0 if they
+share no word, 1 if they use the same words equally often.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ DOCUMENTS, PASSAGES = 10_000, 50
 
 
 class References(ABC):
-    """Reference texts about new objects. The source is read at once; words are weighed when first needed.
+    """Reference texts about new objects. The source is read when this is created; word weights are computed when first
+    needed.
 
-    Raises AlphaEditError where scikit-learn is not installed, CorpusError where the source is not what it should be.
+    Raises AlphaEditError if scikit-learn is not installed, CorpusError if the source is unreadable or malformed.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -38,23 +39,23 @@ class References(ABC):
         self._identity = self._digests()
 
     def identity(self) -> Mapping[str, Any]:
-        """What decides the cosines."""
+        """Everything that determines the cosines."""
         return self._identity
 
     @abstractmethod
     def _digests(self) -> Mapping[str, Any]:
-        """Of the files that are read."""
+        """Digests of the files that are read."""
 
     @abstractmethod
     def key(self, fact: Fact) -> Any:
-        """What a fact's reference texts are looked up by."""
+        """The key by which a fact's reference texts are looked up."""
 
     @abstractmethod
     def _read(self, keys: set[Any]) -> dict[Any, list[str]]:
-        """The texts of those of `keys` that have some; sets `_words`, which must not depend on `keys`."""
+        """key → texts, for those `keys` that have texts. Also sets `_words`, which must not depend on `keys`."""
 
     def cosines(self, facts: Sequence[Fact], texts: Sequence[str]) -> list[float]:
-        """Of each fact's text with the fact's reference texts, joined; nan where it has none."""
+        """The cosine of each fact's text with the fact's joined reference texts; nan if it has none."""
         keys = [self.key(fact) for fact in facts]
         if not self._vectors.keys() >= set(keys):
             found = self._read(set(keys))
@@ -70,10 +71,11 @@ class References(ABC):
 
 
 class Snippets(References):
-    """ROME's `attribute_snippets.json`: Wikipedia on other subjects that have the new object (relation and id).
+    """ROME's `attribute_snippets.json`: Wikipedia texts about other subjects that have the same new object (relation
+    and id).
 
-    Words weigh as in ROME's `idf.npy` and `tfidf_vocab.json` where these lie beside it, otherwise by how many of the
-    file's texts hold them, which is how ROME made these.
+    Word weights come from ROME's `idf.npy` and `tfidf_vocab.json` if these lie beside the file. Otherwise they come
+    from the number of the file's texts that hold each word, which is how ROME made its own.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -94,7 +96,7 @@ class Snippets(References):
         return folder / "idf.npy", folder / "tfidf_vocab.json"
 
     def _given_words(self) -> Any:
-        """With the weights that lie beside the file, or None."""
+        """A vectorizer with the weights that lie beside the file, or None."""
         idf, vocabulary = self._weights
         if not (idf.is_file() and vocabulary.is_file()):
             return None
@@ -118,10 +120,10 @@ class Snippets(References):
 
 
 class Passages(References):
-    """The paragraphs of a corpus (`corpus.documents`) that name the new object: as it is written, as whole words.
+    """The paragraphs of a corpus (`corpus.documents`) that contain the new object exactly as written, as whole words.
 
-    The first 50 for each object, from the first 10,000 documents in the corpus's shuffled order. Words weigh by how
-    many paragraphs of these documents hold them.
+    The first 50 for each object, from the first 10,000 documents in the corpus's shuffled order. A word's weight comes
+    from the number of these documents' paragraphs that hold it.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -162,7 +164,7 @@ def _entries(path: Path) -> list[tuple[tuple[str, str], list[str]]]:
         try:
             texts = [sample["text"] for sample in record["samples"]]
             entries.append(((record["relation_id"], record["target_id"]), texts))
-            " ".join(texts)  # texts or a TypeError, as of a key that is none
+            " ".join(texts)  # a TypeError if these are not texts, as `hash` raises for a key that is none
             hash(entries[-1][0])
         except (KeyError, TypeError) as failure:
             raise CorpusError(

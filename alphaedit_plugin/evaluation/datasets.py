@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Format:
-    """A data set's schema: the fields by which it is known, and how to read a record of it."""
+    """A data set's schema: the fields that identify it, and how to read a record."""
 
     name: str
     fields: frozenset[str]
@@ -35,11 +35,11 @@ class Dataset:
 
 
 def load_dataset(source: str | Path, *, skip_bad: bool = False) -> Dataset:
-    """A JSON or JSONL file of a known data set, or one of the Hugging Face hub: "ORG/NAME", or "ORG/NAME:FILE" where
-    a name stands for several data sets ("zjunlp/KnowEdit:benchmark/ZsRE/ZsRE-test-all.json").
+    """Load a JSON or JSONL file of a known data set, or one from the Hugging Face hub: "ORG/NAME", or "ORG/NAME:FILE"
+    if the name holds several data sets ("zjunlp/KnowEdit:benchmark/ZsRE/ZsRE-test-all.json").
 
-    Raises RequestError naming the file, the record and the field, unless `skip_bad` leaves such records out; and for
-    a file of no known format, or without a record that can be read.
+    Raises RequestError, naming the file, the record and the field, for a bad record unless `skip_bad` leaves it out;
+    and for a file of unknown format or without a readable record.
     """
     records = records_of(source)
     format_ = _recognised(records, str(source))
@@ -60,12 +60,14 @@ def load_dataset(source: str | Path, *, skip_bad: bool = False) -> Dataset:
 
 
 def load_facts(source: str | Path) -> list[Fact]:
-    """All facts of a data set, or the first thing that is wrong with it."""
+    """All facts of a data set. Raises RequestError for the first thing that is wrong with it."""
     return load_dataset(source).facts
 
 
 def records_of(source: str | Path) -> Sequence[Any]:
-    """In the file's order; a line that is not JSON is the error that it gave."""
+    """The records in the file's order; a line that is not JSON becomes a ValueError. Raises RequestError if they cannot
+    be read.
+    """
     path = Path(source)
     name, _, file = str(source).partition(":")
     if not path.exists() and not Path(name).suffix and name.count("/") <= 1:
@@ -91,7 +93,7 @@ def _from_hub(name: str, file: str) -> Sequence[Any]:
 
 
 def _recognised(records: Sequence[Any], source: str) -> Format:
-    """The format of the first record that is of one."""
+    """The format of the first record that fits one."""
     for record in records:
         for format_ in FORMATS:
             if isinstance(record, Mapping) and format_.fields <= record.keys():
@@ -119,7 +121,7 @@ NESTED = frozenset(
         "coupled_prompts_and_properties",
     }
 )
-"""The fields that are lists or mappings, and that data sets on the hub may keep as JSON text."""
+"""Fields that are lists or mappings; data sets on the hub may keep them as JSON text."""
 
 
 def _unpacked(record: Json) -> Json:
@@ -127,7 +129,7 @@ def _unpacked(record: Json) -> Json:
 
 
 def _from_json(value: Any) -> Any:
-    """What the text of a list or a mapping says; anything else as it is."""
+    """A list or mapping decoded from its JSON text; anything else unchanged."""
     if isinstance(value, str) and value.startswith(("[", "{")):
         found = decoded(value)
         return value if isinstance(found, ValueError) else found
@@ -178,8 +180,8 @@ def _zsre(record: Json, name: str) -> Fact:
 def _longform(record: Json, name: str) -> Fact:
     """LEME (Rosati et al. 2024): a fact of CounterFact or ZsRE, and two texts to write.
 
-    One is about the subject and one about an entity coupled to it, the first and most related of several; each is told
-    what to mention, the other entity included, and begins with the name.
+    One text is about the subject, one about an entity coupled to it (the first of several, and the most related). Each
+    prompt says what to mention, including the other entity, and the text begins with the name.
     """
     fact = (_counterfact if "requested_rewrite" in record else _zsre)(record, name)
     inside = f"{name}: coupled_prompts_and_properties"
@@ -201,7 +203,7 @@ def _longform(record: Json, name: str) -> Fact:
 
 
 def _easyedit(record: Json, name: str) -> Fact:
-    """EasyEdit's flat CounterFact and ZsRE: everything about a fact in one level."""
+    """EasyEdit's flat CounterFact and ZsRE: all fields of a fact on one level."""
     subject = text_of(record, "subject", name)
     target = text_of(record, "target_new", name)
     locality = {}
@@ -232,7 +234,7 @@ def _knowedit(record: Json, name: str) -> Fact:
 
 
 def _wikibio(record: Json, name: str) -> Fact:
-    """KnowEdit's WikiBio: the passage goes on with what is true instead of what a model made up."""
+    """KnowEdit's WikiBio: the passage continues with what is true instead of what a model made up."""
     subject = text_of(record, "concept", name)
     request = _request(record, "text", subject, text_of(record, "labels", name), name)
     return Fact((request,), locality=_probes(record, "locality", name))
@@ -263,7 +265,7 @@ def _mquake(record: Json, name: str) -> Fact:
     )
 
 
-# In this order: whoever has the fields of several is of the first.
+# Order matters: the first format whose fields are all present wins.
 FORMATS = (
     Format("LEME", frozenset({"coupled_prompts_and_properties"}), _longform),
     Format("MQuAKE", frozenset({"requested_rewrite", "questions", "new_answer"}), _mquake),
@@ -279,7 +281,7 @@ FORMATS = (
 
 
 def _request(record: Json, key: str, subject: str, target: str, name: str) -> Request:
-    """With "{}" at the subject's first place, unless it is there already; what else of it there is stays as it is."""
+    """A Request with "{}" for the first occurrence of the subject, unless it is there already; others stay."""
     prompt = text_of(record, key, name)
     before, found, after = prompt.partition("{}" if prompt.count("{}") == 1 else subject)
     if not found:
@@ -306,7 +308,7 @@ def _prompts(record: Json, key: str, name: str) -> tuple[str, ...]:
 
 
 def _answers(value: Any, name: str) -> tuple[str, ...]:
-    """Any of these will do: a text, a list of texts, or a list of lists (KnowEdit: every answer with its aliases)."""
+    """Accepted answers, from a text, a list of texts, or a list of lists (KnowEdit: every answer with its aliases)."""
     leaves = _leaves(value)
     if not all(isinstance(leaf, str) for leaf in leaves):
         raise RequestError(f"{name} must be text or a list of texts, not {value!r}")
@@ -317,7 +319,7 @@ def _answers(value: Any, name: str) -> tuple[str, ...]:
 
 
 def _aliased(record: Json, key: str, name: str) -> tuple[str, ...]:
-    """MQuAKE's answers: one text, and its other names beside it."""
+    """MQuAKE's answers: one text, and its aliases in another field."""
     return _answers([text_of(record, key, name), record.get(f"{key}_alias") or []], f"{name}: {key}_alias")
 
 
@@ -328,7 +330,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _mappings(value: Any, name: str) -> list[Json]:
-    """A list of mappings; an absent one is empty."""
+    """A list of mappings; empty if absent."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
@@ -337,7 +339,7 @@ def _mappings(value: Any, name: str) -> list[Json]:
 
 
 def _one_hop(record: Json, name: str) -> dict[str, list[Probe]]:
-    """EasyEdit's addition to CounterFact and ZsRE (Yao et al. 2023): a question that the new fact answers anew."""
+    """EasyEdit's addition to CounterFact and ZsRE (Yao et al. 2023): a question whose answer the new fact changes."""
     portability = record.get("portability")
     if portability is None:
         return {}
@@ -347,9 +349,9 @@ def _one_hop(record: Json, name: str) -> dict[str, list[Probe]]:
 
 
 def _probes(record: Json, key: str, name: str) -> dict[str, list[Probe]]:
-    """By kind; what has an empty prompt or no answer at all (some of KnowEdit's) is no probe.
+    """Probes by kind, without those that have an empty prompt or no answer at all (some of KnowEdit's).
 
-    The probes of a kind are a list of mappings, or one mapping of lists (`datasets` turns the one into the other), or
+    In a record the probes of a kind are a list of mappings, one mapping of lists (`datasets` converts to this form), or
     a single probe.
     """
     by_kind = record.get(key) or {}
@@ -369,7 +371,7 @@ def _probes(record: Json, key: str, name: str) -> dict[str, list[Probe]]:
 
 
 def _listed(probes: Any, name: str) -> Any:
-    """Probes as a list of mappings, from a mapping of lists or of one probe; anything else as it is."""
+    """Probes as a list of mappings, from a mapping of lists or a single probe; anything else unchanged."""
     if not isinstance(probes, Mapping):
         return probes
     prompts, truths = probes.get("prompt"), probes.get("ground_truth")

@@ -1,4 +1,4 @@
-"""Whether a model holds facts, and what it has kept: the metrics of AlphaEdit §4.1 and appendix A.2, fact by fact."""
+"""Whether a model has learned facts and kept others: the metrics of AlphaEdit §4.1 and appendix A.2, per fact."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ METRICS = ("efficacy", "generalization", "specificity", "portability", "exact")
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares from 0 to 1, for each fact in order; nan where there is nothing to ask.
+    """Shares from 0 to 1, per fact and in order; nan if there is nothing to ask.
 
     `efficacy` is about the prompt itself, `generalization` about its paraphrases, `specificity` about prompts whose
-    answers should not change, `portability` about what follows from the fact. Two definitions, by what a fact knows:
+    answers should not change, `portability` about what follows from the fact. Two definitions, depending on the fields
+    of the fact:
 
-    - CounterFact (Meng et al. 2022), where the old object and neighbours of it are known: an answer holds if the new
-      object is more probable than the old one, for neighbours the old one than the new one; by mean log-probability
-      per token.
-    - ZsRE and all others (De Cao et al. 2021): the share of the answer's tokens that are the likeliest, of the
-      accepted answers the best.
+    - CounterFact (Meng et al. 2022), if the old object and neighbours are known: an answer counts if the new object is
+      more probable than the old one (for neighbours: the old one than the new one), by mean log-probability per token.
+    - ZsRE and all others (De Cao et al. 2021): the share of the answer's tokens that are the likeliest; the best of the
+      accepted answers counts.
 
-    `exact` is stricter: 1 where each token of the new object is the likeliest one. Teacher forcing flatters all of
-    these ("The Mirage of Model Editing", 2502.11177): see `texts.py` for what the model writes by itself.
+    `exact` is stricter: 1 where each token of the new object is the likeliest one. Teacher forcing makes all of these
+    look better than they are ("The Mirage of Model Editing", 2502.11177): see `texts.py` for what the model writes by
+    itself.
 
-    `answers` are the likeliest tokens in the places of the answers to all prompts about other facts.
+    `answers` are the likeliest tokens at the places of the answers, for all prompts about other facts.
     """
 
     efficacy: tuple[float, ...]
@@ -44,17 +45,17 @@ class Scores:
     answers: tuple[list[list[int]], ...]
 
     def means(self) -> dict[str, float]:
-        """Over those facts that have something to ask; metrics for which there are none are left out."""
+        """The mean of each metric over the facts that have a value; a metric without any is left out."""
         columns = {name: getattr(self, name) for name in METRICS}
         return {name: float(np.nanmean(values)) for name, values in columns.items() if not all(map(isnan, values))}
 
 
 class FactScores:
-    """The metrics of every fact that was written (`Scores`), their harmonic mean, and locality.
+    """The metrics of every written fact (`Scores`), their harmonic mean, and locality.
 
     `score` is the harmonic mean of efficacy, generalization and specificity (Meng et al. 2022), resampled over facts
-    jointly. `locality` (KnowEdit, Zhang et al. 2024): the share of tokens answered to prompts about other facts, under
-    teacher forcing, that are those from before the edits, right or wrong.
+    jointly. `locality` (KnowEdit, Zhang et al. 2024): for prompts about other facts, the share of answer tokens, under
+    teacher forcing, that are the same as before the edits, right or wrong.
     """
 
     name = "facts"
@@ -76,7 +77,7 @@ class FactScores:
         if before is not None:
             columns["locality"] = [
                 _unchanged(record["answers"], now)
-                for record, now in zip(before.records, scores.answers, strict=False)  # those edited so far are first
+                for record, now in zip(before.records, scores.answers, strict=False)  # facts edited so far come first
             ]
         estimates = {name: value for name, values in columns.items() if (value := mean_of(values)) is not None}
         parts = ("efficacy", "generalization", "specificity")
@@ -103,7 +104,7 @@ def _unchanged(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) ->
 
 
 def _harmonic(sample: np.ndarray) -> np.ndarray:
-    """… × n × k → …: the harmonic mean of the k means over items, nan being no item; 0 where one of them is."""
+    """… × n × k → …: the harmonic mean of the k means over items, ignoring nan; 0 if one of the means is 0."""
     known = ~np.isnan(sample)
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.nan_to_num(np.where(known, sample, 0).sum(-2) / known.sum(-2))
@@ -126,7 +127,7 @@ def score(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, progress: 
 
 
 class _Plan:
-    """Which (prompt, target) pairs a fact's metrics need, and what they make of them."""
+    """Which (prompt, target) pairs a fact's metrics need, and how the metrics are computed from them."""
 
     def __init__(self, fact: Fact, ask: Any) -> None:
         self.compares = bool(fact.target_true and fact.neighbours)
@@ -147,7 +148,7 @@ class _Plan:
             self.others += [old for old, _ in self.neighbours]
 
     def scores(self, likelihood: Sequence[float], accuracy: Sequence[float]) -> tuple[float, ...]:
-        """In the order of METRICS."""
+        """The fact's scores, in the order of METRICS."""
 
         def best(probes: Sequence[Sequence[int]]) -> list[float]:
             return [max(accuracy[pair] for pair in probe) for probe in probes]

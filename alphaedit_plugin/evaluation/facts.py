@@ -1,4 +1,4 @@
-"""What an evaluation knows of a fact beside the request that writes it."""
+"""What an evaluation knows about a fact besides the request that writes it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class Fact:
-    """Requests with what shows whether they took and what they broke. A field is empty where a data set has no such.
+    """Requests, and what shows whether they worked and what they broke. Fields that a data set lacks are empty.
 
-    `requests` are written together: one, but MQuAKE's cases have several. `target_true` is the old object;
-    `paraphrases` are other ways to ask for the new one. `neighbours` are prompts about other subjects of which the
-    old object is true, before the edit and after it. `locality` are prompts whose answers must not change,
-    `portability` those that must follow from the new fact, both by kind; `questions` are asked over several hops, and
-    `hops` are these one by one. `generation` are prompts to write from. `relation` and `target_id` are Wikidata's
-    property and new object.
+    `requests` are written together: usually one, several in MQuAKE's cases. `target_true` is the old object;
+    `paraphrases` are other ways to ask for the new one. `neighbours` are prompts about other subjects for which the old
+    object is true, before and after the edit. `locality` are prompts whose answers must not change, `portability`
+    prompts whose answers must follow from the new fact, both by kind. `questions` need several hops, and `hops` are
+    these hops one by one. `generation` are prompts to write from. `relation` and `target_id` are Wikidata's ids of the
+    property and of the new object.
     """
 
     requests: tuple[Request, ...]
@@ -42,5 +42,5 @@ class Fact:
 
     @property
     def request(self) -> Request:
-        """The first, and as a rule the only one."""
+        """The first request, and usually the only one."""
         return self.requests[0]

@@ -1,4 +1,4 @@
-"""What a model writes after prompts: many at once, none padded."""
+"""Text that a model writes after prompts: many at once, without padding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORTH_SHARING = 16
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """As the model meets a prompt: with a BOS where its tokenizer adds one, without special tokens at the end."""
+    """The prompt's ids: with a BOS if the tokenizer adds one, without special tokens at the end."""
     return encode(tokenizer, "{}", prompt).ids
 
 
@@ -39,11 +39,11 @@ def write(
     batch_tokens: int = 8192,
     progress: bool = False,
 ) -> list[str]:
-    """What the model writes after each prompt: at most `tokens` tokens (for all alike, or for each).
+    """What the model writes after each prompt: at most `tokens` tokens (one limit for all, or one each).
 
-    A text ends before the end-of-text token, before `stop`, and where the model's positions end. Other special tokens
-    are never written. Every token is the likeliest one, or with `top_k` drawn from the `top_k` likeliest at
-    temperature 1; what is drawn depends on seed and prompt, and on the prompts beside it only by rounding.
+    A text ends before the end-of-text token, before `stop`, or where the model's positions end. Other special tokens
+    are never written. Every token is the likeliest one or, with `top_k`, is drawn from the `top_k` likeliest at
+    temperature 1. The draw depends on seed and prompt; other prompts in the batch change it only by rounding.
 
     Raises RequestError for a prompt without tokens, or with more than the model has positions.
     """
@@ -80,7 +80,7 @@ def write(
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end a text: the tokenizer's, and those that the model's generation settings name (chat models: more)."""
+    """Ids that end a text: the tokenizer's, and those of the model's generation settings (chat models have more)."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return {
         token
@@ -103,10 +103,12 @@ def continuations(
     batch_tokens: int = 8192,
     on_text: Callable[[], Any] = lambda: None,
 ) -> list[list[int]]:
-    """The tokens that follow each of `starts`, at most its limit of them, without the one of `ends` that ended it.
+    """The tokens that follow each of `starts`, at most its limit, without the token of `ends` that ended the text.
 
-    Texts of a batch advance side by side from the shortest's end: one that is behind its own start reads, the others
-    write. So rows are always equally long, there is no padding, and no architecture needs a mask or positions.
+    All texts of a batch advance together, beginning at the end of the shortest start: a text whose own start is longer
+    still reads it, the others write. So rows always have equal length, and no padding, mask or positions are needed.
+
+    Raises RequestError for a start longer than the model's positions.
     """
     room = _positions(model)
     for start in starts:
@@ -132,7 +134,7 @@ def _positions(model: Any) -> float:
 
 
 def _batches(order: Sequence[int], longest: Sequence[float], tokens: int) -> list[list[int]]:
-    """In that order, each of at most `tokens` tokens when all its texts are complete; at least one text."""
+    """Batches in that order, each of at most `tokens` tokens when all its texts are complete, and at least one text."""
     found: list[list[int]] = []
     width = 0.0
     for row in order:
@@ -174,12 +176,12 @@ class _Chooser:
         self.banned, self.top_k = list(banned), top_k
 
     def __call__(self, logits: Tensor, texts: Sequence[_Text]) -> list[int]:
-        logits = torch.nan_to_num(logits.float())  # of a model that edits have ruined: it writes, if nonsense
+        logits = torch.nan_to_num(logits.float())  # a model that edits have ruined still writes, though nonsense
         logits[:, self.banned] = -torch.inf
         if self.top_k is None:
             return logits.argmax(-1).tolist()
         best = logits.topk(min(self.top_k, logits.shape[1]))
-        # By id: which of two near equals is the likelier one may hang on rounding, and must not swap their draws.
+        # Sorted by id: rounding may decide which of two near equals is likelier, and must not swap their draws.
         tokens, order = best.indices.cpu().sort(-1)
         reached = best.values.cpu().gather(1, order).double().softmax(-1).cumsum(-1)
         drawn = torch.tensor([[text.random.random()] for text in texts], dtype=torch.float64) * reached[:, -1:]
@@ -187,7 +189,7 @@ class _Chooser:
 
 
 def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Callable[[], Any]) -> None:
-    """Write all `texts` to their ends, with one cache; what is over leaves it."""
+    """Write all `texts` to their ends with one cache; a finished text leaves it."""
     decoder = Decoder(model)
     for _ in range(sum(text.over for text in texts)):
         on_text()
@@ -210,13 +212,13 @@ def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Call
             on_text()
         if len(keep) < len(live) and hasattr(cache, "batch_select_indices"):
             cache.batch_select_indices(torch.tensor(keep, dtype=torch.long))
-        elif len(keep) < len(live):  # a cache of the model's own: read again what remains
+        elif len(keep) < len(live):  # the model's own kind of cache: read the remaining texts again
             cache, done = None, 0
         live = [live[row] for row in keep]
 
 
 def _shared_cache(model: Any, texts: Sequence[_Text], device: torch.device) -> tuple[Any, int]:
-    """(cache, its length) of the tokens with which all texts begin, read once for all; (None, 0) if they are few."""
+    """(cache, its length) of the tokens that all texts begin with, read once; (None, 0) if they are few."""
     columns = zip(*(text.ids[:-1] for text in texts), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     if len(texts) < 2 or shared < _WORTH_SHARING:

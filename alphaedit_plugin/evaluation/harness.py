@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness on the model as it is: whatever general capability one wants to know."""
+"""Tasks of EleutherAI's lm-evaluation-harness, to measure any general capability of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .measure import Estimate, Measured
 
 PREFIX = "lm_eval:"
 _MAIN = ("acc_norm", "acc", "f1", "exact_match", "em", "mcc")
-"""Of a task's metrics the first of these is taken: shares of which more is better."""
+"""The first of these metrics that a task has is taken: shares, where more is better."""
 _NOT_TASKS = (".pyc", ".lock")
 
 
@@ -34,9 +34,10 @@ class HarnessError(AlphaEditError):
 class Harness:
     """The main metric of each task, with the 95 % interval of its standard error, as `lm_eval:TASK`.
 
-    A group of tasks (mmlu) has its aggregate, or, like a tag, each of its members. One record an example: task (with
-    prefix; of a group the member), index (lm_eval's doc_id), and value, its share of the main metric. lm_eval seeds
-    all randomness itself, so a model gets the same result every time; the random states are put back.
+    A group of tasks (mmlu) gives its aggregate or, if it has none, each of its members, as a tag does. There is one
+    record per example: task (with prefix; in a group, the member), index (lm_eval's doc_id), and value (its share of
+    the main metric). lm_eval seeds all randomness itself, so a model gets the same result every time; the random states
+    are restored.
     """
 
     name = "lm_eval"
@@ -44,9 +45,9 @@ class Harness:
     def __init__(
         self, tasks: Sequence[str], *, limit: int | None = None, include_path: str | Path | None = None
     ) -> None:
-        """`limit` examples a task, the first ones (all, if None); `include_path` is a folder of tasks of one's own.
+        """The first `limit` examples per task (all, if None); `include_path` is a folder with the user's own tasks.
 
-        Raises HarnessError when lm_eval is not there, and naming a task that it does not know.
+        Raises HarnessError if lm_eval is not installed, or does not know a task, which it names.
         """
         self._lm_eval = _lm_eval()
         self.tasks, self.limit = list(tasks), limit
@@ -63,7 +64,7 @@ class Harness:
                 raise HarnessError(f"lm_eval knows no task {task!r}: {hint}")
 
     def identity(self) -> dict[str, Any]:
-        """Tasks, limit, lm_eval's version, and digests of one's own files. Other tasks' data is not part of it."""
+        """Tasks, limit, lm_eval's version, and digests of the user's own files; other tasks' data is not included."""
         return {
             "tasks": self.tasks,
             "limit": self.limit,
@@ -80,17 +81,17 @@ class Harness:
         *,
         progress: bool = False,
     ) -> Measured:
-        """Measure the model as it is; neither the facts nor what was before matter.
+        """Measure the model as it is; `facts` and `before` are not used.
 
-        Raises HarnessError, naming the task, where its data cannot be had or it has no metric that is known here.
+        Raises HarnessError, naming the task, if its data cannot be loaded or if it has no metric that we know.
         """
         from lm_eval.models.huggingface import HFLM
 
         estimates: dict[str, Estimate] = {}
         records: list[dict[str, Any]] = []
-        quiet = nullcontext() if progress else redirect_stderr(io.StringIO())  # where its progress bars go
+        quiet = nullcontext() if progress else redirect_stderr(io.StringIO())  # lm_eval's progress bars go to stderr
         with _same_random_states(), evaluating(model), torch.no_grad(), quiet:
-            # Its wrapper gives the tokenizer a padding token.
+            # A copy: the wrapper gives the tokenizer a padding token.
             wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=8)
             for task in self.tasks:
                 found = self._run(wrapped, task)
@@ -132,7 +133,7 @@ def _lm_eval() -> Any:
 
 
 def _scored(task: str, found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The task with its metrics, or, of a group or tag without any, its members."""
+    """The task with its metrics or, for a group or tag without metrics, its members."""
     results = found["results"]
     if any(_number(value) for key, value in results.get(task, {}).items() if "," in key):
         return [(task, results[task])]
@@ -140,7 +141,7 @@ def _scored(task: str, found: Mapping[str, Any]) -> list[tuple[str, Mapping[str,
 
 
 def _main_metric(task: str, metrics: Mapping[str, Any]) -> tuple[str, str]:
-    """(metric, filter): lm_eval writes "metric,filter" for what it took from the answers that a filter left."""
+    """(metric, filter): lm_eval writes "metric,filter" for a metric of the answers as a filter left them."""
     for metric in _MAIN:
         for key, value in metrics.items():
             name, _, filtered = key.partition(",")
@@ -159,13 +160,13 @@ def _estimate(metrics: Mapping[str, Any], metric: str, filtered: str) -> Estimat
 
 
 def _number(value: Any) -> TypeGuard[float]:
-    """lm_eval writes "N/A" or a blank where there is nothing."""
+    """Whether it is a number: lm_eval writes "N/A" or a blank if there is none."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and value == value
 
 
 @contextmanager
 def _same_random_states() -> Iterator[None]:
-    """Python's, numpy's and torch's, on every device, as before at the end."""
+    """Restore the random states of Python, numpy and torch, on every device, when the block ends."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the global one that lm_eval seeds
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -19,10 +19,10 @@ from ..model.trace import evaluating, logits_at
 
 @dataclass(frozen=True)
 class Scored:
-    """Of n (prompt, target) pairs, under teacher forcing; float64.
+    """Results for n (prompt, target) pairs, under teacher forcing; float64.
 
     `mean_log_probability` of the target's tokens; `accuracy`, the share of them that are the likeliest token;
-    `predicted`, the likeliest token in the place of each.
+    `predicted`, the likeliest token at the place of each.
     """
 
     mean_log_probability: Tensor
@@ -39,9 +39,9 @@ def score_pairs(
     batch_tokens: int = 2048,
     progress: bool = False,
 ) -> Scored:
-    """How the tokens of " " + target are predicted after the prompt, for each (prompt, target).
+    """How well the tokens of " " + target are predicted after the prompt, for each (prompt, target).
 
-    A sequence that another one begins with shares its row: two targets of one token cost one prompt.
+    A sequence that is the beginning of another shares its row: two targets of one token cost one prompt.
     """
     encoded = [_encode_pair(tokenizer, prompt, target) for prompt, target in pairs]
     lengths = torch.tensor([len(answer) for _, answer in encoded], dtype=torch.float64)
@@ -76,10 +76,10 @@ def score_pairs(
 
 
 def _rows(sequences: Sequence[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], int], list[tuple[int, ...]]]:
-    """(sequence → its row, rows): each sequence is a row's beginning, and no row another's."""
+    """(sequence → its row, rows): each sequence is the beginning of a row, and no row is the beginning of another."""
     row_of: dict[tuple[int, ...], int] = {}
     rows: list[tuple[int, ...]] = []
-    for sequence in sorted(set(sequences), reverse=True):  # what begins with it comes before it, all in one run
+    for sequence in sorted(set(sequences), reverse=True):  # sequences that begin with it come just before it
         if not rows or rows[-1][: len(sequence)] != sequence:
             rows.append(sequence)
         row_of[sequence] = len(rows) - 1
@@ -87,6 +87,6 @@ def _rows(sequences: Sequence[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], i
 
 
 def _encode_pair(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
-    # The prompt as a whole stands in the subject's place: only where the target begins matters here.
+    # The whole prompt takes the subject's place: only the place where the target begins matters here.
     encoded = encode(tokenizer, "{}", prompt, target)
     return encoded.ids, encoded.target

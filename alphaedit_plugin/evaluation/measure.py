@@ -1,4 +1,4 @@
-"""What a measurement yields, and what can be asked of anything that measures."""
+"""What a measurement yields, and the interface of everything that measures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, with the ends of its 95 % bootstrap interval where it has a finite one. Shares go from 0 to 1."""
+    """A number, with the ends of its 95 % bootstrap interval if it has a finite one. Shares go from 0 to 1."""
 
     value: float
     low: float | None = None
@@ -27,10 +27,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measured:
-    """`estimates` by metric (`metrics.METRICS`), and what they come from.
+    """`estimates` by metric (`metrics.METRICS`), and the data behind them.
 
-    `records` has one mapping of JSON's types for each item (fact, task example, prompt), in the items' order.
-    `tensors` is for what would be too long as JSON.
+    `records` has one mapping of JSON's types for each item (fact, task example, prompt), in the items' order. `tensors`
+    holds what would be too long as JSON.
     """
 
     estimates: dict[str, Estimate]
@@ -41,15 +41,15 @@ class Measured:
 class Measure(Protocol):
     """One kind of measurement on a model as it is.
 
-    It leaves the model, and torch's and Python's random states, as they were, and gives the same result for the same
-    model every time.
+    Invariant: it leaves the model, and torch's and Python's random states, as they were, and always gives the same
+    result for the same model.
     """
 
     name: str
-    """Its name among a comparison's measures, and of its files."""
+    """Its name in a comparison, and the name of its files."""
 
     def identity(self) -> Mapping[str, Any]:
-        """All that decides the result beside model and facts, in JSON's types: settings, prompts, data."""
+        """All that determines the result besides model and facts, in JSON's types: settings, prompts, data."""
         ...
 
     def __call__(
@@ -63,14 +63,14 @@ class Measure(Protocol):
     ) -> Measured:
         """Measure the model after `facts`, those written so far, were written into it.
 
-        `before` is what this measure found on the model before any edit, where it got all facts of the comparison,
-        of which `facts` are the first; it is None while that is being measured.
+        `before` is what this measure found on the model before any edit; None while that is being measured. It was
+        measured with all facts of the comparison, and `facts` are the first of these.
         """
         ...
 
 
 def mean_of(values: Sequence[float]) -> Estimate | None:
-    """The mean of those values that are not nan, with its interval; None where there is none."""
+    """The mean of the values that are not nan, with its interval; None if there are none."""
     known = [value for value in values if not isnan(value)]
     return estimate(np.asarray(known), lambda sample: sample.mean(-1)) if known else None
 
@@ -80,8 +80,8 @@ def estimate(
 ) -> Estimate:
     """`statistic` of `items` with its percentile bootstrap interval (Efron & Tibshirani 1993, 13.3).
 
-    `items` is n or n × k (one row an item). `statistic` gets them resampled, as resamples × n (× k), and reduces each
-    resample to a number. The resamples are always the same.
+    `items` is n or n × k (one row per item). `statistic` gets the resampled items, resamples × n (× k), and reduces
+    each resample to a number. The resamples are always the same.
     """
     chosen = np.random.default_rng(SEED).integers(0, len(items), (RESAMPLES, len(items)))
     value, resampled = float(statistic(items[None])[0]), statistic(items[chosen])

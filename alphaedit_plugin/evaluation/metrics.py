@@ -1,4 +1,4 @@
-"""The metrics by name: how each is called, shown and read."""
+"""The metrics by name: the title, unit and meaning of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Metric:
     form: str = "{:.1f}"
 
     def shown(self, value: float) -> float:
-        """In the unit that people read."""
+        """The value in the unit that is shown."""
         return 100 * value if self.share else value
 
     @property
@@ -65,5 +65,5 @@ METRICS = {metric.name: metric for metric in _ALL}
 
 
 def metric(name: str) -> Metric:
-    """That of `METRICS`; others (tasks of lm-evaluation-harness) are shares of which more is better."""
+    """The metric of this name in `METRICS`; others (tasks of lm-evaluation-harness) are shares, more being better."""
     return METRICS.get(name) or Metric(name, name, "capability", max, name)

@@ -38,7 +38,7 @@ EXAMPLES = (
         "Africa",
     ),
 )
-"""(question, thoughts, answer): what a model is shown before each question, to see how to answer."""
+"""(question, thoughts, answer): shown to a model before each question, as examples of how to answer."""
 
 _PLAIN = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, _, answer in EXAMPLES)
 _THOUGHTFUL = "".join(
@@ -47,17 +47,17 @@ _THOUGHTFUL = "".join(
 
 
 class MultiHop:
-    """Of the first `limit` facts that have questions or hops (None: of all); shares over those that have them.
+    """Answers about the first `limit` facts that have questions or hops (None: about all); shares over those facts.
 
     - `multihop`: a case counts when any of its questions (MQuAKE: three wordings of one) is answered right, after
       examples of questions and answers.
     - `multihop_cot`: the same with a chain of thought, in the examples and from the model, before the answer.
-    - `hops`: the share of a case's single facts that the model says. A statement is gone on with, without examples,
-      as MQuAKE does for edited facts; a question is asked after examples. MQuAKE's "edit-wise" success is this over
+    - `hops`: the share of a case's single facts that the model says. The model continues a statement without examples,
+      as MQuAKE does for edited facts; it answers a question after examples. MQuAKE's "edit-wise" success is this over
       edited facts alone, its "instance-wise" the share of cases with all hops right: `all_hops` in the records.
 
     Every token is the model's likeliest one. An answer is right if it begins with the new answer or one of its other
-    names (`says`); MQuAKE asks for equality, which a model that writes on for a few words would miss.
+    names (`says`); MQuAKE requires equality, which a model that writes a few more words would miss.
     """
 
     name = "multihop"
@@ -110,7 +110,7 @@ def _single(hop: str) -> str:
 
 
 def _concluded(thoughts: str) -> str:
-    """What a chain of thought ends in; "" where it comes to no answer."""
+    """The answer at the end of a chain of thought; "" if it reaches none."""
     return thoughts.partition("Answer:")[2].partition("\n")[0]
 
 

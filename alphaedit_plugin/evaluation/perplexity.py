@@ -24,13 +24,13 @@ WINDOW = 256
 class Perplexity:
     """exp of the mean negative log-likelihood per token of a text, in windows of 256 tokens; intervals over windows.
 
-    It is infinite for a model that is ruined beyond numbers.
+    It is infinite for a model whose outputs are no longer finite.
     """
 
     name = "perplexity"
 
     def __init__(self, text: str, tokenizer: Any) -> None:
-        """Raises CorpusError for a text without two tokens."""
+        """Raises CorpusError for a text of fewer than two tokens."""
         ids = tokenizer(text, verbose=False)["input_ids"]
         windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)]
         self.windows = [window for window in windows if len(window) > 1]
@@ -67,7 +67,7 @@ class Perplexity:
 def negative_log_likelihoods(
     model: nn.Module, windows: Sequence[Tokens], *, batch_tokens: int = 1024, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(sums over the scored tokens, how many those are) of each window, float64."""
+    """(sums over the scored tokens, number of scored tokens) of each window, float64."""
     decoder = Decoder(model)
     losses, counts = torch.zeros(2, len(windows), dtype=torch.float64)
     with evaluating(model):

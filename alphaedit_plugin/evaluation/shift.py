@@ -1,24 +1,23 @@
 """How far edits move the hidden states of facts that were not edited (AlphaEdit §4.4 and appendix C.3).
 
 The paper takes 1,000 factual prompts, their hidden representations before and after editing, and t-SNE of both
-together; it then gives four numbers. It fixes neither layer nor token, neither density nor confidence level; what it
-leaves open is chosen here:
+together; it then gives four numbers. It specifies neither layer nor token, neither density nor confidence level. We
+chose:
 
-- States are what one block puts out at the prompt's last token: the last one that AlphaEdit or a compared method edits.
-- The picture is one t-SNE of all states, before and after. Its axes are shifted and stretched so that the points
-  before have mean 0 and variance 1 along each. Equal states are one point; a state more than 100 times the spread (see
-  H) away from the mean before is drawn as if it were that far away.
-- D1, D2: the overlap ∫ min(f, g) of the two marginal densities f (before) and g (after) along the first and the
-  second axis of the picture; 1 where they are the same, 0 where they are apart. Gaussian kernels, Scott's bandwidth.
-- P: the share of points after that lie in the smallest region that holds 95 % of the points before, by density in
-  the picture. Without an edit it is 0.95 (of few points, the next share above); but also 1 where all states fall
-  together in the middle.
-- H: the Hausdorff distance of the two sets (equation 35) — not in the picture, whose distances mean nothing, but in
-  the space of hidden states, in units of their spread before: the root mean square distance from their mean. It has
-  no interval: of a largest distance the bootstrap gives none that holds.
+- States are a block's output at the prompt's last token: the last block that AlphaEdit or a compared method edits.
+- The picture is one t-SNE of all states, before and after. Its axes are shifted and stretched so that the points before
+  have mean 0 and variance 1 along each axis. Equal states are one point; a state whose distance to the mean before
+  exceeds 100 times the spread (see H) is drawn at that distance.
+- D1, D2: the overlap ∫ min(f, g) of the two marginal densities f (before) and g (after) along the first and the second
+  axis of the picture; 1 if they are the same, 0 if they do not overlap. Gaussian kernels, Scott's bandwidth.
+- P: the share of points after that lie in the smallest region that holds 95 % of the points before, by density in the
+  picture. Without an edit it is 0.95 (with few points, the next possible share above). It is also 1 if all states
+  collapse in the middle.
+- H: the Hausdorff distance of the two sets (equation 35) — not in the picture, whose distances mean nothing, but in the
+  space of hidden states, in units of their spread before: the root mean square distance from their mean. It has no
+  interval: the bootstrap gives no valid one for a largest distance.
 
-Beside them stands ‖h' − h‖ / ‖h‖, which needs no picture at all. t-SNE may show much where little moved: read this and
-H first.
+We add ‖h' − h‖ / ‖h‖, which needs no picture at all. t-SNE may show much although little moved: read this and H first.
 """
 
 from __future__ import annotations
@@ -59,16 +58,16 @@ Points = NDArray[np.float64]
 
 
 class Shift:
-    """The shift at `layer`, the last edited one, of `prompts` that no edit is about; a prompt given twice counts once.
+    """The shift, at the last edited `layer`, of `prompts` that no edit is about. A repeated prompt counts once.
 
-    Before any edit: the tensor `hidden`, n × d in float32, in the prompts' order, and nothing else. After: the
-    estimates `shift` (mean of ‖h' − h‖ / ‖h‖), `shift_d1`, `shift_d2`, `shift_p`, `hausdorff`, and of each prompt a
-    record: `prompt`, `before` and `after` (where it is in the picture, [x, y]) and its `shift`.
+    Before any edit it yields only the tensor `hidden`, n × d in float32, in the prompts' order. After edits it yields
+    the estimates `shift` (mean of ‖h' − h‖ / ‖h‖), `shift_d1`, `shift_d2`, `shift_p`, `hausdorff`, and a record per
+    prompt: `prompt`, `before` and `after` (its places in the picture, [x, y]) and its `shift`.
 
-    A model whose states are no longer finite has no distance to what it was: then there are no estimates, and in the
-    records `after` and `shift` of such prompts are None.
+    If states of the edited model are not finite, there are no estimates, and `after` and `shift` are None in the
+    records of these prompts.
 
-    Raises RequestError for fewer than 5 different prompts or states, AlphaEditError where scikit-learn is missing.
+    Raises RequestError for fewer than 5 different prompts or states, AlphaEditError if scikit-learn is missing.
     """
 
     name = "shift"
@@ -89,7 +88,7 @@ class Shift:
             ) from failure
 
     def identity(self) -> Mapping[str, Any]:
-        """The picture is another one with each version of scikit-learn."""
+        """Includes the version of scikit-learn, because the picture depends on it."""
         return {
             "layer": self.layer,
             "prompts": hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest(),
@@ -151,7 +150,7 @@ class Shift:
 def prompts_from(source: str | Path) -> list[str]:
     """The prompts of a data set that `load_dataset` knows; else the `prompt` of each record (ROME's known_1000).
 
-    A "{}" in the latter stands for the record's subject. Raises RequestError naming file, record and field.
+    In the latter, "{}" stands for the record's subject. Raises RequestError naming file, record and field.
     """
     records = records_of(source)
     first = records[0]
@@ -166,7 +165,7 @@ def prompts_from(source: str | Path) -> list[str]:
 
 
 def held_out(prompts: Sequence[str], facts: Sequence[Fact]) -> list[str]:
-    """Those prompts that name no subject of `facts`: what editing these should leave alone."""
+    """The prompts that name no subject of `facts`: editing these facts should not change them."""
     subjects = {request.subject for fact in facts for request in fact.requests}
     return [prompt for prompt in prompts if not any(subject in prompt for subject in subjects)]
 
@@ -181,13 +180,13 @@ def last_states(
     batch_tokens: int = 2048,
     progress: bool = False,
 ) -> Tensor:
-    """What block `layer` puts out at the last token of each prompt: n × d, float32, on the CPU.
+    """The output of block `layer` at the last token of each prompt: n × d, float32, on the CPU.
 
-    Nothing above that block is computed.
+    Blocks above it are not run.
     """
     decoder = Decoder(model)
     block = decoder.block(layer)
-    # In an order of their own, so that a prompt meets the same batch, and rounds alike, whatever order it is given in.
+    # Sorted, so that a prompt is in the same batch, and rounds the same way, in whatever order prompts are given.
     ordered = sorted(set(prompts))
     tokens = [encode(tokenizer, "{}", prompt).ids for prompt in ordered]
     states: dict[str, Tensor] = {}
@@ -216,7 +215,7 @@ def relative_displacement(before: Points, after: Points) -> Points:
 
 
 def hausdorff(before: Points, after: Points) -> float:
-    """The largest distance from a point of one set to the nearest of the other, in units of the spread before."""
+    """The largest distance from a point of one set to the nearest point of the other, in units of the spread before."""
     from scipy.spatial.distance import directed_hausdorff
 
     return float(max(directed_hausdorff(before, after)[0], directed_hausdorff(after, before)[0]) / _spread(before))
@@ -228,9 +227,9 @@ def picture(before: Points, after: Points) -> tuple[Points, Points]:
     from threadpoolctl import threadpool_limits
 
     states = (np.concatenate([before, after]) - before.mean(0)) / _spread(before)
-    # Beside a state that an edit blew up, rounding would make all others one: it is far away at FARTHEST already.
+    # Beside a huge state, rounding would make all others equal, so its distance is limited to FARTHEST.
     states /= np.maximum(1, np.linalg.norm(states, axis=1, keepdims=True) / FARTHEST)
-    # t-SNE amplifies rounding: so the points come sorted, whatever the prompts' order, and one thread adds them up.
+    # t-SNE amplifies rounding, so the points are sorted, independent of the prompts' order, and one thread sums them.
     points, place = np.unique(states, axis=0, return_inverse=True)
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
     with threadpool_limits(1):
@@ -246,9 +245,9 @@ def _spread(points: Points) -> float:
 
 
 def overlap(before: Points, after: Points) -> Estimate:
-    """∫ min(f, g), as 1 − ½ ∫ |f − g|, of the densities of two sets on a line, the first with variance 1.
+    """∫ min(f, g), as 1 − ½ ∫ |f − g|, for the densities of two sets on a line; the first has variance 1.
 
-    The interval is over prompts: each is drawn with both its points. Gaussian kernels as in `_density`.
+    The interval is over prompts: each is drawn with both of its points. Gaussian kernels as in `_density`.
     """
     n = len(before)
     width = n ** (-1 / 5)
@@ -270,7 +269,7 @@ def overlap(before: Points, after: Points) -> Estimate:
 
 
 def in_region(before: Points, after: Points) -> NDArray[np.bool_]:
-    """Which points after lie where it is at least as dense as at the densest 95 % of the points before."""
+    """Which points after lie in the region of the densest 95 % of the points before (equal density or higher)."""
     density = _density(before)
     own = np.sort(density.score_samples(before))
     least = own[len(own) - ceil(INSIDE * len(own))]
@@ -278,9 +277,9 @@ def in_region(before: Points, after: Points) -> NDArray[np.bool_]:
 
 
 def _density(points: Points) -> Any:
-    """Gaussian kernels of bandwidth n^(−1/(d + 4)): Scott's rule, in units in which the points before have variance 1.
+    """Gaussian kernels of bandwidth n^(−1/(d + 4)): Scott's rule, in units where the points before have variance 1.
 
-    The points after get the same width, so that a set that collapses is not smoothed by another measure.
+    The points after get the same width, so that a collapsed set is smoothed in the same way.
     """
     from sklearn.neighbors import KernelDensity
 

@@ -14,7 +14,7 @@ from ..storage.records import Json, mapping, read_records, text_of
 
 @dataclass(frozen=True)
 class Example:
-    """Of record `index`: after `prompt` and a space comes one of `answers`; `gold` is the right one's place in them."""
+    """From record `index`: one of `answers` follows `prompt` and a space; `gold` is the index of the right one."""
 
     index: int
     prompt: str
@@ -24,7 +24,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A name, and what makes an example of a record, given its index and how errors shall call it."""
+    """A name, and a function that makes an example from a record, its index and its name for errors."""
 
     name: str
     parse: Callable[[Json, int, str], Example]
@@ -33,7 +33,7 @@ class Task:
 def _choice(
     name: str, fields: tuple[str, ...], template: str, answers: tuple[str, ...], labels: tuple[str, ...] = ()
 ) -> Task:
-    """A task whose records hold `fields` and a "label": an answer's place, or what `labels` calls it there."""
+    """A task whose records hold `fields` and a "label": the index of an answer, or its name in `labels`."""
 
     def parse(record: Json, index: int, where: str) -> Example:
         texts = {field: text_of(record, field, where) for field in fields}
@@ -43,7 +43,7 @@ def _choice(
 
 
 def _multiple_choice(record: Json, index: int, where: str) -> Example:
-    """MMLU (Hendrycks et al. 2021): the answer is a letter, as there, so that all answers share one pass."""
+    """MMLU (Hendrycks et al. 2021): the answer is a letter, as in the paper, so all answers share one pass."""
     choices = record.get("choices")
     if not isinstance(choices, list) or not 2 <= len(choices) <= 26 or not all(isinstance(c, str) for c in choices):
         raise RequestError(f"{where}: choices must be a list of 2 to 26 texts, not {choices!r}")
@@ -89,15 +89,15 @@ TASKS = (
 
 
 def task_of(path: Path) -> Task | None:
-    """The one whose name the file's name begins with (sst2.json, RTE_dev.jsonl)."""
+    """The task whose name begins the file's name (sst2.json, RTE_dev.jsonl); None if there is none."""
     return next((task for task in TASKS if path.stem.lower().startswith(task.name)), None)
 
 
 def load_examples(path: Path, limit: int | None) -> tuple[Task, list[Example]]:
-    """The task of a JSON or JSONL file, and the first `limit` examples (all, if None) with its labels in equal parts.
+    """The task of a JSON or JSONL file, and its first `limit` examples (all, if None) with labels in equal parts.
 
-    Records after the last chosen one are read too: a malformed one is an error wherever it stands. Raises
-    RequestError naming the file, the record and the field.
+    All records are read, so a malformed one is an error even after the last chosen one. Raises RequestError naming the
+    file, the record and the field.
     """
     task = task_of(path)
     if task is None:
@@ -110,9 +110,9 @@ def load_examples(path: Path, limit: int | None) -> tuple[Task, list[Example]]:
 
 
 def balanced(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """The first `limit` in which no label is more than one ahead of another, in their order; all where it is None.
+    """The first `limit` examples, in order, such that label counts differ by at most one; all if `limit` is None.
 
-    Of a label that has too few there are fewer, and of no other more.
+    A label with too few examples contributes what it has; others are not topped up.
     """
     if limit is None:
         return list(examples)

@@ -1,4 +1,4 @@
-"""What a model writes by itself: whether it says the new object, how varied its words are, and what it writes about."""
+"""What a model writes by itself: whether it says the new object, how varied its words are, and how consistent."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ TOP_K = 5
 
 
 class Texts:
-    """Of the first `limit` facts, so that all variants and checkpoints write the same.
+    """Texts about the first `limit` facts, so that all variants and checkpoints write about the same facts.
 
-    - `free`: the share of a fact's requests whose prompt the model goes on with the new object (`says`), every token
-      being its likeliest. Yang et al. 2025 ("The Mirage of Model Editing", 2502.11177): what teacher forcing calls a
-      success, the model often does not say.
-    - `fluency`: `entropy` of each written text with its prompt, mean over a fact's prompts, × 100 (AlphaEdit A.2).
-      Low where the model repeats itself.
-    - `consistency`: cosine of all texts of a fact, joined, with `references` on the new object; not measured without.
+    - `free`: the share of a fact's requests whose prompt the model continues with the new object (`says`), when it
+      always writes the likeliest token. Yang et al. 2025 ("The Mirage of Model Editing", 2502.11177): teacher forcing
+      often counts a success that the model does not say.
+    - `fluency`: `entropy` of each written text with its prompt, mean over a fact's prompts, × 100 (AlphaEdit A.2). It
+      is low if the model repeats itself.
+    - `consistency`: cosine of a fact's joined texts with the `references` on the new object; not measured without
+      references.
 
-    Texts are written as CounterFact's authors do: from the prompt to 100 tokens in all, drawn from the 5 likeliest.
-    They write from each of ten prompts, most of which are the same; here each is used once, with a seed of its own.
-    Theirs go on behind an end-of-text token, ours end there. Where a prompt leaves less than 50 tokens (LEME,
-    WikiBio), 50 are written all the same. A fact without prompts to write from is written from its request's prompt.
+    Texts are written as CounterFact's authors do: 100 tokens including the prompt, drawn from the 5 likeliest. They
+    write from each of ten prompts, most of which are equal; we use each different prompt once, with its own seed. Their
+    texts continue after an end-of-text token, ours end there. If a prompt leaves fewer than 50 tokens (LEME, WikiBio),
+    50 are written anyway. If a fact has no prompts to write from, its request's prompt is used.
     """
 
     name = "texts"
@@ -89,7 +90,7 @@ class Texts:
 
 
 def _said(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], progress: bool) -> list[list[str]]:
-    """How the model goes on after each request's prompt, for as long as the new object may take."""
+    """How the model continues each request's prompt, for as many tokens as the new object may take."""
     requests = [request for fact in facts for request in fact.requests]
     lengths = [len(encode(tokenizer, "{}", request.text, request.target_new).target) for request in requests]
     tokens = [max(FREE_TOKENS, length + 5) for length in lengths]
@@ -116,13 +117,13 @@ _UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 
 
 SAYS = 2
-"""Another number whenever `says` comes to answer otherwise: what was measured before is then measured again."""
+"""Change this number whenever `says` changes its answers: old measurements are then repeated."""
 
 
 def says(text: str, answers: Sequence[str]) -> bool:
     """Whether `text` begins with one of `answers`, as whole words.
 
-    Case, quotes and brackets before it, the width of spaces, and an English article do not matter.
+    Case, leading quotes and brackets, the width of spaces, and an English article do not matter.
     """
     begun = _normal(text)
     for answer in map(_normal, answers):
@@ -142,14 +143,14 @@ def _of_word(character: str) -> bool:
     return character.isalnum() or unicodedata.category(character or " ").startswith("M")
 
 
-# Numbers and words with what joins them inside ("3.14", "well-known"); then each other sign by itself.
+# Numbers and words with the signs inside them ("3.14", "well-known"); then every other sign separately.
 _WORDS = re.compile(r"\w+(?:[-.,'’&/]\w+)*|\.\.\.|[^\w\s]")
 
 
 def words(text: str) -> list[str]:
     """Words, numbers and signs in order. The field uses NLTK's `word_tokenize`, which splits contractions too.
 
-    Over Wikipedia texts of 75 words the fluency of the two differs by 0.02 in the mean, by 10 of 600 at most.
+    On Wikipedia texts of 75 words the fluency of the two differs by 0.02 on average, and by at most 10 of 600.
     """
     return _WORDS.findall(text)
 

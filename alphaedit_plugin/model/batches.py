@@ -32,7 +32,7 @@ class PaddedBatch:
 
 
 def digest(sequences: Sequence[Tokens]) -> str:
-    """sha256 of the token ids: what a covariance was made from, whatever its source was called."""
+    """sha256 of the token ids: it identifies the text of a covariance, whatever the source was called."""
     running = hashlib.sha256()
     for sequence in sequences:
         running.update(" ".join(map(str, sequence)).encode() + b"\n")

@@ -79,7 +79,8 @@ class Decoder:
     """A Hugging Face decoder seen as blocks, out-projections, final norm and head.
 
     Everything is found from the module tree, so new architectures need no code here. `template`, such as
-    `model.layers.{}.mlp.down_proj`, overrides the search for the out-projection.
+    `model.layers.{}.mlp.down_proj`, overrides the search for the out-projection. Raises ModelStructureError if the
+    model is not such a decoder.
     """
 
     def __init__(self, model: nn.Module, template: str | None = None) -> None:
@@ -94,7 +95,7 @@ class Decoder:
 
     @classmethod
     def of(cls, model: nn.Module | Decoder, template: str | None = None) -> Decoder:
-        """The decoder itself where it is given instead of a model, unless another `template` is asked for."""
+        """The Decoder of `model`, or `model` itself if it is one already and no other `template` is asked for."""
         if not isinstance(model, Decoder):
             return cls(model, template)
         return model if template in (None, model.template) else cls(model.model, template)
@@ -109,7 +110,7 @@ class Decoder:
 
     @cached_property
     def head(self) -> Any:
-        """The module that turns final hidden states into logits."""
+        """The module that turns final hidden states into logits. Raises ModelStructureError if there is none."""
         head = getattr(self.model, "get_output_embeddings", lambda: None)()
         if head is None:
             raise ModelStructureError(
@@ -136,6 +137,7 @@ class Decoder:
         return f"{self.blocks_name}.{layer}"
 
     def block(self, layer: int) -> nn.Module:
+        """The block of this number. Raises ModelStructureError if it does not exist."""
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < len(self.blocks):
             raise ModelStructureError(
                 f"layer {layer!r} does not exist: {type(self.model).__name__} has layers 0 to {len(self.blocks) - 1}"
@@ -145,7 +147,7 @@ class Decoder:
     def out_projection(self, layer: int) -> OutProjection:
         """The out-projection of one block.
 
-        Raises ModelStructureError where the block has none or several (mixture of experts).
+        Raises ModelStructureError if the block has none or several (mixture of experts), or does not exist.
         """
         block = self.block(layer)
         if self.template is not None:
@@ -195,11 +197,11 @@ def with_hidden_states(output: Any, hidden: Tensor) -> Any:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Plain matrix attention inside the block, the model's own choice again afterwards.
+    """Use plain matrix attention inside the block, and restore the model's own choice afterwards.
 
-    What a fused kernel makes of a row that may attend to nothing (a padded prefix) differs between kernels and
-    versions, NaN included; plain matrices always stay finite. For a few tokens against a cache they cost about the
-    same (`benchmarks/attention.py`).
+    For a row that may attend to nothing (a padded prefix), fused kernels give results that differ between kernels and
+    versions, sometimes NaN; plain matrix attention always stays finite. For a few tokens against a cache both cost
+    about the same (`benchmarks/attention.py`).
     """
     before = getattr(model.config, "_attn_implementation", None)
     settable = getattr(model, "_can_set_attn_implementation", lambda: hasattr(model, "set_attn_implementation"))
@@ -226,14 +228,14 @@ def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _mixes_tokens(module: nn.Module) -> bool:
-    """Attention and state-space mixers: their out-projections are not the feed-forward part's."""
+    """Whether this is attention or a state-space mixer: its out-projection is not the feed-forward part's."""
     kind = type(module).__name__.lower()
     convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in module.children())
     return "attention" in kind or "attn" in kind or convolves
 
 
 def _walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """(name, module, parent) of everything in a block that works on each token alone."""
+    """(name, module, parent) of every module in a block that treats each token separately."""
     for name, child in module.named_children():
         if _mixes_tokens(child):
             continue
@@ -249,9 +251,9 @@ def _shape(module: Any) -> tuple[int, int]:
 
 
 def _find_out_projection(block: nn.Module, hidden: int, name: str) -> tuple[str, nn.Module]:
-    """The one matrix d → hidden that has, beside it, a matrix hidden → d (or → 2d: gate and up fused).
+    """The only matrix d → hidden that has a matrix hidden → d (or → 2d: gate and up fused) beside it.
 
-    Raises ModelStructureError for none, for several, and for weights stacked over experts.
+    Raises ModelStructureError if there is none or several, or if weights are stacked over experts.
     """
     remedy = "name it with a template such as model.layers.{}.mlp.down_proj, if it has one"
     stacked = [

@@ -28,16 +28,16 @@ _VOLATILE = frozenset(
 
 
 def weights_digest(projections: Mapping[int, OutProjection]) -> str:
-    """Tells whether weights are those that they were."""
+    """A digest of the weights: an equal digest means unchanged weights."""
     return " ".join(tensor_digest(projection.stored) for projection in projections.values())
 
 
 def fingerprints(model: nn.Module | Decoder, layers: Sequence[int]) -> dict[int, str]:
     """layer → hash of the class, the settings, the embeddings and the weights of blocks 0 … layer, as they are now.
 
-    Equal for two copies of one model; different after any change of a weight or a setting that the keys of `layer`,
-    or the edited matrix itself, depend on. Layers above do not matter, nor does where the weights are kept. Reads
-    every byte once (0.2 s for SmolLM2 up to layer 8); the hash of layer n extends that of n − 1.
+    Two copies of one model have equal hashes. A hash changes with any weight or setting that the keys of `layer` depend
+    on, and with the edited matrix itself. Layers above do not matter, nor does the place where the weights are kept.
+    Reads every byte once (0.2 s for SmolLM2 up to layer 8); the hash of layer n extends that of n − 1.
     """
     decoder = Decoder.of(model)
     top = max(layers)
@@ -51,7 +51,7 @@ def fingerprints(model: nn.Module | Decoder, layers: Sequence[int]) -> dict[int,
     stages = [[(name, tensor) for name, tensor in _tensors(decoder.model) if not name.startswith(skipped)]]
     stages += [list(_tensors(decoder.blocks[layer], buffers=False)) for layer in range(top + 1)]
     flat = [tensor for stage in stages for _, tensor in stage]
-    with ThreadPoolExecutor() as pool:  # hashlib lets go of the GIL
+    with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         digests = iter(list(pool.map(tensor_digest, flat)))
 
     running = f"{type(decoder.model).__name__} {_settings(decoder.model.config)}"
@@ -69,7 +69,7 @@ def whole_weights(module: nn.Module) -> list[Tensor]:
 
 
 def _settings(config: Any) -> str:
-    """The configuration as JSON, without what says nothing about the keys."""
+    """The configuration as JSON, without the settings that do not affect the keys."""
     values = {
         key: value
         for key, value in config.to_dict().items()

@@ -34,8 +34,8 @@ def load(
 ) -> tuple[Any, Any]:
     """(model, tokenizer), in evaluation mode.
 
-    `name` is a model folder, a Hugging Face name, or "smollm2-135m", the demo model. `device` may also be
-    "auto": accelerate then places the model. Raises ModelStructureError when it cannot be loaded.
+    `name` is a model folder, a Hugging Face name, or "smollm2-135m", the demo model. `device` may also be "auto":
+    accelerate then places the model. Raises ModelStructureError if it cannot be loaded.
     """
     placement: dict[str, Any] = {"device_map": device} if device == "auto" else {}
     try:
@@ -58,9 +58,9 @@ def load(
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """An ordinary Hugging Face model folder, whole or not at all; one that is there already is replaced.
+    """Write an ordinary Hugging Face model folder, complete or not at all. An existing model folder is replaced.
 
-    Raises StoreError when it cannot be written, or when the folder holds something that is no model.
+    Raises StoreError if it cannot be written, or if the folder holds something other than a model.
     """
     if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise StoreError(f"{folder} holds other things than a model: choose another place")

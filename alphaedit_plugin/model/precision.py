@@ -1,4 +1,4 @@
-"""Less precision where nothing is measured by it, float64 where conditioning asks for it."""
+"""Lower precision where no measurement depends on it, float64 where conditioning requires it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def reduced_precision() -> Iterator[None]:
 
 
 def in_bfloat16(model: Any) -> Any:
-    """A copy of a float32 model whose weights are bfloat16, its buffers (rotary frequencies) as they were.
+    """A copy of a float32 model with bfloat16 weights and unchanged buffers (rotary frequencies).
 
-    The model itself is returned where a copy would be of no use: it is in 16 bits already, the processor has no
-    bfloat16 of its own, or accelerate's hooks tie its modules to where their weights are.
+    Returns the model itself if a copy would be useless: it is in 16 bits already, the processor has no native bfloat16,
+    or accelerate's hooks tie its modules to the place of their weights.
     """
     weights = list(model.parameters())
     native = all(w.device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() for w in weights)
@@ -46,7 +46,7 @@ def float64_device(device: torch.device | str) -> torch.device:
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """A copy, row after row in memory: the same numbers in another layout may give other last bits in a product.
+    """A row-major copy: in another memory layout, the same numbers may give a product with other last bits.
 
     (`contiguous` leaves a transposed single column as it is.)
     """

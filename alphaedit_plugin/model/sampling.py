@@ -66,7 +66,7 @@ def openings(tokenizer: Any, count: int, seed: int = SEED) -> list[list[int]]:
 
 
 def unsayable(model: nn.Module | Decoder, tokenizer: Any) -> list[int]:
-    """Ids that no text should hold: special tokens, and those that pad the model's vocabulary."""
+    """Ids that no text should hold: special tokens, and ids that only pad the model's vocabulary."""
     padded = Decoder.of(model).head.weight.shape[0]
     return sorted({*tokenizer.all_special_ids, *range(len(tokenizer), padded)})
 
@@ -107,7 +107,7 @@ def sample(
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One id a row, n × 1, with the probabilities of `logits` (n × vocabulary, overwritten).
+    """Draw one id per row, n × 1, with the probabilities that `logits` give (n × vocabulary, overwritten).
 
     Inverse-transform sampling in two stages, a block of the vocabulary and then a word in it: several times faster
     than torch.multinomial.

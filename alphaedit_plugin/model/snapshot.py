@@ -1,4 +1,4 @@
-"""Weights put back as they were, bit for bit."""
+"""Restore weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .decoder import OutProjection
 
 @contextmanager
 def put_back(projections: Mapping[int, OutProjection], *, only_on_error: bool = False) -> Iterator[dict[int, Tensor]]:
-    """The weights as they were, bit for bit, when the block ends (or only when it raises).
+    """Restore the weights, bit for bit, when the block ends (or only when it raises).
 
-    Yields those weights, layer → d_out × d_in.
+    Yields copies of the weights before the block, layer → d_out × d_in.
     """
     before = {layer: projection.matrix.clone() for layer, projection in projections.items()}
     failed = True

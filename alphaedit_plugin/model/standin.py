@@ -1,4 +1,4 @@
-"""Blocks that compute nothing: what they return is known already."""
+"""Replace blocks whose output is already known, so that they compute nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .decoder import Decoder, with_hidden_states
 
 
 class _StandIn(nn.Module):
-    """Takes a block's place and returns what the block is known to return."""
+    """Takes a block's place and returns the block's known output."""
 
     def __init__(self, block: nn.Module, output: Any, hidden: Tensor | None) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class _StandIn(nn.Module):
 
 @contextmanager
 def standing_in(decoder: Decoder, layer: int, hidden: Tensor | None, output: Any) -> Iterator[None]:
-    """Blocks 0 … layer compute nothing; block `layer` returns `hidden`, shaped like its own `output`.
+    """Replace blocks 0 … layer, which then compute nothing; block `layer` returns `hidden`, shaped like its `output`.
 
-    With layer −1 nothing is stood in for.
+    With layer −1 no block is replaced.
     """
     originals = [decoder.blocks[i] for i in range(layer + 1)]
     try:

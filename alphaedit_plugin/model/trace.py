@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class _EnoughSeen(Exception):
-    """Unwinds a forward pass whose remaining layers nobody needs."""
+    """Ends a forward pass whose remaining layers are not needed."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def stop() -> None:
 
 @contextmanager
 def hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Remove the given hooks at the end, whatever happens."""
+    """Remove the given hooks when the block ends, also after an error."""
     try:
         yield
     finally:
@@ -63,7 +63,7 @@ def inputs_of(
 def logits_at(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
     """Let the head see only the hidden states at (row, position): the model then returns logits 1 × n × vocabulary.
 
-    Whatever the model does to its logits (scaling, soft caps) it still does; the rest is never computed.
+    The model still applies its own scaling and soft caps to these logits; all others are never computed.
     """
 
     def gather(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ def logits_at(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside the block; every module's training flag as before afterwards."""
+    """Turn dropout off inside the block, and restore every module's training flag afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

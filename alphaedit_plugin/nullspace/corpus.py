@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, data sets, or the model itself."""
+"""Where text comes from: files, folders or data sets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SUFFIXES = (".txt", ".md", ".jsonl", ".json")
 
 
 def documents(source: str | Path, *, window: int = WINDOW, seed: int = SEED) -> Iterator[str]:
-    """Texts of a corpus in an order that only `seed` decides.
+    """Texts of a corpus, in an order that depends only on `seed`.
 
-    `source` is a text file (cut into pieces, so that a budget samples all of it), a JSONL file (one object a line,
-    its "text"), a folder of these, or the name of a Hugging Face data set with a "text" column
-    (`name` or `name:configuration`; its train split).
+    `source` is a text file (cut into pieces, so that a budget samples all of it), a JSONL file (one object with a
+    "text" per line), a folder of these, or the name of a Hugging Face data set with a "text" column (`name` or
+    `name:configuration`; its train split).
 
-    Raises CorpusError, naming file and line, for what is missing, empty or malformed.
+    Raises CorpusError, naming file and line, if the corpus or a line of it is missing, empty or malformed.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -126,11 +126,11 @@ def _of_data_set(name: str, seed: int) -> Iterator[str]:
 
 
 def windows(texts: Iterable[str], tokenizer: Any, budget: int, *, window: int = WINDOW) -> list[list[int]]:
-    """Token sequences of at most `window` tokens until they hold `budget` tokens.
+    """Token sequences of at most `window` tokens each and `budget` tokens in all.
 
-    A text is cut into windows, each behind the tokenizer's BOS if it has one, and never joined to another: what a
-    token sees is what it would see in use.
-    Raises CorpusError when there is no text at all; warns when there is less than the budget.
+    Each text is cut into windows, and each window begins with the tokenizer's BOS if it has one. Texts are never
+    joined, so that a token sees only what it would see in use. Raises CorpusError if there is no text at all; warns if
+    there is less than the budget.
     """
     special = set(tokenizer.all_special_ids)
     chosen: list[list[int]] = []

@@ -30,14 +30,14 @@ _STRIPES = 8
 class Covariance:
     """The uncentred second moment C = Σ k kᵀ / N of one layer's keys (the field's "mom2").
 
-    Invariant: `upper` holds Σ k kᵀ in float64 on and above its diagonal (what is below is unspecified), and
-    `count` is N. Sums are exact enough that neither batch size nor order shows (1e-10 relative), and they can be
-    merged: the sum over two halves of a text is the sum over the whole.
+    Invariant: `upper` holds Σ k kᵀ in float64 on and above its diagonal (entries below it are unspecified), and `count`
+    is N. Sums are exact enough that batch size and order change nothing (1e-10 relative). They can be merged: the sums
+    over two halves of a text add up to the sum over the whole.
 
-    Every token counts, the first of each text included. On many models that token is an attention sink with a
-    giant key (SmolLM2 layer 11: one eigenvalue of 4e4 beside a median of 1e-2); every prompt has one, so an edit
-    that disturbed it would disturb everything. Counting it costs the null space one dimension and protects it.
-    It is also what ROME and EasyEdit do, so that their files and ours mean the same.
+    Every token counts, including the first one of each text. On many models that token is an attention sink with a
+    giant key (SmolLM2 layer 11: one eigenvalue of 4e4 beside a median of 1e-2); every prompt has one, so an edit that
+    disturbed it would disturb everything. Counting it costs the null space one dimension and protects it. ROME and
+    EasyEdit count it too, so their files and ours mean the same.
     """
 
     upper: Tensor
@@ -60,7 +60,7 @@ class Covariance:
         self.count += keys.shape[0]
 
     def merge(self, other: Covariance) -> Covariance:
-        """The covariance over both texts."""
+        """The covariance over both texts. Raises StatisticsError if their dimensions differ."""
         if other.d_in != self.d_in:
             raise StatisticsError(f"covariances of {self.d_in} and {other.d_in} dimensions cannot be merged")
         return Covariance(self.upper + other.upper.to(self.upper.device), self.count + other.count)
@@ -77,7 +77,7 @@ class Covariance:
         return self.total / self.count
 
     def check(self, name: str) -> None:
-        """Raises StatisticsError when there is nothing in it, or something that is not a number."""
+        """Raises StatisticsError if it was made from no tokens or is not finite."""
         if self.count <= 0:
             raise StatisticsError(f"the covariance of {name} was made from no tokens at all")
         if not torch.isfinite(self.upper.triu()).all():
@@ -87,7 +87,7 @@ class Covariance:
             )
 
     def packed(self) -> dict[str, Tensor]:
-        """The triangle row by row: half the size of the square and just as exact."""
+        """The upper triangle, row by row: half the size of the square and just as exact."""
         d = self.d_in
         triangle = torch.empty(d * (d + 1) // 2, dtype=torch.float64)
         upper, start = self.upper.cpu(), 0
@@ -125,7 +125,7 @@ class Covariance:
     def load_npz(cls, path: str | Path) -> Covariance:
         """Read a statistics file of ROME, MEMIT or EasyEdit.
 
-        Raises StatisticsError, naming the file, when it is absent, cut short or holds something else.
+        Raises StatisticsError, naming the file, if it is absent, cut short or holds something else.
         """
         path = Path(path)
         try:
@@ -146,7 +146,7 @@ class Covariance:
 
 
 def packed_by_layer(covariances: Mapping[int, Covariance]) -> dict[str, Tensor]:
-    """Tensors by name, as a file holds them."""
+    """The covariances as tensors by name, as a file holds them."""
     return {
         f"{layer}.{name}": tensor
         for layer, covariance in covariances.items()
@@ -182,9 +182,11 @@ def collect(
 ) -> dict[int, Covariance]:
     """Covariances of all `layers` from one pass over `windows`, each a list of token ids.
 
-    The pass stops at the last of the layers. Padding is never counted. With `partial`, partial sums go to that
-    file every `partial_seconds` and a later call with the same windows goes on from there, to the same result
-    bit for bit. Under torch.distributed each process takes its share of the windows and all get the sum.
+    The pass stops at the last of the layers. Padding is never counted. With `partial`, partial sums are saved to that
+    file every `partial_seconds` seconds; a later call with the same windows continues from there and gives the same
+    result, bit for bit. Under torch.distributed each process takes its share of the windows, and all get the sum.
+
+    Raises StatisticsError if a covariance was made from no tokens or is not finite.
     """
     decoder = Decoder.of(model, template)
     projections = decoder.out_projections(layers)

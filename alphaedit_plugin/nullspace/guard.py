@@ -1,4 +1,4 @@
-"""The projection hook: while it is active, whatever an editor writes to a guarded weight stays in the null space."""
+"""The projection hook: while it is active, all writes to a guarded weight stay in the null space."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 class _Guard:
     """Keeps one tensor W at W_start + ΔP.
 
-    Invariant, whenever the tensor is next used: W − W_start lies in the null space. A write is noticed by the
-    tensor's version counter, which every in-place operation moves, through whichever view it was made; the
-    counter is read around every operation that takes the tensor. `.data` hands out an alias that shares the
-    counter, so that writes through it are noticed too. Only a write that leaves no trace (a raw pointer, a
-    Parameter put in the place of the guarded one) waits until the guard ends.
+    Invariant, whenever the tensor is next used: W − W_start lies in the null space. Every in-place operation, through
+    any view, advances the tensor's version counter; the counter is read around every operation that takes the tensor,
+    so a write is noticed. `.data` returns an alias that shares the counter, so writes through it are noticed too. Only
+    a write that leaves no trace (through a raw pointer, or by a Parameter that replaces the guarded one) waits until
+    the guard ends.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class _Guard:
         return (start.to(work) + delta).to(value.dtype)
 
     def enforce(self) -> None:
-        """Project what was written since the last look. Call with torch functions disabled."""
+        """Project what was written since the last call. Call with torch functions disabled."""
         tensor = self.tensor
         if tensor._version == self.version and tensor.data_ptr() == self.pointer:
             return
@@ -79,7 +79,7 @@ class _Guard:
         with torch.no_grad():
             value = self.tensor.detach()
             if self.tensor.data_ptr() != self.pointer:
-                # `w.data = x`: x is the caller's, and must not change under his hands.
+                # `w.data = x`: x belongs to the caller, and must not change.
                 _set_data(self.tensor, self.projected(value))
             else:
                 value.copy_(self.projected(value))
@@ -106,7 +106,7 @@ class _Guard:
 
 
 def _guarded_type(guard: _Guard) -> type:
-    """A subclass of the tensor's own type that is this one tensor's for as long as the guard lasts.
+    """A subclass of the tensor's own type, for this one tensor while the guard lasts.
 
     Changing the type of the object, rather than the object, keeps its identity for optimisers, tied modules and
     accelerate's hooks.
@@ -152,25 +152,26 @@ def guard(
 ) -> Iterator[None]:
     """Keep every write to the guarded out-projections inside their null spaces.
 
-    Inside the block, each in-place write to a weight in `null_spaces` becomes W ← W_start + (W_new − W_start)P,
-    with W_start the weight at the start of the block. Being relative to W_start this is idempotent, writing
-    W_start back restores it exactly, and an editor's own loop sees projected weights as it goes. Works with any
-    editor, on Linear and Conv1D, in float32, bfloat16 and float16 (there Δ is rounded once, to the weight's
-    precision), with tied weights, with accelerate's dispatch hooks, and in copies made of the model.
+    Inside the block, each in-place write to a weight in `null_spaces` becomes W ← W_start + (W_new − W_start)P, with
+    W_start the weight at the start of the block. Because the change is measured from W_start, this is idempotent, and
+    writing W_start back restores it exactly. An editor's own loop sees the projected weights. The guard works with any
+    editor, on Linear and Conv1D, in float32, bfloat16 and float16 (there Δ is rounded once, to the weight's precision),
+    with tied weights, with accelerate's dispatch hooks, and in copies of the model.
 
-    Inside, make a new Parameter of `w.detach()` rather than of a guarded `w` itself, which torch refuses.
+    Inside the block, make a new Parameter from `w.detach()`: torch refuses to make one from a guarded `w`.
 
-    When the block ends, writes that went past the hook are projected as well. When it raises, or leaves a weight
-    that is not finite, every guarded weight is W_start again.
+    When the block ends, writes that bypassed the hook are projected as well. If the block raises, or leaves a weight
+    that is not finite, every guarded weight returns to W_start.
 
-    `check_model=False` attaches null spaces to a model other than the one they were made from: for the second and
-    later batches, when the model has been edited already.
+    `check_model=False` attaches null spaces to a model other than the one they were made from: use it for the second
+    and later batches, when the model has been edited already.
 
-    Two things differ from unguarded torch: what is written through an alias (`v = w.data`) shows in `v` only after
-    `w` itself is next used, and writing through `.data` between a forward and its backward pass is an error, as it
-    is for any other in-place write.
+    Two things differ from unguarded torch. A write through an alias (`v = w.data`) is projected only when `w` itself is
+    next used. Writing through `.data` between a forward pass and its backward pass is an error, like any other in-place
+    write there.
 
-    Raises WrongModelError, ModelStructureError or GuardError (nested guards) before anything is touched.
+    Raises WrongModelError, ModelStructureError or GuardError (nested guards) before anything is touched, and GuardError
+    at the end if a weight is not finite or was replaced by one of another shape.
     """
     template = null_spaces.provenance.get("template") if isinstance(null_spaces, NullSpaces) else None
     decoder = Decoder.of(model, template)
@@ -259,11 +260,12 @@ def null_space_constrained(
         @null_space_constrained("llama3.safetensors")      # or NullSpaces, or model -> NullSpaces
         def edit(model, tokenizer, requests): ...
 
-    The function keeps its signature, docstring and return value; it runs inside `guard`, which says what is
-    promised. A path is read at the first call and kept; a callable is asked at every call.
+    The function keeps its signature, docstring and return value; it runs inside `guard`, whose docstring says what is
+    guaranteed. A file is read once, at the first call; a callable is called at every call.
 
-    Raises GuardError while decorating: for a class, a coroutine or a generator (their body would run after the
-    guard has ended), a function without arguments, a file that does not exist, or a forgotten argument.
+    Raises GuardError while decorating: for a class, a coroutine or a generator (their body would run after the guard
+    has ended), a function without arguments, a file that does not exist, or a forgotten argument. When called, the
+    function raises GuardError if its first argument is not the model.
     """
     if isinstance(null_spaces, str | Path):
         path = Path(null_spaces)

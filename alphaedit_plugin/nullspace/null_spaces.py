@@ -58,9 +58,10 @@ class NullSpaces(Mapping[int, NullSpace]):
     ) -> NullSpaces:
         """All that a guard needs: the null spaces of `layers`, from the cache or computed once.
 
-        What counts as null is one of `threshold` (the paper's 2e-2 by default), `energy` and `nullity`, as in
-        `Criterion`; where the covariances come from is said as in `Preparation`. `template`, such as
-        "model.layers.{}.mlp.down_proj", names the out-projection where it cannot be found.
+        One of `threshold` (the default: the paper's 2e-2), `energy` and `nullity` says what counts as null, as in
+        `Criterion`. `corpus`, `stats_dir`, `tokens` and `store` say where the covariances come from, as in
+        `Preparation`. `template`, such as "model.layers.{}.mlp.down_proj", names the out-projection where it cannot be
+        found.
 
         Raises ModelStructureError, StatisticsError, CorpusError or NullSpaceError, each naming the remedy.
         """
@@ -101,9 +102,10 @@ class NullSpaces(Mapping[int, NullSpace]):
             )
 
     def attached(self, decoder: Decoder, layers: Sequence[int], name: str) -> NullSpaces:
-        """Those of `layers`, for the out-projections that `decoder` finds. Does not `check` the model.
+        """The null spaces of `layers`, for the out-projections that `decoder` finds. Does not `check` the model.
 
-        Raises NullSpaceError, calling these null spaces `name`, where they lack a layer or are of other modules.
+        Raises NullSpaceError if a layer is missing or the null spaces belong to other modules; its message calls them
+        `name`.
         """
         missing = sorted(set(layers) - set(self))
         if missing:
@@ -142,7 +144,10 @@ class NullSpaces(Mapping[int, NullSpace]):
 
 
 def null_spaces_of(statistics: Statistics, criterion: Criterion = PAPER, *, store: Store | None = None) -> NullSpaces:
-    """The null spaces of covariances, from the store or computed and stored."""
+    """The null spaces of covariances, from the store or computed and stored.
+
+    Raises NullSpaceError if nothing or everything is null, or if a covariance is not finite.
+    """
     store = store or Store()
     prints = statistics.provenance["fingerprints"]
     recipes = {

@@ -1,4 +1,4 @@
-"""The projection of one layer onto the null space of preserved keys, and the set of them for one model."""
+"""The projection of one layer onto the null space of preserved keys."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ class Criterion:
     """Which eigenvectors of C are null. Exactly one of:
 
     - `threshold`: eigenvalue below this number (the paper; 2e-2 in every released YAML);
-    - `energy`: as many of the smallest as together hold at most this share of tr(C) outside its largest
-      eigenvalue (an attention sink, which would otherwise decide alone what "share" means);
+    - `energy`: the smallest eigenvalues that together hold at most this share of tr(C), not counting its largest
+      eigenvalue (an attention sink, which would otherwise dominate the share);
     - `nullity`: this share of the dimensions (0 < n < 1), or this many of them (n ≥ 1).
 
     An absolute eigenvalue means different things on different models and layers; the other two do not.
+
+    Raises NullSpaceError unless exactly one is given, as a positive number in its range.
     """
 
     threshold: float | None = None
@@ -64,7 +66,7 @@ class Criterion:
 
 
 def energy_share(eigenvalues: Tensor, nullity: int) -> float:
-    """tr(PCP) / tr(C) where P projects onto the eigenvectors of the `nullity` smallest of C's ascending eigenvalues."""
+    """tr(PCP) / tr(C), where P projects onto the eigenvectors of C's `nullity` smallest `eigenvalues` (ascending)."""
     energy = eigenvalues.clamp_min(0)
     return float(energy[:nullity].sum() / energy.sum())
 
@@ -89,7 +91,7 @@ class NullSpace:
     def of(cls, covariance: Covariance | Tensor, criterion: Criterion = PAPER, *, name: str = "the layer") -> NullSpace:
         """The null space of a covariance, by `eigh` in float64.
 
-        Raises NullSpaceError when nothing or everything is null, saying what the spectrum looks like.
+        Raises NullSpaceError if C is not finite, or, describing the spectrum, if nothing or everything is null.
         """
         matrix = covariance.matrix if isinstance(covariance, Covariance) else covariance
         matrix = matrix.to(torch.float64)
@@ -124,7 +126,10 @@ class NullSpace:
         return self.factor.shape[1] if self.side == "null" else self.d_in - self.factor.shape[1]
 
     def project(self, delta: Tensor) -> Tensor:
-        """ΔP for Δ of shape … × d_in, computed in float32 or better, in Δ's type and on Δ's device."""
+        """ΔP for Δ of shape … × d_in, computed in float32 or better, in Δ's type and on Δ's device.
+
+        Raises NullSpaceError if Δ has another width.
+        """
         if delta.shape[-1] != self.d_in:
             raise NullSpaceError(f"an update of shape {tuple(delta.shape)} does not end in d_in = {self.d_in}")
         work = torch.promote_types(delta.dtype, torch.float32)
@@ -140,13 +145,13 @@ class NullSpace:
         """P, d_in × d_in, float64. For tests and export: editing never needs it."""
         u = self.factor.to(torch.float64)
         product = u @ u.T
-        inside = (product + product.T) / 2  # a matrix product rounds its two halves apart on some processors
+        inside = (product + product.T) / 2  # some processors round the two halves of a matrix product differently
         return inside if self.side == "null" else torch.eye(self.d_in, dtype=torch.float64) - inside
 
     def leakage(self, covariance: Covariance | Tensor | None = None) -> float:
         """tr(PCP) / tr(C): the share of the keys' energy that the null space still holds. 0 is a true null space.
 
-        C is the covariance that P was made from, known here by its eigenvalues, or any other one.
+        By default C is the covariance that P was made from, known by its eigenvalues; any other one may be given.
         """
         if covariance is None:
             return energy_share(self.eigenvalues, self.nullity)

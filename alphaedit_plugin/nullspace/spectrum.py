@@ -16,7 +16,7 @@ LISTED_THRESHOLDS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of one layer's C, ascending, and what the chosen criterion makes of them."""
+    """Eigenvalues of one layer's C, ascending, and which of them the chosen criterion calls null."""
 
     layer: int
     eigenvalues: Tensor
@@ -40,7 +40,7 @@ class Spectrum:
 
 
 def check_format(path: Path) -> None:
-    """Raises AlphaEditError when matplotlib is missing or cannot write such a file; ask before a long computation."""
+    """Raises AlphaEditError if matplotlib is missing or cannot write such a file. Call it before a long computation."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as failure:
@@ -53,7 +53,7 @@ def check_format(path: Path) -> None:
 def plot(spectra: list[Spectrum], path: Path) -> None:
     """A PNG (or any format matplotlib knows by its suffix): eigenvalues of each layer and the boundary.
 
-    Raises AlphaEditError when matplotlib is not there or does not know the format.
+    Raises AlphaEditError if matplotlib is missing or does not know the format.
     """
     check_format(path)
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""From a model to its covariances and null spaces, by way of the store."""
+"""Covariances of a model, from the store or computed and stored."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Statistics:
         return Statistics({layer: self.covariances[layer] for layer in layers}, self.provenance)
 
     def save_npz(self, model: nn.Module, folder: str | Path, size: int, *, dtype: str = "float32") -> list[Path]:
-        """Write the files that ROME, MEMIT and EasyEdit look for in `folder`, a file per layer; returns their paths.
+        """Write the files that ROME, MEMIT and EasyEdit look for in `folder`, one per layer; returns their paths.
 
         `size` and `dtype` must be what their run asks for (`mom2_n_samples`, `mom2_dtype`), or they compute again.
         """
@@ -52,9 +52,9 @@ class Statistics:
         return list(paths.values())
 
     def identity(self, layers: Sequence[int]) -> dict[str, Any]:
-        """What decides the covariances of `layers`, wherever model and text lie and however they are called.
+        """What determines the covariances of `layers`; paths and names of model and text do not matter.
 
-        It is the text that they were made from; where that is unknown, the covariances themselves.
+        It includes a digest of their text or, if the text is unknown, of the covariances themselves.
         """
         text = self.provenance.get("text", {})
         if "digest" not in text:
@@ -71,11 +71,11 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Where covariances come from, and what counts as null: one for command line, flag, Session and Python.
+    """Where covariances come from, and what counts as null; the same for command line, flag, Session and Python.
 
     `corpus` is text as in `corpus.documents`; without one the model writes its own. `stats_dir` holds .npz statistics
     of EasyEdit, MEMIT or ROME, which are read instead of text. `tokens` of text default to 10 × the largest d_in.
-    `criterion` goes before a method's own; None leaves it to the method. What is computed is kept in `store`.
+    `criterion` overrides a method's own; None leaves it to the method. Results are kept in `store`.
     """
 
     corpus: str | Path | None = None
@@ -95,10 +95,11 @@ class Preparation:
         template: str | None = None,
         found_in: Sequence[Path] = (),
     ) -> Statistics:
-        """Covariances of `layers`; `tokens` go before the preparation's own.
+        """Covariances of `layers`; `tokens` override the preparation's own.
 
-        `found_in` are folders that may hold .npz statistics: the first that has all layers is used, unless a corpus
-        or a number of tokens was asked for. Raises StatisticsError, or CorpusError for text that cannot be read.
+        `found_in` are folders that may hold .npz statistics: the first that has all layers is used, unless a corpus or
+        a number of tokens was asked for. Raises StatisticsError for missing statistics or too little text, CorpusError
+        for text that cannot be read, ModelStructureError for layers that cannot be edited.
         """
         tokens = tokens or self.tokens
         if self.stats_dir is not None:
@@ -137,8 +138,10 @@ def prepare_statistics(
 ) -> Statistics:
     """Covariances of `layers`, from the store or computed and stored.
 
-    `source` is a corpus as in `corpus.documents`; None lets the model write its own text. `tokens` defaults to
-    10 × the largest d_in, below which a covariance is badly conditioned.
+    `source` is a corpus as in `corpus.documents`; None lets the model write its own text. `tokens` defaults to 10 × the
+    largest d_in; with fewer, a covariance is badly conditioned.
+
+    Raises StatisticsError if the text has no more tokens than d_in, CorpusError if it cannot be read.
     """
     store = store or Store()
     decoder = Decoder.of(model, template)
@@ -192,9 +195,9 @@ def statistics_from_npz(
 ) -> Statistics:
     """Covariances that ROME, MEMIT or EasyEdit left in `folder` (anywhere below it): nothing is computed.
 
-    Their files are named `{out-projection}_{dtype}_mom2_{n}.npz`; of several for a layer in one folder the one with
-    the most tokens is read. They carry no trace of the model, so that it is the right one is the caller's word.
-    Raises StatisticsError when a layer has no file of its width, or has them in several folders.
+    Their files are named `{out-projection}_{dtype}_mom2_{n}.npz`; if a folder holds several for one layer, the one with
+    the most tokens is read. The files do not say which model they belong to: the caller must know that it is this one.
+    Raises StatisticsError if a layer has no file of its width, or has files in several folders.
     """
     decoder = Decoder.of(model, template)
     projections = decoder.out_projections(layers)
@@ -264,9 +267,9 @@ def _made_together(
     recipes: Mapping[int, Recipe],
     make: Callable[[list[int]], Mapping[int, Mapping[str, torch.Tensor]]],
 ) -> dict[int, dict[str, torch.Tensor]]:
-    """`store.get_or_make`, where all processes of torch.distributed take part in `make` and the first one stores.
+    """`store.get_or_make`; under torch.distributed all processes take part in `make`, and the first one stores.
 
-    A lock held around `make` would keep out the very processes that it waits for.
+    There no lock is held around `make`: it would keep out the processes that `make` waits for.
     """
     if not is_distributed():
         return store.get_or_make(kind, recipes, make)

@@ -1,4 +1,4 @@
-"""What can stand in a table of rows: each metric, and what an edit did to the weights and took."""
+"""The columns of tables: each metric, the change of the weights, and the seconds of editing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..evaluation.measure import Estimate
 from ..evaluation.metrics import METRICS, Metric, metric
 
 WEIGHTS = "weights"
-"""The group of what is not a metric: drift, leakage, seconds."""
+"""The group of columns that are no metrics: drift, leakage, seconds."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """`of` is in the unit that people read, None where a row has no such number; `better` is max, min or None."""
+    """`of` gives a row's number in the unit that is shown, None if it has none; `better` is max, min or None."""
 
     name: str
     label: str
@@ -32,14 +32,14 @@ class Column:
         return "–" if estimate is None else self.form.format(estimate.value)
 
     def half(self, row: Row) -> str:
-        """Half the width of the interval, in the same form; empty where there is none."""
+        """Half the width of the interval, in the same form; empty if there is none."""
         estimate = self.of(row)
         if estimate is None or estimate.low is None or estimate.high is None:
             return ""
         return self.form.format((estimate.high - estimate.low) / 2)
 
     def best(self, rows: Sequence[Row]) -> set[str]:
-        """The variants that show the best number among two or more edited ones."""
+        """The variants that show the best number, if at least two edited ones have a number."""
         values = {
             row.variant: estimate.value
             for row in rows
@@ -51,9 +51,9 @@ class Column:
         return {variant for variant, value in values.items() if self.form.format(value) == shown}
 
     def change(self, row: Row, before: Row | None) -> tuple[float, bool | None] | None:
-        """(difference from `before`, whether it is for the better); None where there is nothing to compare.
+        """(difference from `before`, whether it is an improvement); None if there is nothing to compare.
 
-        A difference that the form does not show is 0, and neither better nor worse.
+        A difference too small to be shown is 0, and neither better nor worse.
         """
         if before is None or row is before or (now := self.of(row)) is None or (then := self.of(before)) is None:
             return None
@@ -65,7 +65,7 @@ class Column:
 
 
 def columns(rows: Iterable[Row]) -> list[Column]:
-    """Those that any of `rows` has: metrics in METRICS' order, unknown ones last, then what is no metric."""
+    """The columns that any of `rows` has: metrics in the order of METRICS, then unknown metrics, then the others."""
     rows = list(rows)
     measured = {name: None for row in rows for name in row.estimates}
     names = [*(name for name in METRICS if name in measured), *(name for name in measured if name not in METRICS)]
@@ -87,7 +87,7 @@ def _column(metric: Metric) -> Column:
 def _of_edited(
     name: str, label: str, value: Callable[[Row], float | None], better: Any, form: str, meaning: str
 ) -> Any:
-    """Of an edited row; nothing for the model before edits."""
+    """A column that only edited rows have, not the model before edits."""
 
     def of(row: Row) -> Estimate | None:
         found = None if row.variant == BEFORE else value(row)

@@ -19,11 +19,11 @@ from .columns import Column, columns
 
 
 def export(comparisons: Sequence[Comparison], folder: Path) -> None:
-    """What goes into a paper or a notebook. Shares are in percent, but in summary.json, where they go from 0 to 1.
+    """Write the files for a paper or a notebook. Shares are in percent; only in summary.json they go from 0 to 1.
 
-    summary.json has every row with its estimates, without the records; summary.csv too, with the ends of the
-    intervals; summary.md and summary.tex have a table of the last rows for each comparison, the best in bold and half
-    the interval behind ±. Raises CompareError when they cannot be written.
+    summary.json has every row with its estimates, without the records; so has summary.csv, with the ends of the
+    intervals. summary.md and summary.tex have one table of last rows per comparison, with the best numbers in bold and
+    half the interval after ±. Raises CompareError if they cannot be written.
     """
     summary = {
         "comparisons": [{"settings": each.settings, "rows": [*map(_as_json, each.rows)]} for each in comparisons]
@@ -96,7 +96,7 @@ def cell_title(comparison: Comparison) -> str:
 
 
 def short(path: Any) -> str:
-    """The last part of a path or of a name on the Hub, without its suffix where that is a data file's."""
+    """The last part of a path or of a name on the Hub, without the suffix of a data file."""
     return re.sub(r"\.(json|jsonl)$", "", re.split(r"[/\\]", str(path).rstrip("/\\"))[-1])
 
 
@@ -114,7 +114,7 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has neither nan nor infinity: null in their place."""
+    """The value with None for nan and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -123,7 +123,7 @@ def _finite(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    """One line."""
+    """The text on one line."""
     return " ".join(text.split())
 
 
@@ -134,7 +134,7 @@ def _tex(text: str) -> str:
 def _cells(
     comparison: Comparison, found: Sequence[Column], bold: str, interval: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """(variant, cells) of each last row: the best edited ones `bold`, and half their `interval` behind them."""
+    """(variant, cells) per last row: the best numbers in the form `bold`, half intervals in the form `interval`."""
     rows = comparison.final
     best = {column.name: column.best(rows) for column in found}
     for row in rows:

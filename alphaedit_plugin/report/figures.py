@@ -1,7 +1,7 @@
-"""The figures, drawn with matplotlib: small panels that stand side by side on a desk and one below another on a phone.
+"""The figures, drawn with matplotlib: small panels, side by side on a wide screen and stacked on a phone.
 
-Each is drawn once, in the light colours of `style.THEME`. On the page these become CSS variables, so that the figures
-follow the page into the dark; in the files they stay.
+Each is drawn once, in the light colours of `style.THEME`. On the page these become CSS variables, so figures follow the
+page into dark mode; in the files they stay light.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE = (4.6, 3.1)
-"""Inches of a panel."""
+"""The size of a panel, in inches."""
 
 _SETTINGS: Any = {
     "svg.fonttype": "none",
@@ -71,7 +71,7 @@ _SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Panel:
-    """`alt` says in words what is to be seen."""
+    """`alt` describes in words what the panel shows."""
 
     name: str
     figure: Figure
@@ -80,7 +80,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """Panels that share a caption and a legend, and the numbers that they are drawn from."""
+    """Panels with a common caption and legend, and the numbers that they show."""
 
     caption: str
     panels: list[Panel]
@@ -90,7 +90,7 @@ class Picture:
 
 
 def check() -> None:
-    """Raises CompareError when matplotlib is missing."""
+    """Raises CompareError if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as failure:
@@ -98,7 +98,7 @@ def check() -> None:
 
 
 def pairs_panel(column: Column, rows: Sequence[Row], looks: Mapping[str, Style], before: Row | None) -> Panel:
-    """One line a method: hollow without P, filled with it, their intervals, and the model before any edit."""
+    """One line per method: hollow marks without P, filled ones with P, intervals, and the model before any edit."""
     by_name = {row.variant: row for row in rows}
     methods = pairs([name for name in by_name if name in looks])
     with _axes((SIZE[0], 1.25 + 0.42 * len(methods))) as (figure, axes):
@@ -131,7 +131,7 @@ def pairs_panel(column: Column, rows: Sequence[Row], looks: Mapping[str, Style],
 def curves_panel(
     column: Column, series: Mapping[str, Sequence[Row]], looks: Mapping[str, Style], before: Row | None, name: str
 ) -> Panel:
-    """A metric against edits with the band of its interval; a line starts at the model before any edit."""
+    """A metric against the number of edits, with its interval as a band; lines start at the model before any edit."""
     with _axes() as (figure, axes):
         axes.set_title(column.label)
         axes.set_xlabel("edits")
@@ -189,7 +189,7 @@ def scatter_panel(variant: str, records: Sequence[Mapping[str, Any]], look: Styl
 def spectrum_panel(
     spectra: Mapping[int, Sequence[float]], thresholds: Sequence[float], looks: Sequence[Style]
 ) -> Panel:
-    """Eigenvalues of C by rank, as a share of all directions; what is below the threshold is called null."""
+    """Eigenvalues of C against their rank, as a share of all directions; those below a threshold are called null."""
     with _axes() as (figure, axes):
         axes.set_title("spectrum of C")
         _log(axes)
@@ -218,7 +218,7 @@ def spectrum_panel(
 def layers_panel(
     name: str, title: str, series: Mapping[str, Mapping[int, float]], looks: Mapping[str, Style], form: str = "{:.1f}"
 ) -> Panel:
-    """A number by layer, one line a variant; on a logarithmic scale where they are of different orders."""
+    """A number by layer, one line per variant; the scale is logarithmic if the orders of magnitude differ."""
     with _axes() as (figure, axes):
         axes.set_title(title)
         axes.set_xlabel("layer")
@@ -231,7 +231,7 @@ def layers_panel(
             told.append(f"{variant} " + ", ".join(f"{form.format(values[layer])} at layer {layer}" for layer in x))
         axes.set_xticks(sorted({layer for values in series.values() for layer in values}))
         least, top = min(numbers := [v for values in series.values() for v in values.values()]), max(numbers)
-        if 0 < least < top / 30:  # beside a ruined model the others would be one line
+        if 0 < least < top / 30:  # beside a ruined model, all others would look like one line
             _log(axes)
         else:
             axes.set_ylim(0, 1.08 * top or 1)
@@ -240,7 +240,7 @@ def layers_panel(
 
 
 def bars_panel(name: str, title: str, values: Mapping[str, float], looks: Mapping[str, Style], form: str) -> Panel:
-    """A number a variant: hollow bars without P, filled ones with it."""
+    """One number per variant: hollow bars without P, filled ones with P."""
     with _axes((SIZE[0], 1.0 + 0.3 * len(values))) as (figure, axes):
         axes.set_title(title)
         axes.grid(False, axis="y")
@@ -261,9 +261,9 @@ def bars_panel(name: str, title: str, values: Mapping[str, float], looks: Mappin
 
 
 def inline(panel: Panel, prefix: str) -> str:
-    """The panel as SVG to stand in a page: colours are CSS variables, ids are the page's own, nothing is fetched.
+    """The panel as SVG for a page: colours are CSS variables, ids are unique in the page, and nothing is fetched.
 
-    matplotlib's own style sheet is left out: in a page it would reach beyond the figure.
+    matplotlib's own style sheet is left out: in a page it would affect more than the figure.
     """
     with _drawing():
         root = ElementTree.fromstring(_svg(panel.figure))
@@ -296,7 +296,10 @@ def inline(panel: Panel, prefix: str) -> str:
 
 
 def save(panel: Panel, picture: Picture, folder: Path, prefix: str) -> None:
-    """PNG and SVG, each with the legend. Call it last: the panel grows by it. Raises CompareError."""
+    """Write PNG and SVG, each with the legend. Call this last, because the legend enlarges the panel.
+
+    Raises CompareError if a file cannot be written.
+    """
     with _drawing():
         if picture.legend:
             columns = min(3, len(picture.legend))
@@ -313,7 +316,7 @@ def save(panel: Panel, picture: Picture, folder: Path, prefix: str) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    """Drawn by the canvas itself: savefig would draw everything twice. No date: the same numbers give the same file."""
+    """The figure as SVG, without a date: the same numbers give the same file. savefig would draw everything twice."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = StringIO()
@@ -362,7 +365,7 @@ def _handle(look: Style) -> Any:
 
 
 def _log(axes: Axes) -> None:
-    """Powers of ten as plain text: what a name may hold must never be read as mathematics, so that is off."""
+    """A logarithmic axis. Powers of ten are plain text: mathematics is off, as names could be read as formulas."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set_yscale("log")
@@ -381,11 +384,11 @@ def _whole_ticks(axes: Axes) -> None:
 
 
 def _label(variant: str) -> str:
-    """A name with changed hyperparameters on lines of their own, none so long that the axes lose their room."""
+    """A variant's name on short lines, one per changed hyperparameter, so that the axes keep their space."""
     lines = variant.replace("@", "\n@").split("\n")
     return "\n".join(line if len(line) <= 22 else f"{line[:21]}…" for line in lines[:3])
 
 
 def _slug(text: str) -> str:
-    """Fit for an id, a URL and a file's name."""
+    """The text in a form that fits an id, a URL and a file name."""
     return re.sub(r"[^\w+-]+", "_", text, flags=re.ASCII)[:80]

@@ -11,9 +11,9 @@ from .columns import Column
 
 @dataclass(frozen=True)
 class Cell:
-    """`sort` orders a column (None goes last); `half` stands behind ±; `sign` is the change against before.
+    """`sort` orders a column (None goes last); `half` is shown after ±; `sign` is the change against before.
 
-    A sign of "=" only keeps the place that others have.
+    The sign "=" only keeps the space that other signs take.
     """
 
     text: str
@@ -26,13 +26,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """`head` names the first column and the others; each row is the name that stands first, and its cells."""
+    """`head` names all columns; each row is (first cell, other cells)."""
 
     caption: str
     head: Sequence[str]
     rows: Sequence[tuple[Cell, Sequence[Cell]]]
     notes: Sequence[str] = field(default_factory=tuple)
-    """What the columns mean, by column; empty, or as many as `head`."""
+    """The meaning of each column; empty, or as many as `head`."""
 
 
 def text(value: str) -> Cell:
@@ -44,7 +44,7 @@ def number(value: float | None, form: str = "{:.1f}") -> Cell:
 
 
 def of_rows(caption: str, rows: Sequence[Row], columns: Sequence[Column], before: Row | None) -> Grid:
-    """One row a variant, the best of each column marked, and every change against `before`."""
+    """One row per variant, with the best of each column marked, and every change against `before`."""
     best = {column.name: column.best(rows) for column in columns}
     return Grid(
         caption,
@@ -58,7 +58,7 @@ def of_rows(caption: str, rows: Sequence[Row], columns: Sequence[Column], before
 
 
 def of_checkpoints(caption: str, rows: Sequence[Row], columns: Sequence[Column]) -> Grid:
-    """One row a variant and checkpoint."""
+    """One row per variant and checkpoint."""
     return Grid(
         caption,
         ["variant", "edits", *(column.label for column in columns)],

@@ -92,7 +92,7 @@ def number_of(value: float) -> Cell:
 
 
 def _thresholds(criteria: Sequence[Any]) -> list[float]:
-    """Those that are written as "threshold 0.02" or {"threshold": 0.02}; other criteria have no one line to draw."""
+    """The thresholds among the criteria ("threshold 0.02" or {"threshold": 0.02}); others have no line to draw."""
     found = []
     for criterion in criteria:
         if isinstance(criterion, Mapping):
@@ -112,7 +112,7 @@ def _is_number(text: str) -> bool:
 
 @dataclass
 class _Shared:
-    """Null spaces by layer, with the variants that have them: as a rule they share them."""
+    """Null spaces by layer, and the variants that use them: usually several share them."""
 
     criterion: str
     nullity: dict[int, float]
@@ -121,7 +121,7 @@ class _Shared:
 
 
 def _shared(spaces: Mapping[str, Any]) -> list[_Shared]:
-    """By criterion; those of other text, which differ on some layer, apart."""
+    """The distinct null spaces: by criterion, and apart if they come from other text and so differ on some layer."""
     found: list[_Shared] = []
     for variant, space in spaces.items():
         criterion = space.get("criterion")
@@ -148,7 +148,7 @@ def _agree(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
 
 
 def _shared_looks(same: Sequence[_Shared], looks: Mapping[str, Style]) -> dict[str, Style]:
-    """By the first variant: its own look where it has null spaces for itself; ink where several share them."""
+    """Looks by first variant: its own look if it has null spaces for itself, ink if several share them."""
     found: dict[str, Style] = {}
     for index, (name, *others) in enumerate(each.names for each in same):
         ink = Style("ink", MARKERS[index % len(MARKERS)], solid=index % 2 == 0)

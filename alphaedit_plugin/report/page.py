@@ -35,10 +35,10 @@ _MARKERS = {
 
 
 def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
-    """`folder`/report.html, and every figure in `folder`/figures as PNG and SVG; returns the page.
+    """Write `folder`/report.html, and every figure as PNG and SVG to `folder`/figures; returns the page's path.
 
-    The page needs no network and no other file. It has a section for what was measured and none for what was not.
-    All of its text is escaped. Raises CompareError when it cannot be written, or when what draws it is not installed.
+    The page needs no network and no other file. It has sections only for what was measured. All of its text is escaped.
+    Raises CompareError if it cannot be written, if there is nothing to report, or if jinja2 or matplotlib is missing.
     """
     folder = Path(folder)
     figures.check()
@@ -79,7 +79,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
 
 
 def _drawn(section: Section, prefix: str, folder: Path) -> dict[str, Any]:
-    """The section with its pictures as SVG; their files are written."""
+    """The section with its pictures as SVG. Also writes the pictures' files."""
     return {**vars(section), "pictures": [_picture(picture, prefix, folder) for picture in section.pictures]}
 
 
@@ -93,7 +93,7 @@ def _picture(picture: Picture, prefix: str, folder: Path) -> dict[str, Any]:
 
 
 def _seeds(comparisons: Sequence[Comparison]) -> Iterator[Any]:
-    """A table for each model and data set that has several seeds."""
+    """One table per model and data set that has several seeds."""
 
     def key(comparison: Comparison) -> tuple[str, str, str]:
         return tuple(str(comparison.settings.get(name)) for name in ("model", "data", "edits"))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""What a section of the page is made of."""
+"""The parts of a section of the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .grid import Grid
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a model goes on after a fact's prompt, whether that says the new object; longer texts as (prompt, text)."""
+    """How a model continues a fact's prompt, and whether that says the new object; longer texts as (prompt, text)."""
 
     variant: str
     written: str
@@ -20,7 +20,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Case:
-    """A fact, and what the model writes about it before any edit and after those of each variant."""
+    """A fact, and what the model writes about it before any edit and after the edits of each variant."""
 
     subject: str
     prompt: str

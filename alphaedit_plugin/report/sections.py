@@ -1,4 +1,4 @@
-"""What the page has to say of a comparison: a section for each thing that was measured."""
+"""The sections of the page, one for each thing that was measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPEN_CASES, ALL_CASES = 3, 50
 
 
 def sections(comparison: Comparison, looks: Mapping[str, Style]) -> list[Section]:
-    """Those that have data, in the page's order."""
+    """The sections that have data, in the page's order."""
     makers: list[Callable[[Comparison, Mapping[str, Style]], Section | None]] = [
         _headline, _curves, _capability, _shift, null_spaces, _weights, _timing, _relations, _cases, _all, _settings,
     ]  # fmt: skip
@@ -332,7 +332,7 @@ _ELSEWHERE = {
     "measures",
     "date",
 }
-"""Settings that another part of the page shows, and those by which a run knows its own files."""
+"""Settings that are not listed: another part of the page shows them, or a run only uses them to find its files."""
 
 
 def _settings(comparison: Comparison, looks: Mapping[str, Style]) -> Section:
@@ -375,7 +375,7 @@ def _plain(value: Any) -> str:
 
 
 def over_seeds(comparisons: Sequence[Comparison]) -> Grid:
-    """Of comparisons that differ in the order of facts only: the mean of each number and its range."""
+    """For comparisons that differ only in the order of facts: the mean of each number and its range."""
     finals = [{row.variant: row for row in comparison.final} for comparison in comparisons]
     found = columns(row for rows in finals for row in rows.values())
     names = dict.fromkeys(name for rows in finals for name in rows)

@@ -1,4 +1,4 @@
-"""How things look, on the page and in its figures: colours of light and dark, and what stands for a variant."""
+"""How things look on the page and in its figures: colours for light and dark, and the style of each variant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THEME = {
     "cyan": ("#2f93ad", "#9fe0ee"),
     "slate": ("#6b7684", "#b8c1cb"),
 }
-"""Colours by name, for light and for dark. Figures are drawn in the light ones; no two of these are the same."""
+"""Colours by name, for light and for dark. Figures are drawn in the light ones, which are all different."""
 
 
 def colour(name: str) -> str:
@@ -33,7 +33,7 @@ def colour(name: str) -> str:
 
 @dataclass(frozen=True)
 class Style:
-    """What stands for one thing in a figure and in its legend: projected variants are solid and filled."""
+    """The style of one thing in a figure and in its legend; projected variants are solid and filled."""
 
     hue: str
     marker: str = "o"
@@ -51,7 +51,7 @@ class Style:
 
 
 def base_of(variant: str) -> str:
-    """The method that a variant is, with or without its projection: `memit` for `memit+P`."""
+    """The variant's name without its projection: `memit` for `memit+P`."""
     return variant.removesuffix("+P")
 
 
@@ -64,9 +64,9 @@ def pairs(variants: Sequence[str]) -> list[tuple[str, str | None, str | None]]:
 
 
 def styles(comparisons: Iterable[Comparison]) -> dict[str, Style]:
-    """One for each variant, the same on the whole page: a method's hue and marker, solid where it is projected.
+    """One style per variant, the same on the whole page: the method's hue and marker, solid if it is projected.
 
-    A variant is projected when it is called so, or when it has null spaces (AlphaEdit has them by itself).
+    A variant is projected if its name says so, or if it has null spaces (AlphaEdit has them by itself).
     """
     comparisons = list(comparisons)
     variants = list(dict.fromkeys(name for comparison in comparisons for name in comparison.variants))

@@ -1,4 +1,4 @@
-"""Tables for a terminal: of a comparison, and of what a session has done."""
+"""Tables for a terminal: the results of a comparison, and the changes of a session."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _SHORT = {
 
 
 def table(comparison: Comparison) -> TerminalTables:
-    """What the terminal shows: each variant at its last checkpoint, with no column for what was not measured."""
+    """The tables for a terminal: each variant at its last checkpoint, without columns for what was not measured."""
     return TerminalTables(comparison)
 
 
 class TerminalTables:
-    """As many tables as the terminal's width asks for: no number is ever cut or folded.
+    """As many tables as the terminal's width requires: no number is ever cut or wrapped.
 
-    The best of each column among the edited ones is bold. ▲ and ▼ say how a number changed against "before": green
-    for the better, red for the worse.
+    The best of each column among the edited ones is bold. ▲ and ▼ say how a number changed against "before": green for
+    better, red for worse.
     """
 
     def __init__(self, comparison: Comparison) -> None:
@@ -57,7 +57,7 @@ class TerminalTables:
         tables = [*_TERMINAL, tuple(dict.fromkeys(column.group for column in found if column.group not in known))]
         last = max((row.edits for row in rows), default=0)
         name_width = min(max((len(self._name(row, last)) for row in rows), default=7), max(16, options.max_width // 4))
-        room = options.max_width - name_width - 2  # the box's edges; between columns it has one space
+        room = options.max_width - name_width - 2  # the edges of the box
         yield Text(f"{settings['edits']} sequential edits in batches of {settings['batch_size']}", style="italic")
         for chosen in (
             chosen for groups in tables for chosen in _packed([c for c in found if c.group in groups], rows, room)
@@ -77,7 +77,7 @@ class TerminalTables:
 
     @staticmethod
     def _name(row: Row, last: int) -> str:
-        """With its edits, where a variant is not as far as the others."""
+        """The variant, with its number of edits if that differs from the others'."""
         return row.variant if row.edits in (0, last) else f"{row.variant} ({row.edits})"
 
     def _cell(self, column: Column, row: Row, best: bool) -> str:
@@ -89,7 +89,7 @@ class TerminalTables:
             return text
         change = column.change(row, before)
         if change is None or change[0] == 0:
-            return text + " "  # in line with those that have a sign
+            return text + " "  # aligned with numbers that have a sign
         colour = {True: "green", False: "red", None: "dim"}[change[1]]
         return f"{text}[{colour}]{'▲' if change[0] > 0 else '▼'}[/{colour}]"
 
@@ -106,7 +106,7 @@ def _width(column: Column, rows: Sequence[Row]) -> int:
 
 
 def _packed(found: Sequence[Column], rows: Sequence[Row], room: int) -> list[list[Column]]:
-    """`found` in their order, in as few runs as fit into `room`."""
+    """`found` in order, cut into as few runs as possible that fit into `room`."""
     packed: list[list[Column]] = []
     left = 0
     for column in found:

@@ -1,4 +1,4 @@
-"""What a comparison found, in a sentence computed from its numbers."""
+"""The finding of a comparison, as sentences computed from its numbers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .style import pairs
 
 
 def leading(comparison: Comparison) -> Column | None:
-    """The column that decides: the score, or where there is none the first with a better direction."""
+    """The column that decides: the score or, without one, the first column where more or less is better."""
     found = [column for column in columns(comparison.final) if column.better is not None]
     return next((column for column in found if column.name == "score"), found[0] if found else None)
 
 
 def finding(comparison: Comparison) -> str:
-    """Which variant is best in what decides, how sure that is, and what comes next."""
+    """Which variant is best in the deciding column, how sure that is, and which is second."""
     column, before = leading(comparison), comparison.before
     edited = [row for row in comparison.final if row is not before]
     ranked: list[tuple[Row, float]] = [
@@ -47,7 +47,7 @@ def finding(comparison: Comparison) -> str:
 
 
 def projection(comparison: Comparison) -> str:
-    """What P changed for each method that was run with and without it; empty where there is none."""
+    """What P changed for each method that was run with and without it; empty if there is none."""
     column = leading(comparison)
     by_name = {row.variant: row for row in comparison.final}
     told = []
@@ -67,5 +67,5 @@ def projection(comparison: Comparison) -> str:
 
 
 def signed(column: Column, difference: float) -> str:
-    """With its sign, and a true minus."""
+    """The difference with its sign, written with a true minus."""
     return ("+" if difference > 0 else "−") + column.form.format(abs(difference))

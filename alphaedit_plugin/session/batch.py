@@ -1,4 +1,4 @@
-"""One call to a session's `edit`: its facts, and what was written for them."""
+"""One call to a session's `edit`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..editors.update import Update
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The facts of one call to `edit`, and what was written for them. Two batches are never equal, only the same."""
+    """The facts of one call to `edit`, and what was written for them. A batch equals only itself."""
 
     requests: tuple[Request, ...]
     written: Written
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, metadata), as a file holds them."""
+        """(tensors, metadata) as a file holds them."""
         tensors: dict[str, Tensor] = {}
         for i, update in enumerate(self.written.updates):
             tensors[f"update.{i}.left"], tensors[f"update.{i}.right"] = update.left, update.right
@@ -36,7 +36,7 @@ class Batch:
 
     @classmethod
     def unpacked(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Batch:
-        """Raises KeyError for what `packed` did not make."""
+        """The batch that `packed` made. Raises KeyError for anything else."""
         updates = [
             Update(layer, tensors[f"update.{i}.left"], tensors[f"update.{i}.right"])
             for i, layer in enumerate(metadata["layers"])
@@ -46,7 +46,7 @@ class Batch:
 
 
 def stacked(batches: Sequence[Batch]) -> dict[int, tuple[Tensor, Tensor]]:
-    """layer → (left, right) of all updates together: ΔW = left rightᵀ, but for the rounding of every write."""
+    """layer → (left, right) of all updates together: ΔW = left rightᵀ, except for the rounding of each write."""
     found: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
     for batch in batches:
         for update in batch.written.updates:

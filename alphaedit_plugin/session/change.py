@@ -13,8 +13,9 @@ from ..nullspace.projection import NullSpace
 
 @dataclass(frozen=True)
 class Change:
-    """By layer: `drift` ‖ΔW‖/‖W‖; `leakage` ‖ΔW K0‖/‖W K0‖, where there is a covariance; `outside` ‖ΔW(I − P)‖/‖ΔW‖,
-    where there is a null space.
+    """By layer: `drift` ‖ΔW‖/‖W‖, `leakage` ‖ΔW K0‖/‖W K0‖, `outside` ‖ΔW(I − P)‖/‖ΔW‖.
+
+    Leakage is known only for layers with a covariance, outside only for layers with a null space.
     """
 
     drift: dict[int, float] = field(default_factory=dict)
@@ -29,7 +30,7 @@ class Change:
         covariances: Mapping[int, Covariance],
         null_spaces: Mapping[int, NullSpace] | None = None,
     ) -> Change:
-        """What turned `before` into `after`, both layer → W, d_out × d_in."""
+        """The change from `before` to `after`, both layer → W, d_out × d_in."""
         return cls(
             {layer: drift(before[layer], weight) for layer, weight in after.items()},
             {
@@ -47,10 +48,10 @@ def drift(before: Tensor, after: Tensor) -> float:
 
 
 def leakage(before: Tensor, after: Tensor, covariance: Covariance) -> float:
-    """‖ΔW K0‖ / ‖W K0‖: by how much the layer's answer to preserved keys has changed; 0 for a perfect null space.
+    """‖ΔW K0‖ / ‖W K0‖: how much the layer's output for preserved keys has changed; 0 for a perfect null space.
 
-    Measured against the layer's own output, so that plain and projected updates, of any size, compare. W is
-    d_out × d_in, and K0 enters through C = K0 K0ᵀ / N: ‖A K0‖² = N tr(A C Aᵀ).
+    It is relative to the layer's own output, so plain and projected updates of any size can be compared. W is d_out ×
+    d_in, and K0 enters through C = K0 K0ᵀ / N: ‖A K0‖² = N tr(A C Aᵀ).
     """
     c = covariance.matrix.to(before.device)
     w = before.double()

@@ -1,4 +1,4 @@
-"""The folder of a session: what it needs to go on, a file for every batch, and a manifest that says which count."""
+"""The folder of a session: what the session needs to continue, one file per batch, and a manifest that lists them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER = (
 
 @dataclass(frozen=True)
 class Saved:
-    """What a folder says of its session. `weights` are digests of the edited weights, by layer."""
+    """The content of a session's folder. `weights` are digests of the edited weights, by layer."""
 
     variant: Variant
     hyperparameters: Hyperparameters
@@ -50,14 +50,14 @@ class Saved:
 class SessionFolder:
     """A session on disk.
 
-    Invariant: the folder holds the batches that its manifest names, whole; the manifest is written last and
-    atomically, so a crash at any moment leaves the session before or after a save, never between. The model itself
-    is not in it.
+    Invariant: the folder holds every batch that its manifest names, complete. The manifest is written last and
+    atomically, so a crash at any moment leaves the session as before or after a save, never between. The folder does
+    not hold the model.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._names: dict[Batch, str] = {}  # of the batches that are known to lie here
+        self._names: dict[Batch, str] = {}  # file names of the batches known to be in this folder
 
     @property
     def holds_session(self) -> bool:
@@ -73,10 +73,10 @@ class SessionFolder:
         covariances: Mapping[int, Covariance],
         null_spaces: NullSpaces | None,
     ) -> None:
-        """Make these batches the session's; those that lie here already are not written again.
+        """Save exactly these batches; those that are in the folder already are not written again.
 
-        `values` go into the manifest; its "identity" hashes all that never changes during a session. Raises
-        SessionError when something cannot be written, or the folder holds a session of another identity.
+        `values` go into the manifest; its "identity" is a hash of all that never changes during a session. Raises
+        SessionError if something cannot be written, or if the folder holds a session of another identity.
         """
         if not self.holds_session:
             self._save_foundations(tokenizer, covariances, null_spaces)
@@ -94,28 +94,28 @@ class SessionFolder:
         return self.path / _BATCHES
 
     def _save_batch(self, batch: Batch, index: int) -> str:
-        """Write a batch to a file of its own, never over another; returns its name."""
+        """Write a batch to a new file, never over another; returns the file's name."""
         name = f"{index:06d}.safetensors"
         taken = 0
-        while (self._batches / name).exists():  # of a batch undone since, or of one not in the manifest yet
+        while (self._batches / name).exists():  # the file of a batch undone since, or of one not yet in the manifest
             taken += 1
             name = f"{index:06d}-{taken}.safetensors"
         write_tensors(self._batches / name, *batch.packed(), SessionError)
         return name
 
     def _save_manifest(self, values: Mapping[str, Any], names: Sequence[str]) -> None:
-        """From this moment, and not before, the folder holds the batches of these names."""
+        """Write the manifest: only from now on does the folder hold the batches of these names."""
         text = json.dumps({"format": FORMAT, **values, "batches": list(names)}, indent=1, ensure_ascii=False)
         write_text(self.path / MANIFEST, text, SessionError)
         for path in self._batches.glob("*.safetensors"):
             if path.name not in names:
-                with suppress(OSError):  # it is in nobody's way: the next save tries again
+                with suppress(OSError):  # the file does no harm: the next save tries again
                     path.unlink()
 
     def _save_foundations(
         self, tokenizer: Any, covariances: Mapping[int, Covariance], null_spaces: NullSpaces | None
     ) -> None:
-        """What never changes during a session: statistics, null spaces, tokenizer."""
+        """Save what never changes during a session: statistics, null spaces, tokenizer."""
         if covariances:
             metadata = {"layers": list(covariances)}
             write_tensors(self.path / _COVARIANCES, packed_by_layer(covariances), metadata, SessionError)
@@ -132,7 +132,7 @@ class SessionFolder:
     # -------------------------------------------------------------------------------------------------- reading
 
     def load(self) -> Saved:
-        """All that was saved but the tokenizer. Raises SessionError, naming the file, where something is damaged."""
+        """All that was saved, except the tokenizer. Raises SessionError, naming the file, if something is damaged."""
         manifest = self.path / MANIFEST
         values = read_manifest(self.path)
         with _reading(manifest):
@@ -163,9 +163,10 @@ class SessionFolder:
         )
 
     def load_tokenizer(self) -> Any:
+        """The saved tokenizer. Raises SessionError, naming the folder, if it cannot be read."""
         path = self.path / _TOKENIZER
         with _reading(path):
-            if not path.is_dir():  # or the path would be taken for a name on the hub
+            if not path.is_dir():  # otherwise the path would be read as a name on the hub
                 raise FileNotFoundError("there is no such folder")
             return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
@@ -186,7 +187,7 @@ def is_session(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises SessionError, naming the file, for what is no session or a damaged one."""
+    """The manifest of a session. Raises SessionError, naming the file, if there is no session or it is damaged."""
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""An edit as a LoRA adapter that PEFT, and whatever reads PEFT's files, can load. Writing it needs no PEFT."""
+"""An edit as a LoRA adapter for PEFT and everything that reads PEFT's files. Writing it does not need PEFT."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..model.decoder import Decoder, OutProjection
 from ..storage.files import atomic, write_text
 
 TOLERANCE = 1e-6
-"""The share of ‖ΔW‖ that an adapter may leave out in any case: float32 factors hold little more."""
+"""The share of ‖ΔW‖ that an adapter may always leave out: float32 factors are hardly more precise."""
 
 UNSEEN = 1e-3
-"""The share of ‖ΔW‖ that it may leave out for being noise, without looking closer."""
+"""The share of ‖ΔW‖ that it may leave out as noise without a closer look."""
 
 
 def write_lora(
@@ -33,12 +33,12 @@ def write_lora(
 ) -> dict[int, int]:
     """Write the edit that turned `base` (layer → W before, d_out × d_in) into the weights of `model` as they are now.
 
-    Each layer gets the smallest rank that leaves out nothing but rounding noise, or, with `energy` in (0, 1], the
-    smallest that holds this share of ‖ΔW‖². Returns layer → rank; layers that did not change are not in it.
-    `base_model` is the name under which users of the adapter find the unedited model; by default the model's own.
+    Each layer gets the smallest rank that leaves out only rounding noise or, with `energy` in (0, 1], the smallest rank
+    that holds this share of ‖ΔW‖². Returns layer → rank; layers that did not change are not in it. `base_model` is the
+    name by which users of the adapter find the unedited model; by default the model's own name.
 
-    Raises PatchError when nothing changed, the base does not fit the model, a weight is not finite, or the folder
-    cannot be written.
+    Raises PatchError if nothing changed, the base does not fit the model, a weight is not finite, or the folder cannot
+    be written.
     """
     folder = Path(folder)
     if energy is not None and (not isinstance(energy, int | float) or isinstance(energy, bool) or not 0 < energy <= 1):
@@ -65,7 +65,7 @@ def write_lora(
         "inference_mode": True,
         "bias": "none",
         "lora_dropout": 0.0,
-        # r = alpha here as well: the scaling is 1 also for a reader that does not know the patterns.
+        # Here too r = alpha, so the scaling is 1 even for a reader that does not know the patterns.
         "r": max(ranks.values()),
         "lora_alpha": max(ranks.values()),
         "rank_pattern": by_name,
@@ -77,8 +77,8 @@ def write_lora(
     path = folder / "adapter_config.json"
     with atomic(folder / "adapter_model.safetensors", PatchError) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-        # A folder without configuration is no adapter. So it goes before the weights and comes after them: an export
-        # that is interrupted is not taken for whole, nor does an adapter that was here before lend it its own.
+        # A folder without configuration is no adapter. So the old configuration is removed before the weights are
+        # replaced, and the new one is written after them: an interrupted export never looks complete.
         path.unlink(missing_ok=True)
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n", PatchError)
     return ranks
@@ -109,7 +109,7 @@ def _factors(projection: OutProjection, base: Tensor, energy: float | None) -> t
 
 
 def _rank(singular: Tensor, allowed: float) -> int:
-    """The smallest rank, but at least 1, that leaves out a Frobenius norm of `allowed` or less."""
+    """The smallest rank, at least 1, that leaves out a Frobenius norm of at most `allowed`."""
     tails = (singular**2).flip(0).cumsum(0).flip(0).sqrt()
     return max(1, int((tails > allowed).sum()))
 
@@ -117,12 +117,12 @@ def _rank(singular: Tensor, allowed: float) -> int:
 def _exact_rank(singular: Tensor, rounding: float, shape: torch.Size) -> int:
     """The rank of the edit without the noise that rounding W added to it; `rounding` is ε‖W‖.
 
-    Rounding changes every entry independently, each time by a norm of about a fifth of `rounding`. The noise has
-    full rank, so following it down would make a dense matrix of every adapter. In float32 it is far below any edit,
-    and four times `rounding`, the noise of hundreds of edits, is left out unseen. In 16 bits it can be as large as a
-    small edit, but it is spread over all dimensions, the edit over few: there no singular value of noise exceeds its
-    share. Half of `rounding` has room for the noise of a handful of edits; after more of them the rank grows, rather
-    than that anything of an edit is lost.
+    Rounding changes every entry independently; each write adds noise with a norm of about a fifth of `rounding`. The
+    noise has full rank, so an adapter that reproduced it would be a dense matrix. In float32 the noise is far below any
+    edit: four times `rounding`, the noise of hundreds of edits, can be left out without harm. In 16 bits it can be as
+    large as a small edit, but it is spread over all dimensions and the edit over few, so no singular value of the noise
+    exceeds its share. Half of `rounding` allows for the noise of a handful of edits; after more edits the rank grows,
+    and no part of an edit is lost.
     """
     norm = float(singular.norm())
     rank = _rank(singular, max(TOLERANCE * norm, min(4 * rounding, UNSEEN * norm)))

@@ -1,7 +1,7 @@
 """An edit as a small file, applied and reverted bit for bit.
 
-The file holds Δ of each layer as two thin factors, and what is missing from them to the very bits of the weights
-before and after the edit. Rounding, however it happened while editing, is thereby part of the file.
+The file holds Δ of each layer as two thin factors, and corrections that turn them into the exact bits of the weights
+before and after the edit. So the file includes all rounding that happened while editing.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def write_patch(
 ) -> None:
     """Write the edit that turned `base` (layer → W before, d_out × d_in) into the weights of `model` as they are now.
 
-    `factors` make the file small, not exact: they may be approximate, or None (or absent) where nothing of low rank
-    is known; they are left out where the file is smaller without. `provenance` is in JSON's types.
+    `factors` make the file small, not exact: they may be approximate, or None (or absent) if no low-rank form is known.
+    They are left out if the file is smaller without them. `provenance` is in JSON's types.
 
-    Raises PatchError when base or factors do not fit the model or are not finite, or the file cannot be written.
+    Raises PatchError if base or factors do not fit the model or are not finite, or if the file cannot be written.
     """
     path = Path(path)
     projections = _projections(model, base, template, path)
@@ -76,9 +76,9 @@ def apply_patch(model: nn.Module, path: str | Path, *, check_model: bool = True)
     """Turn the base weights into the edited ones, bit for bit; returns the patch's provenance.
 
     `check_model=False` transfers the edit to weights other than those it was made on (another fine-tune, another
-    precision): there Δ is added and rounded once, and nothing is promised about bits.
+    precision): there Δ is added and rounded once, and the result is not bit-exact.
 
-    Raises PatchError, before anything is written, unless every weight is the one that the patch was made on.
+    Raises PatchError, before anything is written, unless every weight equals the one that the patch was made on.
     """
     return _move(model, Path(path), "base", "edited", check_model)
 
@@ -124,7 +124,7 @@ def _move(model: nn.Module, path: Path, source: State, target: State, check_mode
 
 
 def _write(projections: Mapping[int, OutProjection], before: Mapping[int, Tensor], after: Mapping[int, Tensor]) -> None:
-    """All of `after`, or, whatever interrupts it, all of `before`."""
+    """Write all of `after`; if anything interrupts this, restore all of `before`."""
     try:
         for layer, projection in projections.items():
             projection.matrix.copy_(after[layer])
@@ -186,7 +186,7 @@ def _kind(weight: Tensor) -> str:
 
 
 def _copy(weight: Tensor) -> Tensor:
-    """On the CPU, contiguous, and no view of the model's own memory."""
+    """A contiguous copy on the CPU, never a view of the model's own memory."""
     return weight.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
@@ -195,8 +195,8 @@ def _copy(weight: Tensor) -> Tensor:
 # Forward:   edited = round(base + Δ) ⊕ forward                      ⊕ on the bit patterns
 # Backward:  base   = round((edited ⊕ forward) − Δ) ⊕ backward
 #
-# edited ⊕ forward is base + Δ rounded only once, whatever editing did; so `backward` need not hold that again, and
-# for the usual small Δ it is nearly all zeros.
+# edited ⊕ forward is base + Δ rounded only once, whatever rounding happened while editing. So `backward` need not
+# repeat that, and for the usual small Δ it is nearly all zeros.
 
 
 def _stored(given: Factors | None, projection: OutProjection, weight: Tensor) -> Factors:
@@ -260,8 +260,8 @@ def _plus(weight: Tensor, delta: Tensor) -> Tensor:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """left rightᵀ in float64, d_out × d_in: the same bits on every machine, with any BLAS and any number of threads.
 
-    Each factor is cut into two slices of so few bits that every sum of products of slices is a whole number of at
-    most 53 bits: exact, in whatever order it is summed. The rest, 2⁻⁴⁰ of the whole, is left to the corrections.
+    Each factor is cut into two slices with so few bits that every sum of products of slices is a whole number of at
+    most 53 bits, and so is exact in any order of summation. The corrections hold the rest, 2⁻⁴⁰ of the whole.
     """
     bits = (53 - max(0, left.shape[1] - 1).bit_length()) // 2
     (left_high, left_low), (right_high, right_low) = _slices(left, bits), _slices(right, bits)
@@ -284,7 +284,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _pack(correction: Tensor) -> Tensor:
-    """Compressed, and byte by byte of all numbers: the high bytes are all but always zero. Nothing at all for zeros."""
+    """Compress, grouping bytes by their place in a number: the high ones are mostly zero. All zeros pack to nothing."""
     if not correction.any():
         return torch.zeros(0, dtype=torch.uint8)
     planes = correction.view(-1).view(torch.uint8).view(-1, correction.itemsize).T.contiguous()
@@ -292,7 +292,7 @@ def _pack(correction: Tensor) -> Tensor:
 
 
 def _unpack(packed: Tensor, like: Tensor) -> Tensor:
-    """The correction, shaped and sized as the bits of `like`."""
+    """The correction, with shape and size of the bits of `like`."""
     if not packed.numel():
         return torch.zeros_like(_bits(like))
     planes = torch.frombuffer(bytearray(zlib.decompress(packed.numpy().tobytes())), dtype=torch.uint8)

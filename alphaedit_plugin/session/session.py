@@ -58,11 +58,11 @@ class Report:
 
 
 class Session:
-    """Edits one model in place, batch after batch, and can undo, save, resume and export what it did.
+    """Edits one model in place, batch after batch, and can undo, save, resume and export the edits.
 
-    Invariants. A call to `edit`, `undo` or `finish` does all of its work or none: whatever interrupts it (an error,
-    a value that is not finite, a full disk, Ctrl-C), weights and history are as they were before the call, bit for
-    bit. The weights are what `base` becomes when the updates of `batches` are written into it in their order.
+    Invariants. A call to `edit`, `undo` or `finish` does all of its work or none: after any interruption (an error, a
+    value that is not finite, a full disk, Ctrl-C), weights and history are as before the call, bit for bit. Writing the
+    updates of `batches` into `base`, in order, gives the weights.
     """
 
     def __init__(
@@ -82,12 +82,13 @@ class Session:
     ) -> None:
         """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`registry.GRAMMAR`).
 
-        Hyperparameters default to those that ship for the model, or that are derived from it. What the method needs
-        of `covariances` and `null_spaces` and is not given comes from `preparation`, by default as by
-        `alphaedit prepare`. With `autosave` every batch is saved to that folder as soon as it is written.
+        Hyperparameters default to those that ship for the model, or else are derived from it. If the method needs
+        `covariances` or `null_spaces` that are not given, they come from `preparation`; its default does what
+        `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written.
 
-        Raises WrongModelError for null spaces of another model (`check_model=False` lets them pass), EditError for
-        those of another module, or when only `covariances` were given to a method that also needs null spaces.
+        Raises WrongModelError for null spaces of another model (`check_model=False` accepts them), EditError for null
+        spaces of another module or if a method that needs null spaces gets only `covariances`, and SessionError if
+        `autosave` holds a session already.
         """
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
         self.model, self.tokenizer = model, tokenizer
@@ -128,20 +129,20 @@ class Session:
 
     @property
     def facts(self) -> list[Request]:
-        """Every fact written and not undone, in order."""
+        """Every fact that was written and not undone, in order."""
         return [request for batch in self.batches for request in batch.requests]
 
     @property
     def finished(self) -> bool:
-        """Whether the weights are those that `finish` leaves."""
+        """Whether `finish` made the current weights."""
         return self._before_end is not None
 
     def edit(self, records: Sequence[Mapping[str, Any] | Request], targets: Targets | None = None) -> list[Request]:
-        """Write these facts, all or none; returns them as understood.
+        """Write these facts, all or none; returns them as parsed.
 
-        `targets` computed before, on the model as it is now, save computing them. Raises RequestError for a
-        malformed record before anything is touched, and EditError when the result would not be finite. A sequence
-        that was finished goes on from its undamped weights.
+        Pass `targets` that were computed on the current model to save their cost. A finished sequence continues from
+        its undamped weights. Raises RequestError for a malformed record before anything is touched, and EditError if
+        the result would not be finite.
         """
         requests = parse_requests(records)
         with self.transaction():
@@ -153,7 +154,7 @@ class Session:
     def undo(self, batches: int = 1) -> list[Request]:
         """Take back the last `batches` calls to `edit`, exactly; returns their facts.
 
-        Raises EditError when there are not that many.
+        Raises EditError if there are not that many.
         """
         if isinstance(batches, bool) or not isinstance(batches, int) or not 1 <= batches <= len(self.batches):
             raise EditError(f"cannot undo {batches!r} batches: the session holds {len(self.batches)}")
@@ -166,9 +167,10 @@ class Session:
         return facts
 
     def finish(self) -> None:
-        """Do what the method does at the end of a sequence (PRUNE damps), then project. Nothing otherwise.
+        """Do what the method does at the end of a sequence (PRUNE damps), then project. Most methods do nothing.
 
-        It can be repeated; the next `edit` or `undo` takes it back first.
+        It can be repeated; the next `edit` or `undo` reverts it first. Raises EditError if the result would not be
+        finite.
         """
         if not self.at_end or self.finished or not self.batches:
             return
@@ -179,9 +181,9 @@ class Session:
     def at(self, batches: int, *, end: Sequence[Modifier] = ()) -> Iterator[float]:
         """Inside the block the weights are those after the first `batches` calls to `edit`, then after `end`.
 
-        `end` is what acts at the end, of this method or of another that has the same trajectory (`Variant.at_end`).
-        Yields the seconds that it took. For measuring only: nothing is saved, and the session goes on afterwards from
-        where it was.
+        `end` are modifiers that act at the end, of this method or of another with the same trajectory
+        (`Variant.at_end`). Yields the seconds that they took. For measuring only: nothing is saved, and afterwards the
+        session is as before.
         """
         before = (self.batches, self._before_end)
         with put_back(self.projections):
@@ -196,7 +198,9 @@ class Session:
                 self.batches, self._before_end = before
 
     def on_copy(self, model: nn.Module) -> Session:
-        """The same session on a copy of its model, as that is now. The two go on apart; only this one saves itself."""
+        """The same session on `model`, a copy of its current model. Both continue independently; only the original
+        autosaves.
+        """
         twin = copy.copy(self)
         twin.model, twin.batches, twin.autosave, twin._folders = model, list(self.batches), None, {}
         twin.editor = self._editor(model, self.editor._contexts, self.editor.progress)
@@ -204,7 +208,7 @@ class Session:
         return twin
 
     def report(self) -> Report:
-        """How far the weights have moved, and how much of that touches preserved keys."""
+        """How far the weights have moved, and how much of this affects preserved keys."""
         now = {layer: projection.matrix for layer, projection in self.projections.items()}
         change = Change.between(self.base, now, self.covariances, self._reported)
         return Report(
@@ -214,11 +218,11 @@ class Session:
     # -------------------------------------------------------------------------------------------------- on disk
 
     def save(self, path: str | Path) -> None:
-        """Write the session to a folder: what it needs to go on, its tokenizer, and a file for every batch.
+        """Write the session to a folder: what it needs to continue, its tokenizer, and one file per batch.
 
-        The model itself is not in it. Batches saved before are not written again; a crash at any moment leaves the
-        folder with the batches before or after, never between. Raises SessionError when it cannot be written, or the
-        folder holds another session.
+        The folder does not hold the model. Batches saved before are not written again; a crash at any moment leaves the
+        folder as before or after the call, never between. Raises SessionError if it cannot be written, or if the folder
+        holds another session.
         """
         folder = self._folders.setdefault(Path(path).resolve(), SessionFolder(path))
         values = {
@@ -240,10 +244,10 @@ class Session:
         check_model: bool = True,
         progress: bool = False,
     ) -> Session:
-        """The session that was saved to `path`, its edits written into `model` again; it goes on saving itself there.
+        """The session that was saved to `path`. Its edits are written into `model` again; it goes on autosaving there.
 
-        `model` is the one that the session began with, unedited. The tokenizer is read from the folder unless given.
-        Raises SessionError for a folder that holds no whole session, WrongModelError for another model.
+        `model` must be the one that the session began with, unedited. The tokenizer is read from the folder unless
+        given. Raises SessionError if the folder holds no complete session, WrongModelError for another model.
         """
         folder = SessionFolder(path)
         saved = folder.load()
@@ -276,9 +280,10 @@ class Session:
         return session
 
     def to_patch(self, path: str | Path) -> None:
-        """Write the edit as one small safetensors file that `patch.apply_patch` and `revert_patch` take, exactly.
+        """Write the edit as one small safetensors file, for `patch.apply_patch` and `revert_patch`, bit for bit.
 
-        It holds the factors of ΔW where the method has any (not under RECT, nor after what PRUNE does at the end).
+        It holds the factors of ΔW if the method has any (RECT has none, nor PRUNE after its end). Raises PatchError if
+        the file cannot be written.
         """
         factors: Mapping[int, tuple[Tensor, Tensor] | None] = {}
         if self.editor.write.in_factors and not self.finished:
@@ -295,7 +300,8 @@ class Session:
     def to_lora(self, folder: str | Path, *, energy: float | None = None) -> dict[int, int]:
         """Write the edit as a PEFT LoRA adapter; returns layer → rank.
 
-        The ranks are those that give ΔW exactly, or with `energy` the smallest that hold this share of ‖ΔW‖².
+        The ranks are the smallest that leave out only rounding noise or, with `energy`, that hold this share of ‖ΔW‖².
+        Raises PatchError as `write_lora` does.
         """
         return write_lora(
             folder,
@@ -310,7 +316,10 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Weights, history and memory that the block leaves, saved; or all as before if it fails. They nest."""
+        """Keep (and autosave) the block's weights, history and memory, or restore them all if it fails. Can be nested.
+
+        Raises EditError if a weight is not finite, SessionError if it cannot be saved.
+        """
         before = (self.batches, self._before_end, self.editor.memory)
         self.batches = list(self.batches)
         try:
@@ -353,7 +362,7 @@ class Session:
             weight.copy_((before + change.to(before.device)).to(weight.dtype))
 
     def _write_again(self) -> None:
-        """The weights as `batches` leave them, from the base."""
+        """Set the weights to what `batches` leave, starting from the base."""
         copy_into(self.base, self.projections)
         again = self.editor.write.again
         for batch in self.batches:
@@ -361,7 +370,7 @@ class Session:
                 again(self.projections[update.layer], update)
 
     def _description(self) -> dict[str, Any]:
-        """What the session is, in JSON's types."""
+        """A description of the session, in JSON's types."""
         if self._fingerprints is None:
             with put_back(self.projections):
                 copy_into(self.base, self.projections)
@@ -380,7 +389,7 @@ class Session:
         return {str(layer): tensor_digest(projection.matrix) for layer, projection in self.projections.items()}
 
     def _identity(self) -> str:
-        """A hash of all that never changes during the session: one may go on in a folder only if they agree."""
+        """A hash of all that never changes during the session; a folder continues a session only if they agree."""
         tensors = [self.covariances[layer].upper.triu() for layer in self.covariances if self.variant.needs_covariances]
         tensors += [space.factor for space in (self.null_spaces or {}).values()]
         description = {key: value for key, value in self._description().items() if key != "model"}
@@ -407,7 +416,7 @@ def _check_model(model: nn.Module, expected: Mapping[int, str], folder: Path, na
 
 
 def _fitting(null_spaces: NullSpaces, session: Session) -> NullSpaces:
-    """Those of the layers to be edited. Raises EditError where one is missing, or another module's."""
+    """The null spaces of the layers to be edited. Raises EditError if one is missing or belongs to another module."""
     hyperparameters = session.hyperparameters
     missing = sorted(set(hyperparameters.layers) - set(null_spaces))
     if missing:

@@ -16,9 +16,9 @@ from ..errors import AlphaEditError
 
 @contextmanager
 def atomic(path: Path, error: type[AlphaEditError]) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed when not.
+    """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is removed otherwise.
 
-    An OSError (full disk, no permission) becomes `error`, naming the file; what `path` held before stays.
+    An OSError (full disk, no permission) is raised as `error`, naming the file; the previous file at `path` stays.
     """
     temporary = None
     try:
@@ -42,12 +42,12 @@ def _sync(path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     with path.open("rb+") as file:
-        os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp's 0600 would shut out those who share a cache
+        os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp's 0600 would shut out others who share a cache
         os.fsync(file.fileno())
 
 
 def file_digest(path: Path, error: type[AlphaEditError]) -> str:
-    """SHA-256 of a file's content. Raises `error`, naming the file, where it cannot be read."""
+    """SHA-256 of a file's content. Raises `error`, naming the file, if it cannot be read."""
     try:
         with path.open("rb") as file:
             running = hashlib.sha256()

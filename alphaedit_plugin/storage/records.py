@@ -1,4 +1,4 @@
-"""Lists of JSON records: what is wrong with one is named by file, record and field."""
+"""Lists of JSON records; an error names the file, the record and the field."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ Json = Mapping[str, Any]
 
 
 def read_records(path: Path, what: str) -> Sequence[Any]:
-    """A JSON list, or one record a line, in the file's order; a line that is not JSON is the error that it gave.
+    """Read a JSON list, or one JSON record per line, in the file's order.
 
-    Raises RequestError, naming the file, if that is neither.
+    A line that is not JSON becomes a ValueError in the place of its record; `mapping` reports it.
+
+    Raises RequestError, naming the file, if it cannot be read or holds no list of records.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -30,7 +32,7 @@ def read_records(path: Path, what: str) -> Sequence[Any]:
 
 
 def decoded(text: str) -> Any:
-    """What JSON says, or the error that it gave."""
+    """The decoded JSON value, or the ValueError that decoding raised."""
     try:
         return json.loads(text)
     except ValueError as failure:
@@ -38,7 +40,7 @@ def decoded(text: str) -> Any:
 
 
 def mapping(record: Any, name: str) -> Json:
-    """Raises RequestError, naming the record, if it is none."""
+    """The record itself. Raises RequestError, naming the record, if it is not a mapping."""
     if isinstance(record, ValueError):
         raise RequestError(f"{name} is not JSON: {record}")
     if not isinstance(record, Mapping):
@@ -47,7 +49,7 @@ def mapping(record: Any, name: str) -> Json:
 
 
 def text_of(record: Json, key: str, name: str) -> str:
-    """A field that must be text, and not blank, without spaces at its ends."""
+    """A text field, without spaces at its ends. Raises RequestError if it is blank or not text."""
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
         raise RequestError(f"{name}: {key} must be text, not {value!r}")

@@ -43,10 +43,10 @@ class Entry:
 class Store:
     """A directory of results, each under the hash of its recipe.
 
-    Invariant: a file that is there is whole and was made from exactly its recipe. Writes are atomic, reads verify
-    a checksum, and of several processes that ask for the same results one computes them while the others wait.
+    Invariant: every file in it is complete and was made from exactly its recipe. Writes are atomic and reads verify a
+    checksum. If several processes ask for the same results, one computes them while the others wait.
 
-    The directory is `root`, else $ALPHAEDIT_CACHE, else the user's cache directory of the platform.
+    The directory is `root`, else $ALPHAEDIT_CACHE, else the platform's user cache directory.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -75,7 +75,7 @@ class Store:
     def get_or_make(
         self, kind: str, recipes: Mapping[int, Recipe], make: Callable[[list[int]], Mapping[int, Mapping[str, Tensor]]]
     ) -> dict[int, dict[str, Tensor]]:
-        """The result of every recipe; `make` is called once with the keys of those that are not there yet."""
+        """The result of every recipe. `make` is called once, with the keys of the missing ones."""
         lock = hashlib.sha256(json.dumps(sorted(str(self.path(kind, r)) for r in recipes.values())).encode())
         with self.lock(f"{kind}-{lock.hexdigest()[:16]}"):
             found = {key: self.get(kind, recipe) for key, recipe in recipes.items()}
@@ -88,7 +88,7 @@ class Store:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Only one process at a time is inside."""
+        """Let one process at a time into the block. Raises StoreError if the cache cannot be written."""
         folder = self.root / "locks"
         lock = FileLock(folder / f"{name}.lock")
         try:

@@ -1,4 +1,4 @@
-"""safetensors with a checksum and JSON metadata: whole, and what they say they are, or refused."""
+"""safetensors files with a checksum and JSON metadata. A damaged file, or one that is not ours, is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def tensor_digest(tensor: Tensor) -> str:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], error: type[AlphaEditError]
 ) -> None:
-    """safetensors; `metadata` travels as JSON beside a sha256 of everything."""
+    """Write a safetensors file whose header holds `metadata` as JSON and a sha256 of everything.
+
+    Raises `error`, naming the file, if it cannot be written.
+    """
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
@@ -44,7 +47,7 @@ def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Ten
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            # copies: a file's own tensors may start at any address, and kernels round by alignment
+            # copies: tensors read from a file may start at any address, and alignment changes how kernels round
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as failure:
         raise error(f"cannot read {path}: {failure}. Is it complete? Delete it and make it again") from failure
