@@ -104,7 +104,7 @@ def test_wheel_describes_itself(wheel: Path) -> None:
     assert described["Version"] == alphaedit_plugin.__version__
     assert described["License-Expression"] == "MIT"
     assert described["Author"] == "alphaedit-plugin contributors"
-    assert described["Requires-Python"] == ">=3.10"
+    assert described["Requires-Python"] == ">=3.11"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from alphaedit_plugin.model.loading import DEMO_MODEL
 from alphaedit_plugin.model.snapshot import put_back
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.projection import Criterion
-from alphaedit_plugin.nullspace.statistics import prepare_statistics
+from alphaedit_plugin.nullspace.statistics import Preparation, prepare_statistics
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.shipped import shipped
 
@@ -78,9 +78,9 @@ def test_the_main_job_learns_the_facts_and_leaves_the_model_as_it_was(demo, fact
         tokenizer,
         facts[:2],
         ["memit", "memit+P", "alphaedit", "rect"],
-        hyperparameters,
-        statistics,
-        store=store,
+        hyperparameters=hyperparameters,
+        statistics=statistics,
+        preparation=Preparation(store=store),
         batch_size=1,
         measures=[
             FactScores(),

@@ -22,6 +22,7 @@ from torch import nn
 from ..editors.requests import Request
 from ..errors import AlphaEditError, CompareError, EditError
 from ..model.decoder import Decoder
+from ..model.undisturbed import seeded
 from ..nullspace.guard import guard
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
@@ -30,7 +31,7 @@ from .edition import easyedit_module, edition, source_digest
 from .grace import look_up_as_easyedit, look_up_at_every_token
 from .hush import hushed
 from .hyperparameters import hyperparameters, layers_of
-from .isolation import ModuleGlobals, model_restored, seeded, working_in
+from .isolation import ModuleGlobals, model_restored, working_in
 from .methods import COVERED, templates
 from .names import Named, functions, parse_baseline
 from .projected import globals_of, projectable, stacked

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import random
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .edition import PACKAGE
@@ -98,21 +96,6 @@ class ModuleGlobals:
     def _install(values: Mapping[tuple[str, str], Any]) -> None:
         for (module, name), value in values.items():
             setattr(sys.modules[module], name, value)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's random states, seeded for the block and restored after it."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (EasyEdit draws from it)
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 from rich.markup import escape
 
+from ..comparison.names import is_place
 from ..comparison.studies import STUDIES, Plan
-from ..errors import CompareError
+from ..errors import CompareError, HyperparameterError
 from ..model import DEMO_MODEL
 from .console import console
 from .loading import loaded
@@ -173,6 +174,8 @@ def compare(
     from .preparing import hyperparameters_of, preparation_of
 
     started = time.perf_counter()
+    if is_place(model):
+        raise HyperparameterError(f"{model} names an editor, not a model: it goes behind --methods")
     if worker:
         jobs.end_with_parent()
     folder = (running.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()

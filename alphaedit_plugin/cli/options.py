@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from ..comparison.names import check_name
+from ..comparison.names import check_name, names_in
 from ..editors.registry import GRAMMAR, check_names
 from ..errors import HyperparameterError
 
@@ -58,7 +57,7 @@ def parse_contenders(type_: Any, tokens: Sequence[Token]) -> tuple[Contender, ..
     """Commas separate names too, except inside brackets. Raises HyperparameterError for a word that is no method."""
     found = []
     for token in tokens:
-        for name in filter(None, re.split(r"[,\s]+(?![^\[{]*[\]}])", token.value)):
+        for name in names_in(token.value):
             try:
                 check_name(name)
             except HyperparameterError as failure:

@@ -25,6 +25,7 @@ from .contenders import contenders, prepared
 from .course import Course
 from .easyedits import EasyEditMethod
 from .measuring import Measures, Measuring
+from .ours import OurMethod
 from .results import Comparison
 from .run_folder import RunFolder, identity_of
 from .studies import SHARES, Plan, Study, sampled, study_named
@@ -121,7 +122,7 @@ class Campaign:
             baseline_hparams=self._baseline_hparams(chosen),
         )
         entries = prepared(chosen, ground, skip_impossible=self.study is not None)
-        last_layer = max(layer for of in entries for layer in (*of.layers, *ground.usual_layers()))
+        last_layer = max(layer for of in entries for layer in (*of.watched, *ground.usual_layers()))
         for (source, seed), facts in read.facts.items():
             cell = Cell(
                 ground,
@@ -194,9 +195,11 @@ class _Read:
         """The study's contenders on this model, with `tokens` tokens of text (0: the default)."""
         if self.study.shares_text and not tokens:  # so that the smallest share has two tokens per dimension
             tokens = round(2 / min(SHARES)) * Decoder(model).out_projection(0).d_in
-        names = [each.name for each in self.chosen]
-        expanded = list(self.study.methods(names, tokens))
-        return self.chosen if expanded == names else contenders(expanded)
+        found: list[Contender] = []
+        for each in self.chosen:
+            expanded = list(self.study.methods([each.name], tokens)) if isinstance(each, OurMethod) else [each.name]
+            found += [each] if expanded == [each.name] else contenders(expanded)
+        return list({each.name: each for each in found}.values())
 
 
 def _located(cell: Key) -> list[Any]:

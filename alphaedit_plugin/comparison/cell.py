@@ -170,7 +170,15 @@ class Cell:
                 if len(group) > 1:
                     digest = " ".join(tensor_digest(weight) for weight in stop.now.values())
                     like = alike.setdefault((stop.at.edits, digest), stop.name)
-                self._measure_stop(stop, first.statistics, like if like != stop.name else None)
+                try:
+                    self._measure_stop(stop, first.statistics, like if like != stop.name else None)
+                except CompareError:
+                    raise
+                except Exception as failure:
+                    if stop.model is self.ground.model:
+                        raise
+                    said = f"{type(failure).__name__}: {failure}"  # of a model that another's editor has made
+                    raise EditError(f"what {stop.name} made of the model cannot be measured: {said}") from failure
         if self.place.session is not None and not self.keep_sessions:
             self.folder.finished(self.place.session)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.targets import Targets
 from ..editors.variant import Variant
-from ..nullspace.null_spaces import NullSpaces
+from ..errors import HyperparameterError
+from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation, Statistics
 from .course import Checkpoint, Course
 
@@ -40,11 +41,23 @@ class Ground:
         """Hyperparameters of the contender called `name`, which is `variant` or is prepared like it."""
         given = self.hyperparameters
         if isinstance(given, Mapping):
+            if name not in given:
+                raise HyperparameterError(f"there are no hyperparameters of {name}, only of {', '.join(given)}")
             given = given[name]
         base = given or Hyperparameters.for_model(variant.method, self.model, self.name)
-        values = variant.hyperparameters(self.model, self.name, base.with_layers(self.layers))
-        criterion = self.preparation.criterion
-        return values if criterion is None else replace(values, null_space=criterion)
+        base, criterion = base.with_layers(self.layers), self.preparation.criterion
+        if criterion is not None:  # what the contender's own name says goes before it
+            base = replace(base, null_space=criterion)
+        return variant.hyperparameters(self.model, self.name, base)
+
+    def null_spaces(self, values: Hyperparameters, layers: Sequence[int], statistics: Statistics) -> NullSpaces:
+        """Of these layers, by the criterion in `values`.
+
+        Raises NullSpaceError if nothing, or everything, is null; WrongModelError for statistics of another model.
+        """
+        found = null_spaces_of(statistics.of_layers(layers), values.null_space, store=self.preparation.store)
+        found.check(self.model)
+        return found
 
     def usual_layers(self) -> tuple[int, ...]:
         """The layers that AlphaEdit edits on this model, unless others were given."""
@@ -122,6 +135,8 @@ class Entry(ABC):
     statistics: Statistics
     layers: tuple[int, ...]
     """The layers whose statistics it gets; its identity depends on these statistics and no others."""
+    watched: tuple[int, ...]
+    """Those of its hyperparameters: the highest of all contenders is where representations are watched."""
     null_spaces: NullSpaces | None
     """The null spaces that its edits are projected onto; None if they are not projected."""
     ends: bool = False

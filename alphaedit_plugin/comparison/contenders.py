@@ -15,6 +15,7 @@ from .easyedits import EasyEditMethod
 from .editing_function import EditingFunction
 from .names import check_name, is_place
 from .ours import OurMethod
+from .results import BEFORE
 from .yours import YourEditor
 
 log = logging.getLogger(__name__)
@@ -40,24 +41,45 @@ def contender(given: Given, name: str | None = None) -> Contender:
 
 
 def contenders(given: Sequence[Given] | Mapping[str, Given]) -> list[Contender]:
-    """All contenders, in order, each once. In a mapping, the key is a function's name; +P at its end projects it.
+    """All of them, in order, each once. In a mapping a function goes by its key; +P at its end projects it.
 
-    Raises HyperparameterError for two different functions of one name, and as `contender` does.
+    Raises HyperparameterError if two different ones are called alike, or a name stands under another key.
     """
     if isinstance(given, Mapping):
-        chosen = [contender(each, name) for name, each in given.items()]
+        chosen = [_under(name, each) for name, each in given.items()]
     else:
-        chosen = [contender(each) for each in given]
+        chosen = _told_apart([contender(each) for each in given])
     found: dict[str, Contender] = {}
     for each in chosen:
         other = found.setdefault(each.name, each)
-        if (
-            isinstance(each, YourEditor)
-            and isinstance(other, YourEditor)
-            and each.called.source() != other.called.source()
-        ):
-            raise HyperparameterError(f"two editors are called {each.name}: name them, as in {{'mine': edit}}")
+        if each.name in (BEFORE, "") or not _same(each, other):
+            raise HyperparameterError(f"two editors cannot be called {each.name}: name them, as in {{'mine': edit}}")
     return list(found.values())
+
+
+def _under(name: str, given: Given) -> Contender:
+    found = contender(given, name)
+    if isinstance(given, str) and contender(name).name != found.name:
+        raise HyperparameterError(f"{given!r} stands under the key {name!r}: a name is its own key, a function has one")
+    return found
+
+
+def _told_apart(chosen: Sequence[Contender]) -> list[Contender]:
+    """Files of one name are told apart by their folders."""
+    yours = [each for each in chosen if isinstance(each, YourEditor)]
+    alike = {each.name for each in yours for other in yours if each.name == other.name and not _same(each, other)}
+    return [
+        YourEditor(each.called.in_folder(), each.projected)
+        if isinstance(each, YourEditor) and each.name in alike
+        else each
+        for each in chosen
+    ]
+
+
+def _same(one: Contender, other: Contender) -> bool:
+    if isinstance(one, YourEditor) and isinstance(other, YourEditor):
+        return one.called.identity == other.called.identity
+    return type(one) is type(other)
 
 
 def prepared(chosen: Sequence[Contender], ground: Ground, *, skip_impossible: bool = False) -> list[Entry]:
@@ -88,6 +110,8 @@ def _statistics(needs: Mapping[str, Needs], ground: Ground) -> dict[str, Statist
     if isinstance(ground.statistics, Statistics):
         return dict.fromkeys(needs, ground.statistics)
     if ground.statistics is not None:
+        if missing := sorted(needs.keys() - ground.statistics.keys()):
+            raise HyperparameterError(f"there are no statistics of {', '.join(missing)}")
         return {name: ground.statistics[name] for name in needs}
     templates = {of.values.rewrite_module_tmp for of in needs.values()}
     if len(templates) > 1:

@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 from ..baselines.baseline import baseline, identity
 from ..baselines.hyperparameters import hyperparameters, layers_of
 from ..baselines.names import Named
+from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
 from ..model.decoder import Decoder
-from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
@@ -38,12 +39,8 @@ class EasyEditMethod(Contender):
     def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
         settings = self._settings(ground)
         layers = tuple(layers_of(settings))
-        spaces = None
-        if self.named.projected:
-            of_layers = statistics.of_layers(layers)
-            spaces = null_spaces_of(of_layers, needs.values.null_space, store=ground.preparation.store)
-        criterion = str(needs.values.null_space)
-        return _EasyEditEntry(ground, self.named, settings, criterion, statistics, layers, spaces)
+        spaces = ground.null_spaces(needs.values, layers, statistics) if self.named.projected else None
+        return _EasyEditEntry(ground, self.named, settings, needs.values, statistics, layers, spaces)
 
     def _settings(self, ground: Ground) -> Any:
         return hyperparameters(self.named, ground.model, ground.baseline_hparams.get(self.name))
@@ -54,18 +51,18 @@ class _EasyEditEntry(Entry):
     ground: Ground
     named: Named
     hyperparameters: Any
-    criterion: str
+    like: Hyperparameters
     statistics: Statistics
     layers: tuple[int, ...]
     null_spaces: NullSpaces | None
 
     def __post_init__(self) -> None:
-        self.name = str(self.named)
+        self.name, self.watched = str(self.named), self.like.layers
         self._identity = identity(self.named, self.hyperparameters)  # which hashes all of EasyEdit's source
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"baseline": self._identity, "criterion": self.criterion}
+        return {"baseline": self._identity, "criterion": str(self.like.null_space)}
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -92,7 +89,9 @@ class _EasyEditEntry(Entry):
                 seconds += time.perf_counter() - started
                 bar.update(len(batch))
                 if index in course.by_batch:
-                    yield Stop(self.name, course.by_batch[index], model, seconds, base, self._weights(model))
+                    now = self._weights(model)
+                    for entry in together:
+                        yield Stop(entry.name, course.by_batch[index], model, seconds, base, now)
 
     def _weights(self, model: Any) -> dict[int, Any]:
         """The weights that the method writes; empty if it writes no out-projections."""

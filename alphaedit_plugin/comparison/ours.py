@@ -18,7 +18,7 @@ from ..editors.variant import Variant
 from ..model.decoder import Decoder
 from ..model.snapshot import put_back
 from ..model.trace import evaluating
-from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
 from ..session.folder import is_session
 from ..session.session import Session
@@ -38,11 +38,8 @@ class OurMethod(Contender):
         return Needs(values, values.layers)
 
     def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
-        spaces = None
-        if self.variant.projected:
-            of_layers = statistics.of_layers(needs.layers)
-            spaces = null_spaces_of(of_layers, needs.values.null_space, store=ground.preparation.store)
-            spaces.check(ground.model)
+        projected = self.variant.projected
+        spaces = ground.null_spaces(needs.values, needs.layers, statistics) if projected else None
         return _OurEntry(ground, self.variant, needs.values, statistics, spaces)
 
 
@@ -55,7 +52,8 @@ class _OurEntry(Entry):
     null_spaces: NullSpaces | None
 
     def __post_init__(self) -> None:
-        self.name, self.layers = str(self.variant), self.hyperparameters.layers
+        self.name = str(self.variant)
+        self.layers = self.watched = self.hyperparameters.layers
         self.ends = self.variant.ends
 
     @property

@@ -205,7 +205,11 @@ def identity_of(values: Any) -> str:
 def _file_name(text: str) -> str:
     """Readable, and different for different texts."""
     readable = re.sub(r"[^\w.+=@-]", "_", text)
-    return readable if readable == text else f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return (
+        readable
+        if readable == text and text.strip(".")
+        else f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    )
 
 
 def _read(path: Path) -> Any:

@@ -1,24 +1,23 @@
-"""A user's function in a comparison: any editor, plain and projected.
+"""A function of the user's in a comparison: any editor, plain and projected.
 
     def edit(model, tokenizer, requests, *, steps=25): ...
 
-It is called batch after batch with the model as the last call left it, and edits it in place, or returns a model, which
-then replaces it. Each request has `prompt` (with "{}" where the subject goes), `subject`, `target_new`, `text` (the
-prompt with its subject) and `case_id`; `vars(request)` is the same as a mapping. It may write any weight. It works on a
-copy of the comparison's model, with gradients enabled and known random states, so that a run can be repeated. A run
-that was killed measures nothing twice, but starts this editor from the beginning.
+It is called batch after batch with the model as the last call left it. It edits that model in place, or returns a
+model, which then is the one that goes on. Each request has `prompt` (with "{}" where the subject goes), `subject`,
+`target_new`, `text` (the prompt with its subject) and `case_id`; `vars(request)` is the same as a mapping. It may write
+any weight. It works on a copy of the comparison's model, with gradients allowed, and with seeded random states, so that
+a run can be repeated. A run that was killed measures nothing twice, but starts this editor from the first batch.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 import time
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +25,28 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..baselines.isolation import seeded
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.requests import Request
 from ..editors.variant import Variant
 from ..errors import EditError
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, OutProjection
+from ..model.undisturbed import seeded, undisturbed
 from ..nullspace.guard import guard
-from ..nullspace.null_spaces import NullSpaces, null_spaces_of
+from ..nullspace.null_spaces import NullSpaces
+from ..nullspace.projection import NullSpace
 from ..nullspace.statistics import Statistics
-from ..session.change import outside
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
 from .editing_function import EditingFunction
 
 log = logging.getLogger(__name__)
 
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""The share of ‖ΔW‖ that rounding may leave outside the null space; in 16 bits it is not checked."""
+_SHARE, _ROUNDINGS = 1e-4, 4
+"""What may be outside the null space: a share of ‖ΔW‖, and so many times the rounding of W to its own precision."""
 
 
 class YourEditor(Contender):
-    """`my_editor.py:edit`, `package.module:edit@steps=10+P`, or a function object with a name."""
+    """`my_editor.py:edit`, `package.module:edit@steps=10+P`, or a function itself under a name."""
 
     def __init__(self, called: EditingFunction, projected: bool = False) -> None:
         self.called, self.projected = called, projected
@@ -58,11 +57,7 @@ class YourEditor(Contender):
         return Needs(values, values.layers)
 
     def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
-        spaces = None
-        if self.projected:
-            of_layers = statistics.of_layers(needs.layers)
-            spaces = null_spaces_of(of_layers, needs.values.null_space, store=ground.preparation.store)
-            spaces.check(ground.model)
+        spaces = ground.null_spaces(needs.values, needs.layers, statistics) if self.projected else None
         return _YourEntry(ground, self.name, self.called, needs.values, statistics, spaces)
 
 
@@ -74,23 +69,24 @@ class _YourEntry(Entry):
     hyperparameters: Hyperparameters
     statistics: Statistics
     null_spaces: NullSpaces | None
+    warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.layers = self.hyperparameters.layers
-        self._source = self.called.source()
+        self.layers = self.watched = self.hyperparameters.layers
+        self._identity = self.called.identity  # of the code as it was loaded
 
     @property
     def identity(self) -> Mapping[str, Any]:
         criterion = str(self.hyperparameters.null_space) if self.null_spaces is not None else None
-        return {"editor": self._source, "settings": dict(self.called.settings), "criterion": criterion}
+        return {"editor": self._identity, "criterion": criterion}
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return {"layers": list(self.layers), **self.identity}
 
-    def run(self, course: Course, together: Sequence[Any], place: Workplace) -> Generator[Stop, None, None]:
+    def run(self, course: Course, together: Sequence[Entry], place: Workplace) -> Generator[Stop, None, None]:
         start = self.ground.model
-        model = copy.deepcopy(start).requires_grad_(True)  # like a model that was just loaded
+        model = copy.deepcopy(start).requires_grad_(True)  # as a model that was just loaded
         tokenizer = copy.deepcopy(self.ground.tokenizer)
         called, written, seconds = self.called.fresh(), 0, 0.0
         bar = tqdm(total=course.checkpoints[-1].edits, desc=self.name, unit="fact", disable=not place.progress)
@@ -102,57 +98,70 @@ class _YourEntry(Entry):
                 written += len(batch)
                 bar.update(len(batch))
                 if index in course.by_batch:
-                    base, now = self._written(start, model)
-                    yield Stop(self.name, course.by_batch[index], model, seconds, base, now)
+                    base, now = self._written(model)
+                    for entry in together:
+                        yield Stop(entry.name, course.by_batch[index], model, seconds, base, now)
 
-    def _edit(self, called: EditingFunction, model: Any, tokenizer: Any, requests: list[Request], written: int) -> Any:
-        """One call. Raises EditError if it fails, naming file and line, or if it leaves a weight that is not finite."""
+    def _edit(
+        self, called: EditingFunction, model: Any, tokenizer: Any, requests: list[Request], written: int
+    ) -> nn.Module:
+        """One call. Raises EditError, naming file and line, if it fails or leaves a model that cannot be measured."""
         guarded = guard(model, self.null_spaces, check_model=False) if self.null_spaces else nullcontext()
+        before = _sums(model)
         try:
-            with seeded(written), torch.enable_grad(), guarded:
+            with seeded(written), undisturbed(), torch.enable_grad(), guarded:
                 returned = called(model, tokenizer, list(requests))
-        except Exception as failure:  # the user's code may raise anything
+        except (Exception, SystemExit) as failure:  # another person's code: anything may come
             raise EditError(f"{self.name} failed {_where(failure, called)}: {_said(failure)}") from failure
-        edited = returned[0] if isinstance(returned, tuple) and returned else returned
-        edited = edited if isinstance(edited, nn.Module) else model
+        edited = self._edited(model, returned)
         if not all(torch.isfinite(parameter).all() for parameter in edited.parameters()):
             raise EditError(f"{self.name} left weights that are not finite")
+        if _sums(edited) == before:
+            self._warn("left every weight as it was, at least once")
         if self.null_spaces is not None:
             self._check_projected(edited)
         return edited
 
-    @functools.cached_property
-    def _warned(self) -> set[str]:
-        return set()
+    def _edited(self, model: nn.Module, returned: Any) -> nn.Module:
+        """The model to go on with: the one that was returned, by itself or in a tuple, or the one edited in place."""
+        given = returned if isinstance(returned, tuple) else (returned,)
+        models = [each for each in given if isinstance(each, nn.Module)]
+        if len(models) > 1:
+            raise EditError(f"{self.name} returned {len(models)} models: return the edited one only")
+        return models[0] if models else model
 
-    def _check_projected(self, edited: Any) -> None:
-        """Raises EditError if the edit should be projected and is not; warns about weights that P does not reach."""
+    def _check_projected(self, edited: nn.Module) -> None:
+        """Raises EditError for an edit that is called projected and is not; warns of what P does not reach."""
         assert self.null_spaces is not None
-        base, now = self._written(self.ground.model, edited)
+        base, now = self._written(edited)
+        if missing := sorted(set(self.null_spaces) - set(now)):
+            raise EditError(
+                f"{self.name}: the out-projections of layers {missing} are not found in the model any more, so nothing "
+                "can be projected: edit the weights that are there"
+            )
         for layer, weight in now.items():
             if layer not in self.null_spaces:
                 self._warn(f"writes layer {layer} too, of which there is no P: name the layers with --layers")
-                continue
-            share = outside(base[layer], weight, self.null_spaces[layer])
-            if share > _ROUNDING.get(weight.dtype, 1.0):
+            elif (share := _outside(base[layer], weight, self.null_spaces[layer])) > 0:
                 raise EditError(
                     f"{self.name}: {share:.0%} of the change of layer {layer} is outside the null space: write to the "
                     "model that the editor is given, in place, or to a copy of it"
                 )
-        known = {projection.name for projection in _projections(self.ground.model, self._template).values()}
+        known = {f"{of.name}.weight" for of in _projections(self.ground.model, self._template).values()}
         before = dict(self.ground.model.named_parameters())
         others = [
             name
             for name, parameter in edited.named_parameters()
-            if name.removesuffix(".weight") not in known
-            and (name not in before or not torch.equal(parameter.detach(), before[name].to(parameter.device)))
+            if name not in known and (name not in before or not _same(parameter.detach(), before[name]))
         ]
         if others:
             self._warn(f"writes weights that are no out-projections, which P does not reach: {others[0]}, …")
+        if _hooks(edited) > _hooks(self.ground.model):
+            self._warn("leaves hooks on the model, which P does not reach")
 
     def _warn(self, what: str) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
+        if what not in self.warned:
+            self.warned.add(what)
             log.warning("%s %s", self.name, what)
 
     @property
@@ -160,28 +169,53 @@ class _YourEntry(Entry):
         template: str | None = self.statistics.provenance.get("template")
         return template
 
-    def _written(self, start: Any, edited: Any) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Out-projections before and after: those of `layers`, and all others that have changed."""
-        before = _projections(start, self._template)
+    def _written(self, edited: nn.Module) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Out-projections before and after: those of `layers`, and all others that have changed.
+
+        A model that is built otherwise than the one that it began as has none of them.
+        """
+        before = _projections(self.ground.model, self._template)
         try:
             after = {layer: of.matrix for layer, of in _projections(edited, self._template).items()}
-        except Exception:  # it returned a model of another structure
+        except Exception:  # adapters in the place of matrices, another kind of model
             return {}, {}
         chosen = {
             layer: weight
             for layer, weight in after.items()
-            if before[layer].matrix.shape == weight.shape
-            and (layer in self.layers or not torch.equal(before[layer].matrix, weight))
+            if layer in before
+            and before[layer].matrix.shape == weight.shape
+            and (layer in self.layers or not _same(weight, before[layer].matrix))
         }
         return {layer: before[layer].matrix for layer in chosen}, chosen
 
 
-def _projections(model: Any, template: str | None) -> dict[int, Any]:
+def _projections(model: Any, template: str | None) -> dict[int, OutProjection]:
     decoder = Decoder(model, template)
     return decoder.out_projections(range(len(decoder)))
 
 
-def _where(failure: Exception, called: EditingFunction) -> str:
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.to(other.device, other.dtype), other)
+
+
+def _outside(before: Tensor, after: Tensor, space: NullSpace) -> float:
+    """The share of ΔW outside the null space; 0 where rounding explains it."""
+    delta = after.double() - before.double()
+    outside, size = float((delta - space.project(delta)).norm()), float(delta.norm())
+    rounding = torch.finfo(after.dtype).eps * float(after.double().norm())
+    return outside / size if outside > _SHARE * size + _ROUNDINGS * rounding else 0.0
+
+
+def _sums(model: nn.Module) -> list[float]:
+    """A number for each weight, by which a write shows; exact enough for any that is meant."""
+    return [float(parameter.detach().sum(dtype=torch.float64)) for parameter in model.parameters()]
+
+
+def _hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def _where(failure: BaseException, called: EditingFunction) -> str:
     """The last line of the editor's own code that was running."""
     frames = traceback.extract_tb(failure.__traceback__)
     own = [frame for frame in frames if called.owns(Path(frame.filename))] or frames
@@ -189,5 +223,5 @@ def _where(failure: Exception, called: EditingFunction) -> str:
     return f"in {last.filename}, line {last.lineno}, in {last.name}"
 
 
-def _said(failure: Exception) -> str:
+def _said(failure: BaseException) -> str:
     return f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__

@@ -175,7 +175,8 @@ class SessionFolder:
         tensors, metadata = read_tensors(path, SessionError)
         if "layers" not in metadata or "requests" not in metadata:
             raise SessionError(f"{path} holds no batch of a session: it is another kind of file of ours")
-        return Batch.unpacked(tensors, metadata)
+        with _reading(path):
+            return Batch.unpacked(tensors, metadata)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return read_tensors(self.path / name, SessionError)[0]

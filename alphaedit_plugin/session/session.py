@@ -92,13 +92,14 @@ class Session:
         """
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
         self.model, self.tokenizer = model, tokenizer
-        self.hyperparameters = self.variant.hyperparameters(model, model_name(model), hyperparameters)
         preparation = preparation or Preparation(progress=progress)
-        if preparation.criterion is not None:
-            self.hyperparameters = replace(self.hyperparameters, null_space=preparation.criterion)
+        if preparation.criterion is not None:  # what the method's own name says goes before it
+            base = hyperparameters or Hyperparameters.for_model(self.variant.method, model, model_name(model))
+            hyperparameters = replace(base, null_space=preparation.criterion)
+        self.hyperparameters = self.variant.hyperparameters(model, model_name(model), hyperparameters)
         layers, template = self.hyperparameters.layers, self.hyperparameters.rewrite_module_tmp
         if self.variant.projected and null_spaces is None and covariances is not None:
-            raise EditError(f"{self.variant} projects: give null_spaces too (see prepare.null_spaces_of)")
+            raise EditError(f"{self.variant} projects: give null_spaces too (see NullSpaces.prepare)")
         if (self.variant.needs_covariances and covariances is None) or (self.variant.projected and null_spaces is None):
             tokens = self.hyperparameters.tokens
             statistics = preparation.statistics(model, tokenizer, layers, tokens=tokens, template=template)

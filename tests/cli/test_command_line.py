@@ -19,7 +19,7 @@ from support.paths import ROOT
 from alphaedit_plugin import __version__
 from alphaedit_plugin.cli import cache, compare, options
 from alphaedit_plugin.cli.app import COMMANDS, app
-from alphaedit_plugin.comparison.names import check_name
+from alphaedit_plugin.comparison.names import check_name, names_in
 from alphaedit_plugin.editors.registry import listed
 from alphaedit_plugin.errors import HyperparameterError
 from alphaedit_plugin.storage.store import KINDS
@@ -119,8 +119,24 @@ def test_an_option_given_twice_is_as_the_last_one_says():
     ["memit", "MEMIT+P", "rect", "prune+P", "alphaedit@L2=1e+3", "memit-seq", "easyedit:FT", "easyedit:GRACE+P",
      "my_editor.py:edit@steps=10+P", "package.module:edit"],
 )  # fmt: skip
-def test_what_may_be_a_contender_passes(name):
+def test_what_may_be_a_contender_passes(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_editor.py").touch()
     check_name(name)
+
+
+def test_an_editor_whose_file_is_missing_is_no_model_and_no_method(run):
+    for words in (["--methods", "my_editr.py:edit"], ["my_editor.py:edit"]):
+        assert_one_line(run("compare", *words), words[-1].partition(":")[0])
+
+
+def test_the_path_of_an_editor_may_hold_spaces_and_commas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my ed").mkdir()
+    for name in ("my ed/a, b.py", "ed.py"):
+        (tmp_path / name).touch()
+    assert names_in("my ed/a, b.py:edit@steps=3+P") == ["my ed/a, b.py:edit@steps=3+P"]
+    assert names_in("ed.py:edit,ed.py:edit+P memit") == ["ed.py:edit", "ed.py:edit+P", "memit"]
 
 
 def test_an_unknown_method_is_answered_by_the_nearest():
@@ -171,6 +187,7 @@ def test_the_help_of_compare_shows_every_option_in_its_group_with_examples(colum
             assert f"--{field.name.replace('_', '-')} " in output
     assert "--worker" not in output
     assert output.count("  alphaedit compare") >= 4
+    Path("my_editor.py").touch()  # which an example speaks of
     shown = [words.split() for words in re.findall(r"^    alphaedit (.+)$", output, re.MULTILINE)]
     for words in shown[:3]:
         read(*words)

@@ -19,6 +19,7 @@ from support.spaces import random_covariance
 from support.tiny import model_of
 from support.tries import tries
 
+from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.comparison.course import checkpoints_of
 from alphaedit_plugin.comparison.results import BEFORE, Comparison
 from alphaedit_plugin.comparison.run_folder import RunFolder, read_run
@@ -30,6 +31,8 @@ from alphaedit_plugin.evaluation.fact_scores import FactScores, score
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.evaluation.perplexity import Perplexity
+from alphaedit_plugin.nullspace.projection import Criterion
+from alphaedit_plugin.nullspace.statistics import Preparation
 from alphaedit_plugin.session.session import Session
 
 VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "rect+prune"]
@@ -435,3 +438,21 @@ def test_statistics_of_another_model_are_refused_before_anything_is_edited(token
     assert told == []
     with pytest.raises(AlphaEditError):
         Perplexity("", tokenizer)
+
+
+def test_what_a_methods_own_name_says_goes_before_the_preparations_criterion(tokenizer):
+    """`--threshold` is for all methods that say nothing themselves."""
+    model = fresh()
+    names = ["memit+P", "memit@null_space={nullity: 7}+P", "alphaedit@null_space={nullity: 8}"]
+    options = {"batch_size": 3, "measures": [FactScores()], "hyperparameters": LONG, "statistics": statistics_of(model)}
+    preparation = Preparation(criterion=Criterion(nullity=5))
+    found = compare(model, tokenizer, facts_of(1), names, preparation=preparation, **options)
+    nullities = [set(of["nullity"].values()) for of in found.settings["null_spaces"].values()]
+    assert nullities == [{5}, {7}, {8}]
+    for name, nullity in zip(found.settings["null_spaces"], (5, 7, 8), strict=True):
+        assert found.settings["hyperparameters"][name]["null_space"] == {"nullity": nullity}
+
+
+def test_hyperparameters_that_lack_a_contender_are_an_error_that_names_it(tokenizer):
+    with pytest.raises(AlphaEditError, match="no hyperparameters of rome"):
+        compared(fresh(), tokenizer, ["memit", "rome"], hyperparameters={"memit": LONG})

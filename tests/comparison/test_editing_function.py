@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from alphaedit_plugin.comparison.contenders import contender, contenders
 from alphaedit_plugin.comparison.editing_function import EditingFunction
-from alphaedit_plugin.errors import AlphaEditError, HyperparameterError
+from alphaedit_plugin.errors import AlphaEditError, EditError, HyperparameterError
 
 EDITOR = """
 from helper import rate
@@ -63,9 +65,10 @@ def test_a_function_in_a_package_is_found(tmp_path, monkeypatch):
     (package.parent / "shared.py").write_text("def edit(model, tokenizer, requests):\n    return 'shared'\n")
     found, projected = EditingFunction.parse("our_package_of_editors.inner.fine:edit")
     assert (found(None, None, []), projected) == ("shared", False)
-    before = found.source()
+    before = found.identity
     (package / "fine.py").write_text("from ..shared import edit  # another\n")
-    assert found.source() != before
+    assert found.identity == before  # of the code as it was loaded
+    assert EditingFunction.parse("our_package_of_editors.inner.fine:edit")[0].identity != before
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,7 @@ def test_a_function_in_a_package_is_found(tmp_path, monkeypatch):
         ("no_such_module_anywhere:edit", ["there is no module no_such_module_anywhere"]),
         ("my_editor.py", ["names a file and no function", "FILE.py:FUNCTION"]),
         ("broken.py:edit", ["cannot import broken.py", "ZeroDivisionError"]),
+        ("my_editor.py:edit@steps=10+rect+P", ["+rect is no mark"]),
         ("memmit", ["memmit"]),
         ("easyedit:MEMIT+Q", ["easyedit:METHOD+P"]),
     ],
@@ -112,18 +116,18 @@ def test_functions_themselves_go_by_their_names_or_by_their_keys():
         "edit",
         "edit@steps=3",
     ]
-    found = contenders({"mine": edit, "mine+P": edit, "theirs": "memit"})
+    found = contenders({"mine": edit, "mine+P": edit, "memit": "memit"})
     assert [each.name for each in found] == ["mine", "mine+P", "memit"]
     with pytest.raises(AlphaEditError, match="no setting 'pace'; it has steps"):
         contender(functools.partial(edit, pace=3))
     one, other = lambda model, tokenizer, requests: 1, lambda model, tokenizer, requests, rate=2: rate
-    with pytest.raises(AlphaEditError, match="two editors are called <lambda>"):
+    with pytest.raises(AlphaEditError, match="two editors cannot be called <lambda>"):
         contenders([one, other])
 
 
 def test_a_changed_source_is_another_editor_and_an_unchanged_one_is_not(editor):
     def source() -> dict:
-        return EditingFunction.parse("my_editor.py:edit")[0].source()
+        return EditingFunction.parse("my_editor.py:edit")[0].identity
 
     first = source()
     assert source() == first
@@ -137,6 +141,85 @@ def test_a_changed_source_is_another_editor_and_an_unchanged_one_is_not(editor):
     assert source() not in (first, second)
 
 
+class Editor:
+    """One that is called as an object, or by a method."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def edit(self, model, tokenizer, requests): ...
+
+    def __call__(self, model, tokenizer, requests): ...
+
+
+def with_default(rate):
+    def edit(model, tokenizer, requests, *, rate=rate): ...
+
+    return edit
+
+
+def holding(value):
+    def edit(model, tokenizer, requests):
+        return value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: Editor(value).edit,
+        Editor,
+        with_default,
+        holding,
+        lambda value: holding(holding(value)),
+        lambda value: holding({"rates": [value, (value,)], (1, 2): None}),
+        lambda value: holding(torch.full((3,), value)),
+        lambda value: functools.partial(edit_with, value),
+        lambda value: functools.wraps(with_default(0))(holding(value)),
+    ],
+    ids=["method", "object", "default", "closure", "function", "containers", "tensor", "partial", "wrapper"],
+)
+def test_two_editors_are_one_only_if_they_hold_the_same(make):
+    one, same, other = (EditingFunction.of(make(value)).identity for value in (1e-3, 1e-3, 1e-2))
+    assert one == same != other
+    json.dumps(one)
+
+
+def edit_with(rate, model, tokenizer, requests): ...
+
+
+def test_what_cannot_be_told_is_never_taken_for_another():
+    one, other = (EditingFunction.of(holding(iter("ab"))).identity for _ in range(2))
+    assert one != other
+    circle: list = []
+    circle.append(circle)
+    assert EditingFunction.of(holding(circle)).identity == EditingFunction.of(holding(circle)).identity
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders_and_have_helpers_of_their_own(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ed.py").write_text("from helper_of_ed import name\ndef edit(m, t, r):\n    return name\n")
+        (tmp_path / folder / "helper_of_ed.py").write_text(f"name = {folder!r}\n")
+    found = contenders([f"{tmp_path}/a/ed.py:edit", f"{tmp_path}/b/ed.py:edit+P", f"{tmp_path}/b/ed.py:edit"])
+    assert [each.name for each in found] == ["a/ed.py:edit", "ed.py:edit+P", "b/ed.py:edit"]
+    assert [each.called(None, None, []) for each in found] == ["a", "b", "b"]
+    assert "helper_of_ed" not in sys.modules
+    (tmp_path / "a" / "helper_of_ed.py").write_text("name = 'another'\n")
+    with pytest.raises(EditError, match="was changed while the run was under way"):
+        found[0].called.fresh()
+    assert contender(f"{tmp_path}/a/ed.py:edit").called(None, None, []) == "another"
+
+
+def test_a_key_names_a_function_and_no_name_has_another():
+    def edit(model, tokenizer, requests): ...
+
+    for wrong in ({"mine": "memit"}, {"mine+P": "memit"}, {"before": edit}, {"memit": edit, "x": "memit"}):
+        with pytest.raises(HyperparameterError):
+            contenders(wrong)
+
+
 def test_what_a_function_closes_over_is_part_of_what_it_is():
     def make(rate):
         def edit(model, tokenizer, requests):
@@ -144,7 +227,7 @@ def test_what_a_function_closes_over_is_part_of_what_it_is():
 
         return edit
 
-    one, same, other = (EditingFunction.of(make(rate)).source() for rate in (1e-3, 1e-3, 1e-2))
+    one, same, other = (EditingFunction.of(make(rate)).identity for rate in (1e-3, 1e-3, 1e-2))
     assert one == same != other
 
 
@@ -153,4 +236,4 @@ def test_a_function_in_no_file_has_a_source_too():
     exec("def edit(model, tokenizer, requests):\n    return 1\n", space)
     other: dict = {}
     exec("def edit(model, tokenizer, requests):\n    return 2\n", other)
-    assert EditingFunction.of(space["edit"]).source() != EditingFunction.of(other["edit"]).source()
+    assert EditingFunction.of(space["edit"]).identity != EditingFunction.of(other["edit"]).identity

@@ -194,6 +194,72 @@ def test_a_returned_model_that_is_not_inside_the_null_space_is_refused(tokenizer
     assert len(compared({"mine": replaced}, tokenizer).rows) == 2
 
 
+def test_editors_that_do_the_same_have_a_row_each(tokenizer):
+    found = compared({"one": in_place, "other": in_place}, tokenizer, every=2)
+    assert [(row.variant, row.edits) for row in found.rows[1:]] == [("one", 2), ("one", 3), ("other", 2), ("other", 3)]
+    assert rows(found)[1:3] == rows(found)[3:]
+
+
+def test_an_edit_that_did_not_happen_is_said_so(tokenizer, caplog):
+    def nothing(model, tokenizer, requests):
+        return {"loss": 0.1}
+
+    compared({"nothing": nothing, "in place": in_place}, tokenizer)
+    (said,) = (record.message for record in caplog.records)
+    assert said.startswith("nothing left every weight as it was")
+
+
+def test_a_model_in_any_place_of_a_tuple_is_the_edited_one(tokenizer):
+    def last(model, tokenizer, requests):
+        return {"loss": 0.1}, on_a_copy(model, tokenizer, requests)[0]
+
+    assert rows(compared({"mine": last}, tokenizer)) == rows(compared({"mine": in_place}, tokenizer))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "sys.exit(3)",
+        "return torch.nn.Linear(2, 2)",
+        "model.model.layers[1].mlp.down_proj = torch.nn.Sequential(model.model.layers[1].mlp.down_proj)",
+        "model.model.layers.append(model.model.layers[0])",
+        "model.lm_head.weight.data = torch.zeros(3, 4)",
+        "return model, model",
+    ],
+)
+def test_whatever_an_editor_does_costs_its_own_row_only(statement, tokenizer, tmp_path):
+    path = editor(tmp_path, f"import sys; {statement}")
+    found = compared([f"{path}:edit+P", "memit"], tokenizer)
+    assert [row.variant for row in found.rows if row.variant != f"{path.name}:edit+P"] == [BEFORE, "memit"]
+    assert rows(found)[-1] == rows(compared(["memit"], tokenizer))[-1]
+
+
+def test_under_p_a_model_whose_matrices_are_gone_is_refused(tokenizer, tmp_path, caplog):
+    path = editor(tmp_path, "layer = model.model.layers[1].mlp; layer.down_proj = torch.nn.Sequential(layer.down_proj)")
+    assert [row.variant for row in compared([f"{path}:edit+P"], tokenizer, facts=1).rows] == [BEFORE]
+    assert "failed" in caplog.text or "not found in the model any more" in caplog.text
+
+
+def test_in_16_bits_too_an_edit_that_is_called_projected_is(tokenizer, caplog):
+    def replaced(model, tokenizer, requests):
+        other = fresh().to(torch.bfloat16)
+        in_place(other, tokenizer, requests, 3.0)
+        return other
+
+    model = fresh().to(torch.bfloat16)
+    found = compared({"in place+P": in_place, "replaced+P": replaced}, tokenizer, model=model)
+    assert [row.variant for row in found.rows] == [BEFORE, "in place+P"]
+    assert "outside the null space" in caplog.text
+
+
+def test_folder_and_torchs_defaults_are_as_they_were(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = editor(tmp_path, "import os; os.chdir('/'); torch.set_default_dtype(torch.float64); weight.mul_(1.1)")
+    compared([f"{path}:edit"], tokenizer, folder="run")
+    assert (Path.cwd(), torch.get_default_dtype()) == (tmp_path, torch.float32)
+    assert (tmp_path / "run" / "settings.json").is_file()
+
+
 def test_what_is_drawn_at_random_can_be_repeated(tokenizer, tmp_path):
     path = editor(tmp_path, "weight.add_(torch.rand_like(weight))")
     first, second = (compared([f"{path}:edit"], tokenizer, every=2) for _ in range(2))

@@ -16,10 +16,10 @@ from support.easyedit_methods import FACTS, LAYERS, model_of, weights
 import alphaedit_plugin.easyedit as plugin
 from alphaedit_plugin.baselines.baseline import baseline
 from alphaedit_plugin.baselines.hyperparameters import hyperparameters
-from alphaedit_plugin.baselines.isolation import seeded
 from alphaedit_plugin.baselines.names import Named
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.model.decoder import Decoder
+from alphaedit_plugin.model.undisturbed import seeded
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.projection import Criterion
 from alphaedit_plugin.nullspace.statistics import prepare_statistics
