@@ -254,7 +254,7 @@ def test_methods_lists_each_with_a_line(run):
     assert {each.kind for each in listed()} == {"method", "modifier"}
     for each in listed():
         (line,) = (line for line in output.splitlines() if line.split()[:1] == [each.name])
-        assert all(value in line for value in (each.kind, each.summary, each.source))
+        assert all(value in line for value in (each.kind, each.summary, each.source)), output
 
 
 def test_easyedit_passes_on_all_words_behind_the_script(tmp_path):
