@@ -7,7 +7,6 @@ that `make quick` leaves out are declared in pyproject.toml; what can be told fr
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,6 @@ settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    os.environ.pop("COLUMNS", None)  # xdist sets it, and rich would take it for the width of every terminal
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

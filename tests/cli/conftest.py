@@ -11,6 +11,7 @@ from support.tiny import tiny
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from alphaedit_plugin import cli
+from alphaedit_plugin.cli.console import console
 
 
 @pytest.fixture(scope="package")
@@ -50,6 +51,7 @@ def run(monkeypatch, capsys, tmp_path):
     """Run `alphaedit …` in this process, in an empty directory; returns (exit code, standard output, errors)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")  # wide enough that no cell is cut
+    monkeypatch.setattr(console, "_width", None)  # xdist's processes have another COLUMNS when it is made
     disable_progress_bar()  # of transformers, which loads the checkpoint; see the test of --quiet
 
     def call(*arguments: object) -> tuple[int, str, str]:
