@@ -293,7 +293,7 @@ def find_modifier(name: str) -> Modifier:
 
 
 def check_names(variant: str) -> None:
-    """Raises HyperparameterError if a name in SOLVER[@KEY=VALUE…][+MODIFIER…][+P] is unknown or out of place.
+    """Raises HyperparameterError if a name in `SOLVER[@KEY=VALUE…][+MODIFIER…][+P]` is unknown or out of place.
 
     Imports nothing, so it cannot tell yet whether a plug-in's name is a method or a modifier.
     """
