@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .comparison.compare import compare
     from .editors.hyperparameters import Hyperparameters
+    from .editors.layered import LayeredEditor
     from .editors.registry import method, modifier
+    from .editors.update import Site, Update
     from .editors.variant import Variant
     from .errors import AlphaEditError
     from .evaluation.datasets import load_facts
@@ -34,9 +36,12 @@ _HOME = {
     "AlphaEditError": "errors",
     "Criterion": "nullspace.projection",
     "Hyperparameters": "editors.hyperparameters",
+    "LayeredEditor": "editors.layered",
     "NullSpaces": "nullspace.null_spaces",
     "Preparation": "nullspace.statistics",
     "Session": "session.session",
+    "Site": "editors.update",
+    "Update": "editors.update",
     "Variant": "editors.variant",
     "apply_patch": "session.patch",
     "compare": "comparison.compare",
@@ -58,9 +63,12 @@ __all__ = [
     "AlphaEditError",
     "Criterion",
     "Hyperparameters",
+    "LayeredEditor",
     "NullSpaces",
     "Preparation",
     "Session",
+    "Site",
+    "Update",
     "Variant",
     "apply_patch",
     "compare",

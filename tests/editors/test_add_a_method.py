@@ -34,6 +34,7 @@ def installed(tmp_path, monkeypatch):
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: newcomer\nVersion: 1.0\n")
     (toml,) = re.findall(r"```toml\n\[project.entry-points.alphaedit_plugin\]\n(.*?)```", PAGE, re.DOTALL)
     (information / "entry_points.txt").write_text("[alphaedit_plugin]\n" + toml.replace('"', ""))
+    registry.listed()  # ours are imported before, or they would be forgotten with the page's
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
