@@ -32,6 +32,8 @@ from alphaedit_plugin.session.folder import SessionFolder
 from alphaedit_plugin.session.patch import apply_patch
 from alphaedit_plugin.session.session import Session
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------------------------ commands
 
 

@@ -17,6 +17,8 @@ from alphaedit_plugin.cli.options import Contender, Loading, Place, Preparing
 from alphaedit_plugin.cli.run_file import write_run_file
 from alphaedit_plugin.session.session import Session
 
+pytestmark = pytest.mark.slow
+
 GIVEN = (
     Compared((Contender("memit"), Contender("rome@v_lr=0.1+P")), "L2", (Place("a/b"), Place("c")), Path("/hparams")),
     Edited((Place("zsre"), Place("#1: é")), 30, 5, 10, (0, -3), True),

@@ -35,6 +35,8 @@ from alphaedit_plugin.nullspace.projection import Criterion
 from alphaedit_plugin.nullspace.statistics import Preparation
 from alphaedit_plugin.session.session import Session
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "rect+prune"]
 VARIANTS += ["memit-seq+rect+P", "memit@layers=[0, 1]", "alphaedit@v_lr=5.0"]
 

@@ -46,6 +46,8 @@ from alphaedit_plugin.nullspace.guard import guard
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.session.session import Session
 
+pytestmark = pytest.mark.slow
+
 HYPERPARAMETERS = replace(HYPERPARAMETERS, L2=0.3)
 QUICK = replace(HYPERPARAMETERS, v_num_grad_steps=2)  # where any target will do
 TARGETS = {

@@ -20,6 +20,8 @@ from alphaedit_plugin.model import loading
 from alphaedit_plugin.session.patch import apply_patch, revert_patch
 from alphaedit_plugin.session.session import Session
 
+pytestmark = pytest.mark.slow
+
 
 @every_trial
 def test_a_patch_is_the_session_bit_for_bit_and_back(method, kind, tokenizer, tmp_path):

@@ -46,6 +46,8 @@ from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from alphaedit_plugin.session.folder import MANIFEST
 from alphaedit_plugin.session.session import Session
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------- save and resume
 
 

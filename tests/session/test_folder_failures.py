@@ -36,6 +36,8 @@ from alphaedit_plugin.session.folder import MANIFEST
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage import files, tensors
 
+pytestmark = pytest.mark.slow
+
 # -------------------------------------------------------------------------------------------- killed, for real
 
 
