@@ -21,6 +21,8 @@ from alphaedit_plugin.nullspace.statistics import Preparation
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("memit", "prune+P", "rect", "alphaedit", "rome")
 
 

@@ -41,6 +41,8 @@ from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from alphaedit_plugin.session.session import Session
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------------- formulas
 
 

@@ -46,6 +46,8 @@ from alphaedit_plugin.session.folder import MANIFEST
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 # --------------------------------------------------------------------------------------------------------- undo
 
 
