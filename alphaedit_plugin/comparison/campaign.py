@@ -97,9 +97,8 @@ class Campaign:
             for seed in self.seeds
         }
         measures = self.measuring.read(plan.texts or 0)
-        for of in facts.values():
-            measures.held_out_prompts(of)
-        return _Read(study, plan, chosen, datasets, facts, measures)
+        prompts = {key: measures.held_out_prompts(of) for key, of in facts.items()}
+        return _Read(study, plan, chosen, datasets, facts, prompts, measures)
 
     def _run_on(
         self,
@@ -128,7 +127,7 @@ class Campaign:
                 ground,
                 entries,
                 Course(tuple(facts), self.batch, read.plan.every),
-                list(read.measures.of(tokenizer, facts, last_layer)),
+                list(read.measures.of(tokenizer, facts, read.prompts[source, seed], last_layer)),
                 RunFolder(self.folder / self._cells[name, source, seed]),
                 self.keep_sessions,
                 on_row,
@@ -189,6 +188,7 @@ class _Read:
     chosen: list[Contender]
     datasets: Mapping[str, Dataset]
     facts: Mapping[tuple[str, int | None], list[Fact]]
+    prompts: Mapping[tuple[str, int | None], list[str]]
     measures: Measures
 
     def contenders_on(self, model: Any, tokens: int) -> list[Contender]:

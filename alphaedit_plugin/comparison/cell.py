@@ -156,7 +156,8 @@ class Cell:
 
     def _edit(self, group: Sequence[Entry]) -> None:
         """Make the edits of one trajectory, and measure everything along it."""
-        group = [entry for entry in group if not all(map(self._is_measured, *self._stops(entry)))]
+        checkpoints = self.course.checkpoints
+        group = [entry for entry in group if not all(self._is_measured(entry.name, at) for at in checkpoints)]
         if not group:
             return
         first = group[0]
@@ -181,9 +182,6 @@ class Cell:
                     raise EditError(f"what {stop.name} made of the model cannot be measured: {said}") from failure
         if self.place.session is not None and not self.keep_sessions:
             self.folder.finished(self.place.session)
-
-    def _stops(self, entry: Entry) -> tuple[list[str], list[Checkpoint]]:
-        return [entry.name] * len(self.course.checkpoints), self.course.checkpoints
 
     def _is_measured(self, name: str, at: Checkpoint) -> bool:
         point = self.points[name][at.edits]

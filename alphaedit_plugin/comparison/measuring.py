@@ -106,8 +106,8 @@ class Measures:
             )
         return found[: self.shift_limit]
 
-    def of(self, tokenizer: Any, facts: Sequence[Fact], last_layer: int) -> Iterator[Measure]:
-        """All measures of one cell; the shift is measured at `last_layer`."""
+    def of(self, tokenizer: Any, facts: Sequence[Fact], prompts: Sequence[str], last_layer: int) -> Iterator[Measure]:
+        """All measures of one cell; the shift of `prompts`, if there are any, is measured at `last_layer`."""
         yield FactScores()
         if self.texts is not None:
             yield self.texts
@@ -117,7 +117,7 @@ class Measures:
             yield MultiHop(limit=MULTIHOP_CASES)
         yield Perplexity(self.text, tokenizer)
         yield from self.others
-        if self.prompts:
+        if prompts:
             from ..evaluation.shift import Shift
 
-            yield Shift(self.held_out_prompts(facts), last_layer)
+            yield Shift(prompts, last_layer)

@@ -422,10 +422,10 @@ def _fitting(null_spaces: NullSpaces, session: Session) -> NullSpaces:
     missing = sorted(set(hyperparameters.layers) - set(null_spaces))
     if missing:
         raise EditError(f"there is no null space of layers {missing}, which {session.variant} is to edit")
-    template = null_spaces.provenance.get("template")
+    ours_in = Decoder(session.model, hyperparameters.rewrite_module_tmp)
+    theirs_in = Decoder(session.model, null_spaces.provenance.get("template"))
     for layer in hyperparameters.layers:
-        theirs = Decoder(session.model, template).out_projection(layer).name
-        ours = Decoder(session.model, hyperparameters.rewrite_module_tmp).out_projection(layer).name
+        theirs, ours = theirs_in.out_projection(layer).name, ours_in.out_projection(layer).name
         if theirs != ours:
             raise EditError(
                 f"the null space of layer {layer} is that of {theirs}, but {session.variant} is to edit {ours}"
