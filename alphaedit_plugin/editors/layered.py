@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class LayeredEditor(Editor):
     """For each layer in turn, on the current weights: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
 
-    Where the hidden state does not move by what the out-projection's output moves by (`model/branch.py`), each layer has
-    a z* of its own, and R is what moves its output there.
+    Where the hidden state does not move by what the out-projection's output moves by (`model/branch.py`), each layer
+    has a z* of its own, and R is what moves its output there.
 
     N solves the ridge regression of the batch's transformed keys, together with the remembered keys. A subclass
     supplies the key transform, λ, and whether earlier keys are kept.

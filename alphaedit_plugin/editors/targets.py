@@ -2,11 +2,13 @@
 
 z* = z + δ, with δ added to the hidden state at the subject's last token of one layer. Where blocks make something else
 of their out-projection's output (`model/branch.py`), one layer cannot move the hidden state to any place: there each
-edited layer has a δ of its own, added to that output, so that the weights can reach what the δs reach together. The
-tokens before the subject's last and the layers below cannot change, so both are computed once. Each step runs only the tokens from the subject's last one on, only through the
-layers above, and the head only where a token is predicted. Many requests share a batch, and leave it when they have
-converged. Stand-ins replace the blocks below, a Hugging Face cache replaces the prefix, and everything else (masks,
-positions, scaled logits) is the model's own forward pass: there is no per-model code.
+edited layer has a δ of its own, added to that output, so that the weights can reach what the δs reach together.
+
+The tokens before the subject's last one and the layers below cannot change, so both are computed once. Each step runs
+only the tokens from the subject's last one on, only through the layers above, and the head only where a token is
+predicted. Many requests share a batch, and leave it when they have converged. Stand-ins replace the blocks below, a
+Hugging Face cache replaces the prefix, and everything else (masks, positions, scaled logits) is the model's own forward
+pass: there is no per-model code.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 class Targets:
     """For n requests: `z` before and `delta`, n × d, float32 or better; the last `losses`; Adam `steps` taken.
 
-    With branches z and `delta` are of all their layers, n × layers × d, and `shift` is what each out-projection's output
-    was moved by to move z by `delta`, shaped alike.
+    With branches z and `delta` are of all their layers, n × layers × d, and `shift` is what each out-projection's
+    output was moved by to move z by `delta`, shaped alike.
     """
 
     z: Tensor
@@ -79,9 +81,10 @@ def optimise_targets(
 
     δ is kept small relative to `norms`, one per request; by default ‖z‖ (ROME: the norm of the out-projection's
     output). With `branches`, those of the edited layers at the requests' subjects in ascending order, there is a δ for
-    each, added to the out-projection's output; it and `norms`, n × layers, are in the branch's units. The result does not depend on which requests share a batch. A batch holds up to `batch_tokens` tokens, by
-    default as many as fit into memory and are fast, and fewer if memory runs out. Raises EditError if a loss is not
-    finite.
+    each, added to the out-projection's output; it and `norms`, n × layers, are in the branch's units.
+
+    The result does not depend on which requests share a batch. A batch holds up to `batch_tokens` tokens, by default as
+    many as fit into memory and are fast, and fewer if memory runs out. Raises EditError if a loss is not finite.
     """
     encoded = [_Rows.of(tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix, reverse=True)
@@ -161,8 +164,9 @@ class _Rows:
 class _Problem:
     """The loss of a batch of requests as a function of their δ.
 
-    Blocks up to `below` return what they are known to return; the others run. A row of a batch is [prefix, padded | suffix, padded]; the suffix begins at the subject's last token. Without a
-    usable cache the prefix is empty and the suffix is the whole sequence.
+    Blocks up to `below` return what they are known to return; the others run. A row of a batch is
+    [prefix, padded | suffix, padded]; the suffix begins at the subject's last token. Without a usable cache the prefix
+    is empty and the suffix is the whole sequence.
     """
 
     def __init__(
@@ -248,7 +252,7 @@ class _Problem:
             every_row = torch.arange(len(self.ids), device=self.device)
             self.cache = _cut(output.past_key_values, suffix, self.prefix, every_row)
         at_layers = [self._at_bare(hidden_states(captured[layer])[:, self.prefix :]) for layer in self.layers]
-        self.z = at_layers[0] if self.unit is None else torch.stack(at_layers, 1)
+        self.z = at_layers[0] if self.unit is None else torch.stack([z.to(self.device) for z in at_layers], 1)
         self.norms = self.z.norm(dim=-1)
 
     def _at_bare(self, states: Tensor) -> Tensor:
@@ -353,7 +357,7 @@ class _Problem:
                 **self._position_ids(self.positions[:, self.prefix :]),
             ).logits[0]
         if self.unit is not None:
-            now = [self._at_bare(hidden_states(captured[layer])) for layer in self.layers]
+            now = [self._at_bare(hidden_states(captured[layer])).to(self.device) for layer in self.layers]
             self.moved = torch.stack(now, 1) - self.z
         of_targets, of_kl = logits.split([len(request), requests])
         nll = _NegativeLogLikelihood.apply(of_targets, token.to(logits.device))
@@ -365,9 +369,7 @@ class _Problem:
         return per_request + settings.kl_factor * kl + settings.weight_decay * decay.to(nll.device)
 
 
-def _minimise(
-    problem: _Problem, settings: TargetSettings, requests: Sequence[Request], bar: Any
-) -> tuple[Tensor, ...]:
+def _minimise(problem: _Problem, settings: TargetSettings, requests: Sequence[Request], bar: Any) -> tuple[Tensor, ...]:
     """Adam on every δ at once: the optimiser works entry by entry, so requests do not influence each other.
 
     Returns z, what it moved by, δ, the losses and the steps, for each request.

@@ -79,8 +79,8 @@ class Branch:
 def probe(projection: OutProjection, block: Any, run: Callable[[], Any], last: Tensor) -> Branch:
     """The branch at one token of every row, its position given by `last`. `run` runs the model at least up to `block`.
 
-    The block is run with u taken away, then with a u of equal entries at two lengths, so large that they are not lost in
-    the rounding of the hidden state.
+    The block is run with u taken away, then with a u of equal entries at two lengths, so large that they are not lost
+    in the rounding of the hidden state.
     """
 
     def returned(change: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,8 @@ def probe(projection: OutProjection, block: Any, run: Callable[[], Any], last: T
     signs = torch.ones_like(value)
     signs[:, ::2] = -1.0  # of mean zero: a norm that subtracts the mean leaves it alone
     step = signs * root_mean_square
-    once, twice = (returned(lambda _, factor=factor: factor * times * step)[1] - without for factor in (1.0, 2.0))
+    once = returned(lambda _: times * step)[1] - without
+    twice = returned(lambda _: 2 * times * step)[1] - without
     saturates = bool((twice - once).norm() < 0.5 * once.norm())
     return Branch(projection, value, once / (step if saturates else times * step), saturates)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from support.tiny import NAMES, model_of
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
-from alphaedit_plugin.editors.keys import Sweep
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.nullspace.covariance import Covariance
