@@ -365,7 +365,7 @@ class _Problem:
         per_request = nll.new_zeros(requests).index_add(0, request.to(nll.device), nll)
         per_request = per_request / (self.target_lengths.to(nll.device) * self.contexts)
         kl = (of_kl.exp() * (of_kl - self.kl_base)).sum(-1)
-        decay = (delta.norm(dim=-1) / self.norms**2).reshape(requests, -1).sum(1)
+        decay = (delta.norm(dim=-1) / self.norms**2).reshape(requests, -1).mean(1)
         return per_request + settings.kl_factor * kl + settings.weight_decay * decay.to(nll.device)
 
 
