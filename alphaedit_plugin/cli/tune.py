@@ -58,7 +58,7 @@ def tune(
         f"{minutes:g} minutes{', going on with earlier trials' if ledger.exists() else ''}"
     )
     loaded_model, tokenizer = loaded(model, loading)
-    keep = set()
+    keep: set[str] = set()
     start = start or Hyperparameters.derived(variant.method, loaded_model)
     if preparing.layers is not None:
         start, keep = start.with_layers(preparing.layers), keep | {"layers"}

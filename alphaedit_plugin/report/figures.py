@@ -274,8 +274,8 @@ def heat_maps(
         figure = Figure(figsize=(8.4, 1.0 + 2.2 * len(maps)), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
         largest = max((abs(v) for values in maps.values() for row in values for v in row if v == v), default=0) or 1
-        scale = LinearSegmentedColormap.from_list("effect", [colour("vermilion"), "#ffffff", colour("blue")])
-        scale.set_bad(colour("grid"))
+        hues = [colour("vermilion"), "#ffffff", colour("blue")]
+        scale = LinearSegmentedColormap.from_list("effect", hues).with_extremes(bad=colour("grid"))
         every = figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, values) in zip(every, maps.items(), strict=True):
             image = axes.imshow(values, cmap=scale, vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")

@@ -269,12 +269,11 @@ class _Fact:
         subject = slice(self.prompt.subject_first, self.prompt.subject_last + 1)
 
         def corrupt(_module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
+            if noise is None:
+                return embedded
             embedded = embedded.clone()
             embedded[:, subject] += noise
             return embedded
 
-        handles = []
-        if noise is not None:
-            handles.append(self.decoder.model.get_input_embeddings().register_forward_hook(corrupt))
-        with hooks(*handles):
+        with hooks(self.decoder.model.get_input_embeddings().register_forward_hook(corrupt)):
             yield

@@ -57,7 +57,7 @@ def easyedit_values(variant: Variant, model: nn.Module, settings: Hyperparameter
     threshold = settings.null_space.threshold
     values: dict[str, Any] = {
         "alg_name": find(variant.method).folder or variant.method,
-        "model_name": name,
+        "model_name": str(name),  # plain, for YAML
         "stats_dir": "./data/stats",
         "device": (device.index or 0) if device.type == "cuda" else str(device),
         "layers": list(settings.layers),

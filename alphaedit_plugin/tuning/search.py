@@ -259,7 +259,8 @@ class _Search:
 def _scaled(key: str, factor: float) -> Step:
     def step(settings: Hyperparameters, direction: int) -> Hyperparameters | None:
         value = getattr(settings, key)
-        return replace(settings, **{key: _rounded(value * factor**direction)}) if value else None
+        changes: dict[str, Any] = {key: _rounded(value * factor**direction)}
+        return replace(settings, **changes) if value else None
 
     return step
 
