@@ -49,6 +49,10 @@ class SessionError(AlphaEditError):
     """A session cannot be saved or resumed; model and files are unchanged."""
 
 
+class TuningError(AlphaEditError):
+    """Nothing could be traced or tuned: the facts do not show anything, or the budget was over too soon."""
+
+
 class CompareError(AlphaEditError):
     """The folder of a comparison cannot be read or written."""
 

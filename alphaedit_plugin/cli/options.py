@@ -82,6 +82,13 @@ Method = Annotated[
         help=f"{GRAMMAR}; `alphaedit methods` lists them.",
     ),
 ]
+Pilot = Annotated[
+    Place | None,
+    Parameter(
+        metavar="DATA",
+        help="Facts to try it with, the first 20 of a file in any format of `compare`. Default: those that ship.",
+    ),
+]
 Cache = Annotated[
     Path | None,
     Parameter(help="Where computed results are kept. Default: $ALPHAEDIT_CACHE, or the platform's cache folder."),

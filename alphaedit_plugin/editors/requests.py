@@ -93,11 +93,14 @@ def _text(record: Mapping[str, Any], key: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a text, and the position of the subject's last token in it. `target` holds the ids that follow."""
+    """Token ids of a text, and the positions of the subject's first and last tokens in it. `target` holds the ids that
+    follow.
+    """
 
     ids: list[int]
     subject_last: int
     target: list[int]
+    subject_first: int = 0
 
 
 def encode(tokenizer: Any, template: str, subject: str, target: str = "") -> Encoded:
@@ -122,7 +125,7 @@ def encode(tokenizer: Any, template: str, subject: str, target: str = "") -> Enc
         raise RequestError(f"the target {target!r} has no token of its own after {prompt!r}")
     if target and first_of_target <= covering[-1]:
         raise RequestError(f"subject and target share a token in {full!r}")
-    return Encoded(ids[:first_of_target], covering[-1], ids[first_of_target:])
+    return Encoded(ids[:first_of_target], covering[-1], ids[first_of_target:], covering[0])
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:

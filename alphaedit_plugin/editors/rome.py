@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..model.decoder import OutProjection
+from ..model.decoder import Decoder, OutProjection
 from ..model.trace import evaluating
 from .editor import Editor, Written
 from .hyperparameters import Hyperparameters
@@ -38,10 +38,10 @@ class ROME(Editor):
     """
 
     @classmethod
-    def derived(cls, depth: int) -> Hyperparameters:
+    def derived(cls, decoder: Decoder) -> Hyperparameters:
         """The second of the five layers that MEMIT would edit, and ROME's settings."""
         return Hyperparameters(
-            layers=super().derived(depth).layers[:2][-1:],
+            layers=super().derived(decoder).layers[:2][-1:],
             v_num_grad_steps=20,
             clamp_norm_factor=4.0,
             context_template_length_params=((5, 10), (10, 10)),

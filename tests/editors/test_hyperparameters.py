@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.spaces import random_covariance
 from support.tiny import tiny
 from support.tries import tries
 
@@ -401,6 +403,19 @@ def test_an_unknown_model_gets_up_to_five_consecutive_layers_that_exist(depth, m
     assert list(layers) == list(range(layers[0], layers[0] + len(layers)))
     assert layers[0] >= 0
     assert layers[-1] < depth
+
+
+@pytest.mark.parametrize("width", [24, 96, 384])
+def test_derived_settings_write_half_of_a_key_of_the_text_whatever_the_width(width):
+    """MEMIT's Δ = R kᵀ(λC + kkᵀ)⁻¹ maps k to this share of R."""
+    found = Hyperparameters.for_model("memit", tiny("llama", intermediate_size=width), "unknown/model")
+    covariance = random_covariance(width, tokens=1000).matrix
+    factor = torch.linalg.cholesky(covariance)
+    keys = factor @ torch.randn(width, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inside = [
+        float(key @ torch.linalg.solve(found.mom2_update_weight * covariance + key.outer(key), key)) for key in keys.T
+    ]
+    assert sum(inside) / len(inside) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 5, 6, 12, 30])
