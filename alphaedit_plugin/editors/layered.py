@@ -49,6 +49,11 @@ class LayeredEditor(Editor):
     def restore_solution(self, layer: int, solution: Tensor) -> Tensor:
         """The regression's solution, d_in × n, back in the coordinates of the weight."""
 
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        """The layers that have a z* of their own: what targets depend on besides the optimiser's settings."""
+        return (max(self.projections),) if self.direct else tuple(self.projections)
+
     def targets(self, requests: Sequence[Request]) -> Targets:
         """z* of every request on the model as it is now."""
         with evaluating(self.model):
@@ -110,9 +115,8 @@ class LayeredEditor(Editor):
         """layer → z*, n × d, before anything is written: z in full precision, whatever δ was optimised in. One for the
         last layer, or one for each.
         """
-        layers = [max(self.projections)] if self.direct else list(self.projections)
         deltas = targets.delta[:, None] if self.direct else targets.delta
-        found = zip(layers, deltas.unbind(1), strict=True)
+        found = zip(self.target_layers, deltas.unbind(1), strict=True)
         return {layer: (z := sweep.hidden(layer)) + delta.to(z) for layer, delta in found}
 
     def _residual(self, sweep: Sweep, projection: OutProjection, wanted: Mapping[int, Tensor]) -> Tensor:

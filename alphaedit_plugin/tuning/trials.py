@@ -64,8 +64,8 @@ class Trials:
     """Tries settings of one variant on one model.
 
     Invariant: between trials the weights are what they were, bit for bit. What trials have in common is made once:
-    covariances per layer, context templates, and the targets z* of those that share the highest layer and the
-    settings of the optimiser. Each finished trial is kept in `ledger`, a JSON file, and is not made again by a later
+    covariances per layer, context templates, and the targets z* of those that share the layers which have one and
+    the settings of the optimiser. Each finished trial is kept in `ledger`, a JSON file, and is not made again by a later
     run on the same model, facts and statistics.
     """
 
@@ -179,7 +179,8 @@ class Trials:
         if not isinstance(session.editor, LayeredEditor):
             return None
         values = session.hyperparameters
-        key = (max(values.layers), values.target_settings, values.context_template_length_params, len(requests))
+        lengths = values.context_template_length_params
+        key = (session.editor.target_layers, values.target_settings, lengths, len(requests))
         if key not in self._targets:
             self._targets[key] = session.editor.targets(requests)
         return self._targets[key]
