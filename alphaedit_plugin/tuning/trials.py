@@ -64,8 +64,8 @@ class Trials:
     """Tries settings of one variant on one model.
 
     Invariant: between trials the weights are what they were, bit for bit. What trials have in common is made once:
-    covariances per layer, context templates, and the targets z* of those that share the layers which have one and
-    the settings of the optimiser. Each finished trial is kept in `ledger`, a JSON file, and is not made again by a later
+    covariances per layer, context templates, and the targets z* of those that share the layers which have one and the
+    settings of the optimiser. Each finished trial is kept in `ledger`, a JSON file, and is not made again by a later
     run on the same model, facts and statistics.
     """
 
