@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comparison.compare import compare
+    from .editors.constrained import null_space_constrained
     from .editors.hyperparameters import Hyperparameters
     from .editors.layered import LayeredEditor
     from .editors.registry import method, modifier
     from .editors.update import Site, Update
     from .editors.variant import Variant
+    from .editors.verdict import Verdict
     from .errors import AlphaEditError
     from .evaluation.datasets import load_facts
     from .evaluation.fact_scores import score
     from .model.loading import load
-    from .nullspace.guard import guard, null_space_constrained
+    from .nullspace.guard import guard
     from .nullspace.null_spaces import NullSpaces
     from .nullspace.projection import Criterion
     from .nullspace.statistics import Preparation
@@ -43,6 +45,7 @@ _HOME = {
     "Site": "editors.update",
     "Update": "editors.update",
     "Variant": "editors.variant",
+    "Verdict": "editors.verdict",
     "apply_patch": "session.patch",
     "compare": "comparison.compare",
     "guard": "nullspace.guard",
@@ -50,7 +53,7 @@ _HOME = {
     "load_facts": "evaluation.datasets",
     "method": "editors.registry",
     "modifier": "editors.registry",
-    "null_space_constrained": "nullspace.guard",
+    "null_space_constrained": "editors.constrained",
     "revert_patch": "session.patch",
     "score": "evaluation.fact_scores",
     "shipped": "storage.shipped",
@@ -70,6 +73,7 @@ __all__ = [
     "Site",
     "Update",
     "Variant",
+    "Verdict",
     "apply_patch",
     "compare",
     "guard",

@@ -93,6 +93,12 @@ Cache = Annotated[
     Path | None,
     Parameter(help="Where computed results are kept. Default: $ALPHAEDIT_CACHE, or the platform's cache folder."),
 ]
+AllowFailures = Annotated[
+    bool,
+    Parameter(
+        help="Exit with 0 even if a fact is not learned, and try facts that cannot be, instead of refusing them."
+    ),
+]
 Quiet = Annotated[bool, Parameter(alias="-q", help="Show no progress bars.")]
 
 

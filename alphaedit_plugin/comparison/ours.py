@@ -83,7 +83,7 @@ class _OurEntry(Entry):
             bar.update(len(session.facts))
             for batch in course.batches[len(session.batches) : last.batches]:
                 started = time.perf_counter()
-                session.edit(batch, None if session.batches else targets)
+                session.edit(batch, None if session.batches else targets, on_failure="ignore")
                 spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
                 if place.session is not None:
                     keep_spent(place.session, spent)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..baselines.methods import COVERED, check_covered, effective, restores_by_itself, templates
 from ..baselines.projected import globals_of, projectable, stacked
+from ..editors.witness import Witness
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
 from ..model.fingerprint import weights_digest
@@ -93,6 +94,7 @@ class FlaggedMethod:
         for template in templates(hparams):
             decoder = Decoder(model, template)
             attached[decoder] = self._null_spaces(settings, options, decoder, template)
+        witness = self._witness(call, attached)
         before = self._snapshot(call, attached)
         call.arguments["hparams"] = projectable(hparams, self.method)
         with ExitStack() as stack:
@@ -104,6 +106,8 @@ class FlaggedMethod:
             edited, weights = (self._remembering if self.method.remembers else self._projected)(call, attached)
         if edited is not model:  # copy=True: the copy's P is that of the original model
             keep(edited, hparams, self.name, self._moved())
+        if witness is not None:
+            witness.tell(edited, self.name)
         return edited, weights or before
 
     def base(self, original: Apply, call: inspect.BoundArguments) -> Any:
@@ -131,9 +135,16 @@ class FlaggedMethod:
             for projection in decoder.out_projections(list(spaces)).values()
         }
 
+    @staticmethod
+    def _witness(call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Witness | None:
+        decoder, spaces = next(iter(attached.items()))
+        records = _records(call)
+        if isinstance(records, Mapping):
+            records = [records]
+        return Witness.of(decoder.model, call.arguments["tok"], records, decoder.out_projection(max(spaces)))
+
     def _fast_targets(self, call: inspect.BoundArguments, settings: Any, decoder: Decoder) -> Callable[..., Tensor]:
-        records = call.arguments.get("requests") or call.arguments["request"]
-        return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], records, settings)
+        return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], _records(call), settings)
 
     def _projected(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
         with ExitStack() as stack:
@@ -175,6 +186,11 @@ class FlaggedMethod:
         if self.keys is not None:
             self.keys = self.keys.before_last()
         return moved
+
+
+def _records(call: inspect.BoundArguments) -> Any:
+    """EasyEdit's functions call them one or the other."""
+    return call.arguments.get("requests") or call.arguments["request"]
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,16 @@ from .update import Update, Write
 
 @dataclass(frozen=True)
 class Written:
-    """The updates that one batch wrote, in order, and per layer the keys that later batches must keep, d_in × n."""
+    """The updates that one batch wrote, in order, and per layer the keys that later batches must keep, d_in × n.
+
+    For n requests, where the method knows them: the last `losses` of their targets, and how much of the way to z* is
+    left after the last layer, `missed` = ‖z* − z‖ / ‖z* − z before‖.
+    """
 
     updates: list[Update]
     keys: dict[int, Tensor] = field(default_factory=dict)
+    losses: Tensor | None = None
+    missed: Tensor | None = None
 
 
 class Editor(ABC):

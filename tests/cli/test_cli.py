@@ -356,13 +356,17 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def edit(run, checkpoint, prepared, tmp_path):
-    """Run `alphaedit edit` on the checkpoint, a fact at a time."""
+    """Run `alphaedit edit` on the checkpoint, a fact at a time. A random model learns nothing: only where `judged` does
+    that decide the exit code.
+    """
     (tmp_path / "quick.yaml").write_text(QUICK)
 
-    def call(facts: Path, out: object, *arguments: object, model: str = checkpoint) -> tuple[int, str, str]:
+    def call(
+        facts: Path, out: object, *arguments: object, model: str = checkpoint, judged: bool = False
+    ) -> tuple[int, str, str]:
         return run(
             "edit", model, facts, "--out", out, "--hparams", tmp_path / "quick.yaml", *SMALL, "--cache", prepared,
-            "--batch", 1, *arguments,
+            "--batch", 1, *([] if judged else ["--allow-failures"]), *arguments,
         )  # fmt: skip
 
     return call
@@ -443,6 +447,21 @@ def test_facts_are_written_in_batches(batch, edit, some, checkpoint, tmp_path):
     assert_done(edit(some(3), tmp_path / "out", "--batch", batch))
     session = Session.resume(tmp_path / "out" / "session", loaded(checkpoint))
     assert [len(each.requests) for each in session.batches] == ([2, 1] if batch == 2 else [3])
+
+
+def test_a_fact_that_is_not_learned_has_a_row_and_ends_with_code_3_and_everything_is_written(edit, some, tmp_path):
+    code, output, errors = edit(some(2), tmp_path / "out", judged=True)
+    assert (code, errors) == (3, "")
+    assert "0 of 2 facts written" in output
+    rows = [line for line in output.splitlines() if "✗" in line]
+    assert len(rows) == 2
+    for row, subject in zip(rows, ("The Eiffel Tower", "The old village"), strict=True):
+        assert f"{subject} is located in the city of → Rome" in row
+        assert "not reached" in row
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "patch.safetensors", "session"]
+    assert edit(some(2), tmp_path / "out", judged=True)[0] == 3, "facts that are there already are judged again"
+    output = assert_done(edit(some(2), tmp_path / "out"))
+    assert "0 of 2 facts written" in output
 
 
 def test_an_adapter_takes_the_place_of_the_checkpoint(edit, some, checkpoint, tmp_path):
@@ -531,7 +550,8 @@ def test_a_session_goes_on_in_its_own_precision(dtype, run, edit, some, tmp_path
 def test_what_is_not_projected_needs_no_null_space(run, some, checkpoint, tmp_path):
     """At the paper's threshold this model has none; plain MEMIT does not ask for any."""
     assert_one_line(run("prepare", checkpoint, "--layers", 1, "--quiet"), "nothing is null")
-    command = ("edit", checkpoint, some(1), "--out", tmp_path / "out", "--layers", 1, "--quiet", "--method")
+    command = ("edit", checkpoint, some(1), "--out", tmp_path / "out", "--layers", 1, "--quiet", "--allow-failures")
+    command += ("--method",)
     assert_done(run(*command, "memit"))
     assert not list((tmp_path / "alphaedit-cache").glob("null-space/*"))
     assert_one_line(run(*command[:4], tmp_path / "other", *command[5:], "memit+P"), "nothing is null")

@@ -12,9 +12,9 @@ from support.spaces import outside, random_spaces
 from support.tiny import tiny
 from torch import nn
 
+from alphaedit_plugin.editors.constrained import null_space_constrained
 from alphaedit_plugin.errors import GuardError, NullSpaceError, WrongModelError
 from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.nullspace.guard import null_space_constrained
 
 LAYERS = (1, 2)
 
