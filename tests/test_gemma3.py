@@ -34,7 +34,7 @@ def gemma():
     facts = load_facts(shipped("examples/facts.json"))[::20][:8]
     hyperparameters = Hyperparameters(layers=(3, 4, 5, 6, 7), mom2_update_weight=100.0)
     statistics = prepare_statistics(
-        model, tokenizer, hyperparameters.layers, source=shipped("examples/heldout.txt"), tokens=5000
+        model, tokenizer, hyperparameters.layers, source=shipped("examples/heldout.txt"), tokens=4000
     )
     return model, tokenizer, facts, hyperparameters, statistics
 

@@ -106,10 +106,11 @@ class LayeredEditor(Editor):
                 # Edits above this layer do not change its keys, so later batches keep these.
                 kept[layer] = (keys, grown)
                 log.debug("layer %d: residual %.3g", layer, residual.norm())
+            missed = self._missed(sweep, wanted, targets)
         if not self.sequential:
-            return Written(updates)
+            return Written(updates, losses=targets.losses, missed=missed)
         self.memory = {layer: grown for layer, (_, grown) in kept.items()}
-        return Written(updates, {layer: keys for layer, (keys, _) in kept.items()})
+        return Written(updates, {layer: keys for layer, (keys, _) in kept.items()}, targets.losses, missed)
 
     def _wanted(self, sweep: Sweep, targets: Targets) -> dict[int, Tensor]:
         """layer → z*, n × d, before anything is written: z in full precision, whatever δ was optimised in. One for the
@@ -118,6 +119,13 @@ class LayeredEditor(Editor):
         deltas = targets.delta[:, None] if self.direct else targets.delta
         found = zip(self.target_layers, deltas.unbind(1), strict=True)
         return {layer: (z := sweep.hidden(layer)) + delta.to(z) for layer, delta in found}
+
+    def _missed(self, sweep: Sweep, wanted: Mapping[int, Tensor], targets: Targets) -> Tensor:
+        """‖z* − z‖ / ‖δ‖ at the highest layer, n, with the weights as they are now; 0 where nothing was asked for."""
+        last = max(wanted)
+        left = (wanted[last] - sweep.hidden(last)).norm(dim=1)
+        asked = targets.delta.reshape(len(left), -1, wanted[last].shape[1])[:, -1].norm(dim=1).to(left)
+        return torch.where(asked > 0, left / asked, 0.0)
 
     def _residual(self, sweep: Sweep, projection: OutProjection, wanted: Mapping[int, Tensor]) -> Tensor:
         """What the out-projection's output is to move by, d_out × n, on the weights as they are now."""

@@ -55,22 +55,30 @@ class ROME(Editor):
         """Write `requests` in order. Raises ValueError if `targets` are given: each depends on the facts before it."""
         if targets is not None:
             raise ValueError("ROME computes its targets itself, one fact after the other")
-        updates = []
+        updates, losses, missed = [], [], []
         with (
+            torch.no_grad(),
             evaluating(self.model),
             tqdm(requests, desc="facts", unit="fact", disable=not self.progress, leave=False) as bar,
         ):
             for request in bar:
                 for projection in self.projections.values():
-                    updates.append(self.write(projection, self._update(request, projection)))
-        return Written(updates)
+                    update, key, loss = self._update(request, projection)
+                    before = projection.module(key)
+                    updates.append(self.write(projection, update))
+                    wanted = update.left[:, 0]
+                    left = wanted - (projection.module(key) - before)[0].to(wanted)
+                losses.append(loss)
+                missed.append(left.norm() / wanted.norm())  # at the last layer
+        return Written(updates, losses=torch.stack(losses), missed=torch.stack(missed).nan_to_num(0.0))
 
-    @torch.no_grad()
-    def _update(self, request: Request, projection: OutProjection) -> Update:
+    def _update(self, request: Request, projection: OutProjection) -> tuple[Update, Tensor, Tensor]:
+        """(the update, the bare prompt's key 1 × d_in, the target's last loss)."""
         sweep = Sweep(self.model, self.tokenizer, [request], self.contexts)
         keys = sweep.keys(projection)[0]
         branches = [] if self.direct else [sweep.branch(projection)]
-        value = projection.module(keys[:1].to(projection.matrix.dtype))
+        key = keys[:1].to(projection.matrix.dtype)
+        value = projection.module(key)
         found = optimise_targets(
             self.model,
             self.tokenizer,
@@ -85,7 +93,8 @@ class ROME(Editor):
         kept = torch.promote_types(projection.matrix.dtype, torch.float32)
         moved = found.delta if found.shift is None else found.shift[:, 0]
         log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, moved.norm(), value.norm())
-        return Update(projection.layer, moved.T.to(right.device, kept), right.to(kept))
+        update = Update(projection.layer, moved.T.to(right.device, kept), right.to(kept))
+        return update, key, found.losses[0]
 
 
 def rome_direction(keys: Tensor, whitening: Whitening | None, layer: int) -> Tensor:
