@@ -19,6 +19,7 @@ from ..baselines.methods import COVERED, check_covered, effective, restores_by_i
 from ..baselines.projected import globals_of, projectable, stacked
 from ..editors.witness import Witness
 from ..errors import HyperparameterError
+from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.fingerprint import weights_digest
 from ..nullspace.covariance import Covariance
@@ -85,6 +86,7 @@ class FlaggedMethod:
         self.lent: dict[str, dict[int, Covariance]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None
+        self.knows_branch = False
 
     def __call__(self, call: inspect.BoundArguments, options: Options) -> Any:
         model, hparams = call.arguments["model"], call.arguments["hparams"]
@@ -94,6 +96,7 @@ class FlaggedMethod:
         for template in templates(hparams):
             decoder = Decoder(model, template)
             attached[decoder] = self._null_spaces(settings, options, decoder, template)
+        self._say_if_it_takes_the_branch_for_another(attached)
         witness = self._witness(call, attached)
         before = self._snapshot(call, attached)
         call.arguments["hparams"] = projectable(hparams, self.method)
@@ -124,6 +127,20 @@ class FlaggedMethod:
             self.lent[template] = self.preserved.statistics(settings, options, decoder, settings.layers).covariances
             lend(self.module, self.lent[template], decoder.model, template)
         return spaces
+
+    def _say_if_it_takes_the_branch_for_another(self, attached: Mapping[Decoder, NullSpaces]) -> None:
+        """Once: EasyEdit's methods ask an out-projection to move by what the hidden state should move by."""
+        if self.knows_branch:
+            return
+        self.knows_branch = True
+        for decoder, spaces in attached.items():
+            if not branch_is_identity(decoder, list(spaces)):
+                log.warning(
+                    "%s scales or norms what its out-projections put out, which EasyEdit's %s does not know: its edits "
+                    "come out too small or too large. Our own methods do (`alphaedit edit`, Session)",
+                    type(decoder.model).__name__,
+                    self.name,
+                )
 
     def _snapshot(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> dict[str, Tensor]:
         """The weights before the call, for a method that does not return them though EasyEdit will ask for them."""
