@@ -11,12 +11,14 @@ import torch
 
 from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
+from alphaedit_plugin.editors.verdict import Reason
+from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.perplexity import Perplexity
+from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.model.loading import DEMO_MODEL
 from alphaedit_plugin.model.snapshot import put_back
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.projection import Criterion
@@ -117,3 +119,20 @@ def test_a_projected_session_changes_weights_only_inside_the_null_space(method, 
             assert delta.norm() > 0
             assert outside.norm() <= 1e-4 * delta.norm()  # W's own rounding: 6e-8 ‖W‖ against a Δ of a few percent
     assert session.facts == [facts[2].request]
+
+
+def test_a_subject_that_is_the_attention_sink_is_refused_and_behind_words_it_is_learned(demo, prepared):
+    model, tokenizer = demo
+    hyperparameters, statistics, _ = prepared
+    session = Session(model, tokenizer, "memit", hyperparameters=hyperparameters, covariances=statistics.covariances)
+    fact = {"prompt": "{} was founded by", "subject": "Apple", "target_new": "Michael Jordan"}
+    with put_back(session.projections) as before:
+        with pytest.raises(RequestError, match=r"request 0.*'Apple'.*put words before"):
+            session.edit([fact])
+        assert all(torch.equal(projection.matrix, before[layer]) for layer, projection in session.projections.items())
+        (tried,) = session.edit([fact], on_failure="allow").verdicts
+        assert (tried.written, tried.reason) == (False, Reason.FIRST_TOKEN)
+        session.undo()
+        (learned,) = session.edit([{**fact, "prompt": "The company {} was founded by"}], on_failure="raise").verdicts
+        assert learned.written
+        assert learned.before.probability < 0.1 < 0.5 < learned.now.probability
