@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comparison.compare import compare
+    from .editors.chat import Chat
     from .editors.hyperparameters import Hyperparameters
     from .editors.layered import LayeredEditor
     from .editors.registry import method, modifier
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AlphaEditError": "errors",
+    "Chat": "editors.chat",
     "Criterion": "nullspace.projection",
     "Hyperparameters": "editors.hyperparameters",
     "LayeredEditor": "editors.layered",
@@ -61,6 +63,7 @@ _HOME = {
 
 __all__ = [
     "AlphaEditError",
+    "Chat",
     "Criterion",
     "Hyperparameters",
     "LayeredEditor",

@@ -86,6 +86,7 @@ Cache = Annotated[
     Path | None,
     Parameter(help="Where computed results are kept. Default: $ALPHAEDIT_CACHE, or the platform's cache folder."),
 ]
+Chat = Annotated[bool, Parameter(help="Teach and ask every prompt as the turn of a user in the model's chat template.")]
 Quiet = Annotated[bool, Parameter(alias="-q", help="Show no progress bars.")]
 
 

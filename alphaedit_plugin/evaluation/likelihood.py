@@ -39,7 +39,7 @@ def score_pairs(
     batch_tokens: int = 2048,
     progress: bool = False,
 ) -> Scored:
-    """How well the tokens of " " + target are predicted after the prompt, for each (prompt, target).
+    """How well the tokens of each target are predicted after its prompt (`encode` says what stands between them).
 
     A sequence that is the beginning of another shares its row: two targets of one token cost one prompt.
     """
