@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comparison.compare import compare
+    from .editors.chat import Chat
     from .editors.constrained import null_space_constrained
     from .editors.hyperparameters import Hyperparameters
     from .editors.layered import LayeredEditor
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AlphaEditError": "errors",
+    "Chat": "editors.chat",
     "Criterion": "nullspace.projection",
     "Hyperparameters": "editors.hyperparameters",
     "LayeredEditor": "editors.layered",
@@ -64,6 +66,7 @@ _HOME = {
 
 __all__ = [
     "AlphaEditError",
+    "Chat",
     "Criterion",
     "Hyperparameters",
     "LayeredEditor",

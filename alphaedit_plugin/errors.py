@@ -29,6 +29,10 @@ class RequestError(AlphaEditError):
     """An edit request is malformed. The message names the record."""
 
 
+class ChatError(AlphaEditError):
+    """A tokenizer has no chat template, or one that prompts cannot be wrapped in."""
+
+
 class HyperparameterError(AlphaEditError):
     """A hyperparameter file is malformed or holds an unknown or ill-typed key."""
 

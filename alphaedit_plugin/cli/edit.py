@@ -12,7 +12,7 @@ from ..errors import SessionError
 from .console import console
 from .exporting import SESSION, export
 from .loading import resumed
-from .options import AllowFailures, Loading, Method, Model, Preparing, Quiet, positive
+from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Quiet, positive
 from .verdicts import verdict_table
 
 FAILED = 3
@@ -27,6 +27,7 @@ def edit(
     out: Annotated[Path, Parameter(help="Folder for the result. One that holds a session of ours is continued.")],
     method: Method = "alphaedit",
     batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 50,
+    chat: Chat = False,
     lora: Annotated[bool, Parameter(help="Write a PEFT adapter instead of the whole model.")] = False,
     allow_failures: AllowFailures = False,
     quiet: Quiet = False,
@@ -39,6 +40,7 @@ def edit(
     """
     from tqdm.auto import tqdm
 
+    from ..editors.chat import chat_identity
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
     from ..model.fingerprint import model_name
@@ -56,6 +58,11 @@ def edit(
                 f"{out} holds a session of {session.variant} on {model_name(session.model)}, not of {variant} on "
                 f"{model}: choose another folder"
             )
+        if bool(chat_identity(session.tokenizer)) != chat:
+            raise SessionError(
+                f"{out} holds a session {'without' if chat else 'with'} --chat: go on in the same way, or choose "
+                "another folder"
+            )
     else:
         ready = Prepared.of(method, model, preparing, loading, quiet)
         session = Session(
@@ -65,6 +72,7 @@ def edit(
             hyperparameters=ready.hyperparameters,
             preparation=ready.ground.preparation,
             autosave=folder,
+            chat=chat,
             progress=not quiet,
         )
     known = set(session.facts)

@@ -99,6 +99,7 @@ AllowFailures = Annotated[
         help="Exit with 0 even if a fact is not learned, and try facts that cannot be, instead of refusing them."
     ),
 ]
+Chat = Annotated[bool, Parameter(help="Teach and ask every prompt as the turn of a user in the model's chat template.")]
 Quiet = Annotated[bool, Parameter(alias="-q", help="Show no progress bars.")]
 
 

@@ -19,7 +19,10 @@ def score_pairs(
     batch_tokens: int = 2048,
     progress: bool = False,
 ) -> Scored:
-    """How well the tokens of " " + target are predicted after the prompt, for each (prompt, target)."""
+    """How well the tokens of each target are predicted after its prompt (`encode` says what stands between them).
+
+    A sequence that is the beginning of another shares its row: two targets of one token cost one prompt.
+    """
     encoded = [_encode_pair(tokenizer, prompt, target) for prompt, target in pairs]
     return score_tokens(model, encoded, batch_tokens=batch_tokens, progress=progress)
 

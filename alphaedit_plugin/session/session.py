@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..editors.chat import Chat, chat_identity, plain
 from ..editors.editor import Editor
 from ..editors.first_token import first_tokens, refuse
 from ..editors.hyperparameters import Hyperparameters
@@ -83,20 +84,23 @@ class Session:
         autosave: str | Path | None = None,
         check_model: bool = True,
         preparation: Preparation | None = None,
+        chat: bool = False,
         progress: bool = False,
     ) -> None:
         """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`registry.GRAMMAR`).
 
         Hyperparameters default to those that ship for the model, or else are derived from it. If the method needs
         `covariances` or `null_spaces` that are not given, they come from `preparation`; its default does what
-        `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written.
+        `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written. With
+        `chat` every prompt is the turn of a user in the model's chat template, and `tokenizer` becomes a `Chat`, which
+        measures ask in the same way.
 
         Raises WrongModelError for null spaces of another model (`check_model=False` accepts them), EditError for null
-        spaces of another module or if a method that needs null spaces gets only `covariances`, and SessionError if
-        `autosave` holds a session already.
+        spaces of another module or if a method that needs null spaces gets only `covariances`, ChatError for a
+        tokenizer without a chat template, and SessionError if `autosave` holds a session already.
         """
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, Chat.of(tokenizer) if chat else tokenizer
         preparation = preparation or Preparation(progress=progress)
         if preparation.criterion is not None:  # what the method's own name says goes before it
             base = hyperparameters or Hyperparameters.for_model(self.variant.method, model, model_name(model))
@@ -160,8 +164,8 @@ class Session:
         the attention sink's key and cannot be learned (`check`). "allow" tries such facts too, and logs nothing.
         "ignore" does not ask the model at all: there are no verdicts, and they cost nothing.
 
-        Raises RequestError for a record that is malformed or refused, before anything is touched; EditError if the
-        result would not be finite or, with "raise", is not what was asked for.
+        Raises RequestError for a record that is malformed or refused, or for two that contradict each other, before
+        anything is touched; EditError if the result would not be finite or, with "raise", is not what was asked for.
         """
         if on_failure not in get_args(OnFailure):
             raise EditError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, not {on_failure!r}")
@@ -327,6 +331,7 @@ class Session:
         saved = folder.load()
         if tokenizer is None:
             tokenizer = folder.load_tokenizer()
+        tokenizer = Chat(plain(tokenizer), saved.chat) if saved.chat is not None else plain(tokenizer)
         _check_model(model, saved.fingerprints, folder.path, saved.model, check_model)
         session = cls(
             model,
@@ -491,6 +496,7 @@ class Session:
             "hyperparameters": self.hyperparameters.as_dict(),
             "contexts": list(self.editor.contexts),
             "null_spaces": self.null_spaces is not None,
+            **chat_identity(self.tokenizer),
         }
 
     def _digests(self) -> dict[str, str]:
