@@ -48,7 +48,7 @@ class LayeredEditor(Editor):
         """z* of every request on the model as it is now."""
         with evaluating(self.model):
             return optimise_targets(
-                self.model,
+                self.decoder,
                 self.tokenizer,
                 requests,
                 self.contexts,
@@ -58,6 +58,7 @@ class LayeredEditor(Editor):
             )
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
+        self.check(requests)
         targets = targets or self.targets(requests)
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
         updates: list[Update] = []

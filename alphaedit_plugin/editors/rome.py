@@ -55,6 +55,7 @@ class ROME(Editor):
         """Write `requests` in order. Raises ValueError if `targets` are given: each depends on the facts before it."""
         if targets is not None:
             raise ValueError("ROME computes its targets itself, one fact after the other")
+        self.check(requests)
         updates = []
         with (
             evaluating(self.model),
@@ -70,7 +71,7 @@ class ROME(Editor):
         keys = Sweep(self.model, self.tokenizer, [request], self.contexts).keys(projection)[0]
         value = projection.module(keys[:1].to(projection.matrix.dtype))
         found = optimise_targets(
-            self.model,
+            self.decoder,
             self.tokenizer,
             [request],
             self.contexts,

@@ -29,6 +29,7 @@ from ..model.standin import standing_in
 from ..model.trace import hooks, logits_at
 from .hyperparameters import TargetSettings
 from .keys import in_context
+from .preconditions import not_finite
 from .requests import Encoded, Request, encode
 
 log = logging.getLogger(__name__)
@@ -171,12 +172,34 @@ class _Problem:
         self.target_lengths = torch.tensor([len(row.rewrites[0].target) for row in rows])
         self.width = self.contexts + 1  # rows of one request
         self.subject_last = torch.tensor(starts)
-        self._lay_out(sequences, starts if use_prefix_cache else [0] * len(starts))
-        self._first_pass(use_prefix_cache and self.ids.shape[1] < _window(self.model))
-        if self.cache is None and self.prefix:
-            log.info("%s has no cache that can be cut: targets run whole sequences", type(self.model).__name__)
+        cached = use_prefix_cache and decoder.prefix_cache is not False
+        self._lay_out(sequences, starts if cached else [0] * len(starts))
+        self._first_pass(cached and self.ids.shape[1] < _window(self.model))
+        if self.prefix and not self._trusts_cache(rows):
             self._lay_out(sequences, [0] * len(starts))
             self._first_pass(False)
+
+    def _trusts_cache(self, rows: Sequence[_Rows]) -> bool:
+        """Whether losses with the cached prefix are those of whole sequences, without any δ.
+
+        Tried once for each decoder, on rows whose prefixes differ in length: only with padding between prefix and
+        suffix does it show whether the model takes positions as they are given.
+        """
+        if self.cache is not None and self.decoder.prefix_cache is None and len(set(self.subject_last.tolist())) > 1:
+            whole = _Problem(self.decoder, self.layer, rows, False)
+            self.decoder.prefix_cache = self._equals(whole)
+        trusted = self.cache is not None and self.decoder.prefix_cache is not False
+        if not trusted:
+            log.info("%s has no cache that can be cut and trusted: whole sequences run", type(self.model).__name__)
+        return trusted
+
+    @torch.no_grad()
+    def _equals(self, other: _Problem) -> bool:
+        plain = TargetSettings(steps=1, lr=0.0)
+        mine, theirs = (problem.losses(torch.zeros_like(problem.z), plain) for problem in (self, other))
+        tolerance = max(1e-4, torch.finfo(self.model.dtype).eps ** 0.5)
+        apart = (self.kl_base.exp() - other.kl_base.exp()).abs().sum(-1).max() / 2
+        return bool(((mine - theirs).abs() <= tolerance * (1 + theirs.abs())).all() and apart <= tolerance)
 
     def _lay_out(self, sequences: list[list[int]], starts: list[int]) -> None:
         self.prefix = max(starts)
@@ -217,7 +240,7 @@ class _Problem:
         if use_cache and self.prefix:
             suffix = self.ids.shape[1] - self.prefix
             every_row = torch.arange(len(self.ids), device=self.device)
-            self.cache = _cut(output.past_key_values, suffix, self.prefix, every_row)
+            self.cache = _cut(getattr(output, "past_key_values", None), suffix, self.prefix, every_row)
         first_rows = torch.arange(0, len(self.ids), self.width)
         self.z = self.hidden[first_rows, self.inject[first_rows].to(self.hidden.device)].to(
             torch.promote_types(self.hidden.dtype, torch.float32)
@@ -225,7 +248,7 @@ class _Problem:
         self.norms = self.z.norm(dim=1)
 
     def _position_ids(self, positions: Tensor) -> dict[str, Tensor]:
-        known = inspect.signature(self.model.forward).parameters
+        known = inspect.signature(self.model.forward).parameters  # of the base model: a wrapper's says nothing
         return {"position_ids": positions} if "position_ids" in known else {}
 
     def select(self, keep: Tensor) -> None:
@@ -310,9 +333,14 @@ def _minimise(
         loss = loss.detach().to(losses.device)
         if not torch.isfinite(loss).all():
             culprit = requests[int(active[int((~torch.isfinite(loss)).nonzero()[0, 0])])]
+            damaged = not_finite(problem.model)
+            remedy = (
+                f"{damaged} holds values that are not finite, so load the checkpoint again"
+                if damaged is not None
+                else "lower v_lr or clamp_norm_factor, or load the model in float32 or bfloat16"
+            )
             raise EditError(
-                f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: lower v_lr or "
-                "clamp_norm_factor, or load the model in float32 or bfloat16"
+                f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: {remedy}"
             )
         going = running[active]
         losses[active[going]] = loss[going]

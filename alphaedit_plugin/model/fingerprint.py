@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..storage.tensors import tensor_digest
 from .decoder import Decoder, OutProjection
+from .wrappers import plain_name, unwrapped
 
 _VOLATILE = frozenset(
     {
@@ -82,7 +83,8 @@ def _settings(config: Any) -> str:
 
 def _tensors(module: nn.Module, *, buffers: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Weights by name, wherever accelerate keeps them; buffers too (rotary frequencies are buffers)."""
-    for prefix, child in module.named_modules():
+    for place, child in module.named_modules():
+        prefix = plain_name(place)
         weights_map = getattr(getattr(child, "_hf_hook", None), "weights_map", None)
         for name, parameter in child.named_parameters(recurse=False):
             tensor: Tensor = parameter
@@ -94,4 +96,5 @@ def _tensors(module: nn.Module, *, buffers: bool = True) -> Iterator[tuple[str, 
 
 
 def model_name(model: nn.Module) -> str:
+    model = unwrapped(model)
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
