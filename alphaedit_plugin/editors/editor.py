@@ -13,7 +13,7 @@ from ..model.decoder import Decoder
 from ..model.trace import evaluating
 from .hyperparameters import Hyperparameters
 from .keys import context_templates
-from .preconditions import check_mode, check_model, check_requests, position_limit
+from .preconditions import check_editable, check_mode, check_requests, position_limit
 from .preserved import Preserved
 from .requests import Request
 from .ridge import Ridge
@@ -56,15 +56,14 @@ class Editor(ABC):
     ) -> None:
         """`contexts` are templates that keys are averaged over; by default the model writes them at the first edit.
 
-        Raises what `prepare` raises, and EditError or ModelStructureError for a model that cannot be edited
-        (`preconditions.py`).
+        Raises what `prepare` raises.
         """
         self.model, self.tokenizer, self.hyperparameters = model, tokenizer, hyperparameters
         self.own = {key: hyperparameters.own.get(key, default) for key, default in self.settings.items()}
         self.write, self.progress = write or Write(), progress
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
         self.projections = self.decoder.out_projections(hyperparameters.layers)
-        check_model(self.decoder, tokenizer, self.projections)
+        self.checked = False
         self.memory: Mapping[int, Ridge] = {}
         self._contexts = tuple(contexts) if contexts else None
         self.prepare(preserved)
@@ -91,8 +90,14 @@ class Editor(ABC):
         return self._contexts
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Whether `requests` can be written. Raises EditError or RequestError, before the model is touched."""
+        """Whether `requests` can be written; at the first call, whether the model can be edited (`preconditions.py`).
+
+        Raises EditError, ModelStructureError or RequestError, before the model is touched.
+        """
         check_mode()
+        if not self.checked:
+            check_editable(self.decoder, self.tokenizer, self.projections)
+            self.checked = True
         check_requests(self.decoder, self.tokenizer, requests)
         if position_limit(self.decoder.model) is not None:  # only where contexts can make a prompt too long
             check_requests(self.decoder, self.tokenizer, requests, self.contexts)

@@ -1,13 +1,12 @@
 """What must hold before an edit begins: each failure is one error that names the fact or the weight, and the remedy.
 
-Nothing here changes the model. `check_model` is for once per editor, `check_requests` for every batch.
+Nothing here changes the model. `check_editable` is for once per editor, `check_requests` for every batch.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import EditError, ModelStructureError, RequestError
-from ..model.decoder import Decoder, OutProjection
-from ..model.trace import evaluating, hooks
+from ..model.decoder import Decoder, OutProjection, hidden_states
+from ..model.trace import evaluating, hooks, stop, stopping
 from .keys import in_context
 from .requests import Request, encode
 
-_PROBE_TOKENS = 8
+_PROBE_TOKENS = 4
 _AT_MOST_SHOWN = 60
 
 
@@ -32,10 +31,10 @@ def check_mode() -> None:
         )
 
 
-def check_model(decoder: Decoder, tokenizer: Any, projections: Mapping[int, OutProjection]) -> None:
+def check_editable(decoder: Decoder, tokenizer: Any, projections: Mapping[int, OutProjection]) -> None:
     """Whether this model can be edited at these out-projections, with this tokenizer.
 
-    Reads every weight once and runs a few tokens twice. Raises EditError or ModelStructureError naming the weight.
+    Reads every weight once and runs a few tokens up to the last of the layers. Raises EditError or ModelStructureError naming the weight.
     """
     check_mode()
     for projection in projections.values():
@@ -121,12 +120,25 @@ def _check_pass(decoder: Decoder, projections: Mapping[int, OutProjection]) -> N
     model, kind = decoder.model, type(decoder.model).__name__
     ids = torch.linspace(0, _vocabulary(decoder) - 1, _PROBE_TOKENS, device=decoder.device).long().repeat(2, 1)
     ids[1, -1] = ids[1, 0]
-    with evaluating(decoder.given), _calls(projections) as calls:
-        logits = model(input_ids=ids, use_cache=False).logits
-    if not _close(logits[0, :-1], logits[1, :-1]):
+    calls: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in projections}
+    returned: list[Tensor] = []
+
+    def note(layer: int) -> Callable[..., None]:
+        # Copies: falcon adds to them in place.
+        return lambda _module, args, output: calls[layer].append((args[0].clone(), output.clone()))
+
+    def end(_module: nn.Module, _args: Any, output: Any) -> None:
+        returned.append(hidden_states(output))
+        stop()
+
+    handles = [each.module.register_forward_hook(note(layer)) for layer, each in projections.items()]
+    last = decoder.block(max(projections)).register_forward_hook(end)
+    with evaluating(model), hooks(*handles, last), stopping():
+        model(input_ids=ids, use_cache=False)
+    if returned and returned[0].numel() != ids.numel() * decoder.hidden_size:
         raise ModelStructureError(
-            f"{kind} is no decoder: what it predicts at a token depends on those that come after. Only decoders such as "
-            "GPT-2, Llama or Qwen can be edited"
+            f"{kind} hands on {returned[0].numel() // ids.numel()} numbers per token from block to block, not its hidden "
+            f"size {decoder.hidden_size} (several streams at once, as in AltUp): such models cannot be edited yet"
         )
     for layer, projection in projections.items():
         if len(calls[layer]) != 1:
@@ -135,6 +147,12 @@ def _check_pass(decoder: Decoder, projections: Mapping[int, OutProjection]) -> N
                 "layers, or name the out-projection with a template (rewrite_module_tmp)"
             )
         ((key, value),) = calls[layer]
+        by_text = key.reshape(len(ids), -1, key.shape[-1])[:, :-1]
+        if not _close(by_text[0], by_text[1]):
+            raise ModelStructureError(
+                f"{kind} is no decoder: what it makes of a token depends on those that come after. Only decoders such as "
+                "GPT-2, Llama or Qwen can be edited"
+            )
         bias = projection.module.bias
         if not _close(linear(key, projection.matrix.to(key), bias if bias is None else bias.to(key)), value):
             raise ModelStructureError(
@@ -142,28 +160,22 @@ def _check_pass(decoder: Decoder, projections: Mapping[int, OutProjection]) -> N
                 "cannot be edited: load the model in float32, bfloat16 or float16, without quantisation"
             )
         _check_adapter(decoder, projection, key)
-    if decoder.given is not model and _adds_to(decoder.given, model):
-        with evaluating(decoder.given):
-            output = decoder.given(input_ids=ids, attention_mask=torch.ones_like(ids))
-        given = output.logits if hasattr(output, "logits") else output[0]
-        if given.shape != logits.shape or not _close(given, logits):
-            raise ModelStructureError(
-                f"the {type(decoder.given).__name__} around {kind} changes what it reads or says (prompt tuning?), which "
-                "an edit cannot see: edit the model inside before it is wrapped, or disable the adapter"
-            )
+    if _adds_to(decoder.given, model):
+        _check_wrapper(decoder, ids)
 
 
-@contextmanager
-def _calls(projections: Mapping[int, OutProjection]) -> Iterator[dict[int, list[tuple[Tensor, Tensor]]]]:
-    """layer → (input, output) of every call of its out-projection inside the block."""
-    calls: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in projections}
-
-    def note(layer: int) -> Callable[..., None]:
-        # Copies: falcon adds to them in place.
-        return lambda _module, args, output: calls[layer].append((args[0].clone(), output.clone()))
-
-    with hooks(*(each.module.register_forward_hook(note(layer)) for layer, each in projections.items())):
-        yield calls
+def _check_wrapper(decoder: Decoder, ids: Tensor) -> None:
+    """Raises ModelStructureError if what is put around the model, with weights of its own, says something else."""
+    kind = type(decoder.model).__name__
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with evaluating(decoder.given):
+        given, plain = decoder.given(**inputs), decoder.model(**inputs).logits
+    given = given.logits if hasattr(given, "logits") else given[0]
+    if given.shape != plain.shape or not _close(given, plain):
+        raise ModelStructureError(
+            f"the {type(decoder.given).__name__} around {kind} changes what it reads or says (prompt tuning?), which an "
+            "edit cannot see: edit the model inside before it is wrapped, or disable the adapter"
+        )
 
 
 def _check_adapter(decoder: Decoder, projection: OutProjection, key: Tensor) -> None:

@@ -503,9 +503,9 @@ def test_a_weight_tied_to_another_module_stays_tied():
 
 def test_two_layers_that_share_one_weight_are_refused_or_released_whole():
     model = tiny("llama")
+    space = random_spaces(model, LAYERS)[1]
     modules_of(model)[2].weight = weights_of(model)[1]
     start = weights_of(model)[1].detach().clone()
-    space = random_spaces(model, LAYERS)[1]
     try:
         with torch.no_grad(), guard(model, {1: space, 2: space}):
             weights_of(model)[1].add_(_noise(start, 0, 1.0))
