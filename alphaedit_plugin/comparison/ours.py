@@ -15,6 +15,7 @@ from ..editors.keys import context_templates
 from ..editors.layered import LayeredEditor
 from ..editors.targets import Targets
 from ..editors.variant import Variant
+from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.snapshot import put_back
 from ..model.trace import evaluating
@@ -60,7 +61,10 @@ class _OurEntry(Entry):
     def identity(self) -> Mapping[str, Any]:
         trajectory = self.variant.trajectory
         values = trajectory.hyperparameters(self.ground.model, self.ground.name, self.hyperparameters)
-        return {"variant": str(trajectory), "hyperparameters": values.as_dict()}
+        found = {"variant": str(trajectory), "hyperparameters": values.as_dict()}
+        if not branch_is_identity(Decoder(self.ground.model, values.rewrite_module_tmp), values.layers):
+            found["targets"] = "one for each layer"  # results from before each layer had its own are of no use
+        return found
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -129,7 +133,8 @@ class _OurEntry(Entry):
         if not isinstance(session.editor, LayeredEditor):
             return None, 0.0
         values = self.hyperparameters
-        key = (max(values.layers), values.target_settings, values.context_template_length_params)
+        layers = max(values.layers) if session.editor.direct else values.layers
+        key = (layers, values.target_settings, values.context_template_length_params)
         if key not in place.targets:
             started = time.perf_counter()
             place.targets[key] = session.editor.targets(course.batches[0]), time.perf_counter() - started

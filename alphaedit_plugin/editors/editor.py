@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.trace import evaluating
 from .hyperparameters import Hyperparameters
@@ -101,6 +103,11 @@ class Editor(ABC):
         check_requests(self.decoder, self.tokenizer, requests)
         if position_limit(self.decoder.model) is not None:  # only where contexts can make a prompt too long
             check_requests(self.decoder, self.tokenizer, requests, self.contexts)
+
+    @cached_property
+    def direct(self) -> bool:
+        """Whether in all edited layers the out-projection's output is what the hidden state moves by (`branch.py`)."""
+        return branch_is_identity(self.decoder, list(self.projections))
 
     @abstractmethod
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.batches import PaddedBatch, batches
+from ..model.branch import Branch, probe
 from ..model.decoder import Decoder, OutProjection, hidden_states
 from ..model.sampling import SEED, sample, unsayable
 from ..model.standin import standing_in
@@ -99,6 +100,15 @@ class Sweep:
         return self._gather([part for part in bare if part.batch.rows], lambda part: part.output(layer))[:, 0]
 
     @torch.no_grad()
+    def branch(self, projection: OutProjection) -> Branch:
+        """The branch at the bare prompts, n tokens, with the weights as they are now."""
+        parts = [part for part in (part.of_rows(self.contexts) for part in self._parts) if part.batch.rows]
+        found = [part.branch(projection) for part in parts]
+        order = torch.tensor([row for part in parts for row in part.batch.rows]).argsort()
+        value, gain = (torch.cat(each)[order] for each in ([b.value for b in found], [b.gain for b in found]))
+        return Branch(projection, value, gain, all(each.saturates for each in found))
+
+    @torch.no_grad()
     def _gather(self, parts: Sequence[_Part], run: Callable[[_Part], Tensor]) -> Tensor:
         """The results of `run` for all parts, put into the order of requests and contexts, n × contexts × d."""
         result: Tensor | None = None
@@ -139,6 +149,9 @@ class _Part:
         if proceeds:
             self.below, self.like, self.hidden = below, outputs[0], hidden_states(outputs[0])
         return self._at_last(seen[projection.layer])
+
+    def branch(self, projection: OutProjection) -> Branch:
+        return probe(projection, self.decoder.block(projection.layer), self._forward, self.batch.lengths - 1)
 
     def output(self, layer: int) -> Tensor:
         """What block `layer` returns at the last tokens."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import EditError
+from ..model.branch import Branch
+from ..model.decoder import OutProjection
 from ..model.trace import evaluating
 from .editor import Editor, Written
 from .keys import Sweep, half_bare
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 class LayeredEditor(Editor):
     """For each layer in turn, on the current weights: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
+
+    Where the hidden state does not move by what the out-projection's output moves by (`model/branch.py`), each layer
+    has a z* of its own, and R is what moves its output there.
 
     N solves the ridge regression of the batch's transformed keys, together with the remembered keys. A subclass
     supplies the key transform, λ, and whether earlier keys are kept.
@@ -47,6 +52,7 @@ class LayeredEditor(Editor):
     def targets(self, requests: Sequence[Request]) -> Targets:
         """z* of every request on the model as it is now."""
         with evaluating(self.model):
+            branches, norms = ([], None) if self.direct else self._branches(requests)
             return optimise_targets(
                 self.decoder,
                 self.tokenizer,
@@ -54,8 +60,24 @@ class LayeredEditor(Editor):
                 self.contexts,
                 max(self.projections),
                 self.hyperparameters.target_settings,
+                norms=norms,
+                branches=branches,
                 progress=self.progress,
             )
+
+    def _branches(self, requests: Sequence[Request]) -> tuple[list[Branch], Tensor]:
+        """The branch of every layer, and what its δ is kept small relative to, n × layers: the out-projection's output
+        where the branch saturates, else an equal share of the hidden state.
+        """
+        sweep = Sweep(self.model, self.tokenizer, requests, self.contexts[:1])
+        branches, norms = [], []
+        for layer, projection in self.projections.items():
+            sweep.keys(projection)
+            branch = sweep.branch(projection)
+            share = sweep.hidden(layer).norm(dim=1) / len(self.projections)
+            branches.append(branch)
+            norms.append(branch.length if branch.saturates else share)
+        return branches, torch.stack(norms, 1)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
         self.check(requests)
@@ -63,17 +85,15 @@ class LayeredEditor(Editor):
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
         updates: list[Update] = []
         kept: dict[int, tuple[Tensor, Ridge]] = {}
-        z_star: Tensor | None = None
         with torch.no_grad(), evaluating(self.model):
-            for done, (layer, projection) in enumerate(self.projections.items()):
+            wanted: dict[int, Tensor] = {}
+            for layer, projection in self.projections.items():
                 precision = torch.promote_types(projection.matrix.dtype, torch.float32)
                 keys = self.transform_keys(layer, half_bare(sweep.keys(projection)).T)
                 if self.sequential:  # in the type they are kept in, so that a resumed session solves the same system
                     keys = keys.to(precision)
-                now = sweep.hidden(max(self.projections))
-                if z_star is None:  # nothing is written yet: z in full precision, whatever δ was optimised in
-                    z_star = now + targets.delta.to(now)
-                residual = (z_star - now).T / (len(self.projections) - done)
+                wanted = wanted or self._wanted(sweep, targets)
+                residual = self._residual(sweep, projection, wanted)
                 if not (torch.isfinite(keys).all() and torch.isfinite(residual).all()):
                     raise EditError(f"the keys or targets of layer {layer} are not finite: load the model in float32")
                 solution, grown = self._ridge(layer).add(keys)
@@ -86,6 +106,24 @@ class LayeredEditor(Editor):
             return Written(updates)
         self.memory = {layer: grown for layer, (_, grown) in kept.items()}
         return Written(updates, {layer: keys for layer, (keys, _) in kept.items()})
+
+    def _wanted(self, sweep: Sweep, targets: Targets) -> dict[int, Tensor]:
+        """layer → z*, n × d, before anything is written: z in full precision, whatever δ was optimised in. One for the
+        last layer, or one for each.
+        """
+        layers = [max(self.projections)] if self.direct else list(self.projections)
+        deltas = targets.delta[:, None] if self.direct else targets.delta
+        found = zip(layers, deltas.unbind(1), strict=True)
+        return {layer: (z := sweep.hidden(layer)) + delta.to(z) for layer, delta in found}
+
+    def _residual(self, sweep: Sweep, projection: OutProjection, wanted: Mapping[int, Tensor]) -> Tensor:
+        """What the out-projection's output is to move by, d_out × n, on the weights as they are now."""
+        layers = list(self.projections)
+        if self.direct:
+            missing = wanted[layers[-1]] - sweep.hidden(layers[-1])
+            return missing.T / (len(layers) - layers.index(projection.layer))
+        missing = wanted[projection.layer] - sweep.hidden(projection.layer)
+        return sweep.branch(projection).move(missing).T
 
     def remember(self, written: Written) -> None:
         self.memory = {

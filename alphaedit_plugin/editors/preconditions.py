@@ -73,7 +73,9 @@ def check_requests(
                 )
 
 
-_RESIZE = "load the tokenizer that belongs to it, or model.resize_token_embeddings(len(tokenizer)) and train the new ones"
+_RESIZE = (
+    "load the tokenizer that belongs to it, or model.resize_token_embeddings(len(tokenizer)) and train the new ones"
+)
 
 
 def _vocabulary(decoder: Decoder) -> int:

@@ -68,7 +68,9 @@ class ROME(Editor):
 
     @torch.no_grad()
     def _update(self, request: Request, projection: OutProjection) -> Update:
-        keys = Sweep(self.model, self.tokenizer, [request], self.contexts).keys(projection)[0]
+        sweep = Sweep(self.model, self.tokenizer, [request], self.contexts)
+        keys = sweep.keys(projection)[0]
+        branches = [] if self.direct else [sweep.branch(projection)]
         value = projection.module(keys[:1].to(projection.matrix.dtype))
         found = optimise_targets(
             self.decoder,
@@ -77,12 +79,14 @@ class ROME(Editor):
             self.contexts,
             projection.layer,
             self.hyperparameters.target_settings,
-            norms=value.norm(dim=1),
+            norms=torch.stack([branch.length for branch in branches], 1) if branches else value.norm(dim=1),
+            branches=branches,
         )
         right = rome_direction(keys, self.whitening if self.hyperparameters.mom2_adjustment else None, projection.layer)
         kept = torch.promote_types(projection.matrix.dtype, torch.float32)
-        log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, found.delta.norm(), value.norm())
-        return Update(projection.layer, found.delta.T.to(right.device, kept), right.to(kept))
+        moved = found.delta if found.shift is None else found.shift[:, 0]
+        log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, moved.norm(), value.norm())
+        return Update(projection.layer, moved.T.to(right.device, kept), right.to(kept))
 
 
 def rome_direction(keys: Tensor, whitening: Whitening | None, layer: int) -> Tensor:

@@ -1,10 +1,14 @@
 """Target optimisation: the hidden state z* that makes the model say the new object (MEMIT eq. 16, DESIGN §6).
 
-z* = z + δ, with δ added at the subject's last token of one layer. The tokens before it and the layers below cannot
-change, so both are computed once. Each step runs only the tokens from the subject's last one on, only through the
-layers above, and the head only where a token is predicted. Many requests share a batch, and leave it when they have
-converged. Stand-ins replace the blocks below, a Hugging Face cache replaces the prefix, and everything else (masks,
-positions, scaled logits) is the model's own forward pass: there is no per-model code.
+z* = z + δ, with δ added to the hidden state at the subject's last token of one layer. Where blocks make something else
+of their out-projection's output (`model/branch.py`), one layer cannot move the hidden state to any place: there each
+edited layer has a δ of its own, added to that output, so that the weights can reach what the δs reach together.
+
+The tokens before the subject's last one and the layers below cannot change, so both are computed once. Each step runs
+only the tokens from the subject's last one on, only through the layers above, and the head only where a token is
+predicted. Many requests share a batch, and leave it when they have converged. Stand-ins replace the blocks below, a
+Hugging Face cache replaces the prefix, and everything else (masks, positions, scaled logits) is the model's own forward
+pass: there is no per-model code.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +28,12 @@ from tqdm.auto import tqdm
 
 from ..errors import EditError
 from ..model.batches import pad
+from ..model.branch import Branch
 from ..model.decoder import Decoder, Projection, eager_attention, hidden_states
 from ..model.precision import in_bfloat16
 from ..model.standin import standing_in
 from ..model.trace import hooks, logits_at
+from ..model.wrappers import inner
 from .hyperparameters import TargetSettings
 from .keys import in_context
 from .preconditions import not_finite
@@ -41,12 +48,17 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Targets:
-    """For n requests: `z` before and `delta`, n × d, float32 or better; the last `losses`; Adam `steps` taken."""
+    """For n requests: `z` before and `delta`, n × d, float32 or better; the last `losses`; Adam `steps` taken.
+
+    With branches z and `delta` are of all their layers, n × layers × d, and `shift` is what each out-projection's
+    output was moved by to move z by `delta`, shaped alike.
+    """
 
     z: Tensor
     delta: Tensor
     losses: Tensor
     steps: Tensor
+    shift: Tensor | None = None
 
     @property
     def z_star(self) -> Tensor:
@@ -62,6 +74,7 @@ def optimise_targets(
     settings: TargetSettings,
     *,
     norms: Tensor | None = None,
+    branches: Sequence[Branch] = (),
     batch_tokens: int | None = None,
     use_prefix_cache: bool = True,
     progress: bool = False,
@@ -69,13 +82,15 @@ def optimise_targets(
     """z* of every request, on the model as it is now, at the output of block `layer`.
 
     δ is kept small relative to `norms`, one per request; by default ‖z‖ (ROME: the norm of the out-projection's
-    output). The result does not depend on which requests share a batch. A batch holds up to `batch_tokens` tokens, by
-    default as many as fit into memory and are fast, and fewer if memory runs out. Raises EditError if a loss is not
-    finite.
+    output). With `branches`, those of the edited layers at the requests' subjects in ascending order, there is a δ for
+    each, added to the out-projection's output; it and `norms`, n × layers, are in the branch's units.
+
+    The result does not depend on which requests share a batch. A batch holds up to `batch_tokens` tokens, by default as
+    many as fit into memory and are fast, and fewer if memory runs out. Raises EditError if a loss is not finite.
     """
     encoded = [_Rows.of(tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: encoded[i].suffix, reverse=True)
-    found: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+    found: dict[int, tuple[Tensor, ...]] = {}
     decoder = Decoder.of(model)
     if settings.reduced_precision:
         decoder = Decoder(in_bfloat16(decoder.model))
@@ -88,10 +103,11 @@ def optimise_targets(
             size = max(1, tokens // (encoded[order[0]].suffix * (len(contexts) + 1)))
             chunk = order[:size]
             try:
-                problem = _Problem(decoder, layer, [encoded[i] for i in chunk], use_prefix_cache)
+                there = [branch.of(chunk) for branch in branches]
+                problem = _Problem(decoder, layer, [encoded[i] for i in chunk], use_prefix_cache, there)
                 if norms is not None:
                     problem.norms = norms[chunk].to(problem.z)
-                z, delta, losses, steps = _minimise(problem, settings, [requests[i] for i in chunk], bar)
+                result = _minimise(problem, settings, [requests[i] for i in chunk], bar)
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise
@@ -100,11 +116,14 @@ def optimise_targets(
                 continue
             order = order[size:]
             for row, i in enumerate(chunk):
-                found[i] = (z[row], delta[row], losses[row], steps[row])
-    z, delta, losses, steps = (
+                found[i] = tuple(column[row] for column in result)
+    z, moved, delta, losses, steps = (
         torch.stack(column) for column in zip(*(found[i] for i in range(len(requests))), strict=True)
     )
-    return Targets(z, delta, losses, steps)
+    if not branches:
+        return Targets(z, delta, losses, steps)
+    unit = torch.stack([branch.unit for branch in branches], 1)
+    return Targets(z, moved, losses, steps, delta * unit[..., None].to(delta))
 
 
 def _affordable_tokens(decoder: Decoder, layer: int) -> int:
@@ -147,12 +166,28 @@ class _Rows:
 class _Problem:
     """The loss of a batch of requests as a function of their δ.
 
-    A row of a batch is [prefix, padded | suffix, padded]; the suffix begins at the subject's last token. Without a
-    usable cache the prefix is empty and the suffix is the whole sequence.
+    Blocks up to `below` return what they are known to return; the others run. A row of a batch is
+    [prefix, padded | suffix, padded]; the suffix begins at the subject's last token. Without a usable cache the prefix
+    is empty and the suffix is the whole sequence.
     """
 
-    def __init__(self, decoder: Decoder, layer: int, rows: Sequence[_Rows], use_prefix_cache: bool) -> None:
-        self.model, self.decoder, self.layer = decoder.model, decoder, layer
+    def __init__(
+        self,
+        decoder: Decoder,
+        layer: int,
+        rows: Sequence[_Rows],
+        use_prefix_cache: bool,
+        branches: Sequence[Branch] = (),
+    ) -> None:
+        self.model, self.decoder = decoder.model, decoder
+        self.layers = [branch.projection.layer for branch in branches] or [layer]
+        self.below = layer
+        if branches:
+            self.below = self.layers[0] - 1
+            self.projections: list[Any] = [inner(decoder.model.get_submodule(b.projection.name)) for b in branches]
+            self.unit: Tensor | None = torch.stack([b.unit for b in branches], 1)[..., None].to(decoder.device)
+        else:
+            self.projections, self.unit = [], None
         self.contexts = len(rows[0].rewrites)
         self.device = self.decoder.device
         sequences, starts, wanted = [], [], []
@@ -186,7 +221,7 @@ class _Problem:
         suffix does it show whether the model takes positions as they are given.
         """
         if self.cache is not None and self.decoder.prefix_cache is None and len(set(self.subject_last.tolist())) > 1:
-            whole = _Problem(self.decoder, self.layer, rows, False)
+            whole = _Problem(self.decoder, self.layers[-1], rows, False)
             self.decoder.prefix_cache = self._equals(whole)
         trusted = self.cache is not None and self.decoder.prefix_cache is not False
         if not trusted:
@@ -222,10 +257,9 @@ class _Problem:
     def _first_pass(self, use_cache: bool) -> None:
         """Everything that no δ can change: the prefix's cache, the suffix's hidden states, the KL term's base."""
         self.hidden, self.output, self.cache = None, None, None
-        captured: list[Any] = []
         kl_rows = torch.arange(self.contexts, len(self.ids), self.width)
         with (
-            hooks(self.decoder.block(self.layer).register_forward_hook(lambda _m, _a, output: captured.append(output))),
+            self._captured([*self.layers, max(self.below, 0)]) as captured,
             logits_at(self.decoder.head, kl_rows, self.prefix + self.inject[kl_rows]),
         ):
             output = self.model(
@@ -234,18 +268,36 @@ class _Problem:
                 use_cache=use_cache and self.prefix > 0,
                 **self._position_ids(self.positions),
             )
-        self.output = captured[0]
-        self.hidden = hidden_states(captured[0])[:, self.prefix :].clone()
+        self.output = captured[max(self.below, 0)]
+        self.hidden = hidden_states(self.output)[:, self.prefix :].clone()
         self.kl_base = _log_softmax(output.logits[0])
         if use_cache and self.prefix:
             suffix = self.ids.shape[1] - self.prefix
             every_row = torch.arange(len(self.ids), device=self.device)
             self.cache = _cut(getattr(output, "past_key_values", None), suffix, self.prefix, every_row)
-        first_rows = torch.arange(0, len(self.ids), self.width)
-        self.z = self.hidden[first_rows, self.inject[first_rows].to(self.hidden.device)].to(
-            torch.promote_types(self.hidden.dtype, torch.float32)
-        )
-        self.norms = self.z.norm(dim=1)
+        at_layers = [self._at_bare(hidden_states(captured[layer])[:, self.prefix :]) for layer in self.layers]
+        self.z = at_layers[0] if self.unit is None else torch.stack([z.to(self.device) for z in at_layers], 1)
+        self.norms = self.z.norm(dim=-1)
+
+    def _at_bare(self, states: Tensor) -> Tensor:
+        """States of the suffix at the bare prompts' subjects, n × d, detached, in float32 or better."""
+        rows = torch.arange(0, len(self.ids), self.width)
+        chosen = states.detach()[rows, self.inject[rows].to(states.device)]
+        return chosen.to(torch.promote_types(states.dtype, torch.float32))
+
+    @contextmanager
+    def _captured(self, layers: Sequence[int]) -> Iterator[dict[int, Any]]:
+        """layer → what its block returns inside the `with`."""
+        seen: dict[int, Any] = {}
+
+        def watch(layer: int) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                seen[layer] = output
+
+            return self.decoder.block(layer).register_forward_hook(hook)
+
+        with hooks(*map(watch, sorted(set(layers)))):
+            yield seen
 
     def _position_ids(self, positions: Tensor) -> dict[str, Tensor]:
         known = inspect.signature(self.model.forward).parameters  # of the base model: a wrapper's says nothing
@@ -261,6 +313,9 @@ class _Problem:
         self.inject = self.inject[rows]
         self.kl_base = self.kl_base[keep.to(self.kl_base.device)]
         self.norms = self.norms[keep.to(self.norms.device)]
+        self.z = self.z[keep.to(self.z.device)]
+        if self.unit is not None:
+            self.unit = self.unit[keep.to(self.unit.device)]
         self.target_lengths = self.target_lengths[keep]
         if self.cache is not None:
             self.cache.batch_select_indices(on)
@@ -279,23 +334,43 @@ class _Problem:
         tensors = [value for layer in layers for value in vars(layer).values() if isinstance(value, Tensor)]
         return copy.deepcopy(self.cache, {id(tensor): tensor for tensor in tensors})
 
+    def _moved(self, states: Tensor, delta: Tensor) -> Tensor:
+        """States of the suffix, each request's rows moved by its δ at the subject's last token."""
+        row = torch.arange(len(self.ids), device=states.device)
+        moved = delta.to(states).repeat_interleave(self.width, 0)
+        return states.index_put((row, self.inject.to(states.device)), moved, accumulate=True)
+
+    def _adding(self, shift: Tensor) -> Any:
+        """A forward hook that moves the output of an out-projection by `shift`, n × d."""
+
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            by_row = output.reshape(len(self.ids), -1, output.shape[-1])  # some blocks flatten batch and tokens
+            return self._moved(by_row, shift).reshape(output.shape)
+
+        return hook
+
     def losses(self, delta: Tensor, settings: TargetSettings) -> Tensor:
-        """The loss of each request, n, for δ of shape n × d."""
+        """The loss of each request, n, for δ shaped like `z`. With branches, `moved` is then what z has moved by."""
         requests = len(self.target_lengths)
         assert self.hidden is not None
-        row = torch.arange(len(self.ids))
-        injected = self.hidden.index_put(
-            (row.to(self.hidden.device), self.inject.to(self.hidden.device)),
-            delta.to(self.hidden.dtype).repeat_interleave(self.width, 0),
-            accumulate=True,
-        )
+        hidden, handles = self.hidden, []
+        if self.unit is None:
+            hidden = self._moved(hidden, delta)
+        else:
+            shifts = (delta * self.unit.to(delta)).unbind(1)
+            handles = [
+                projection.register_forward_hook(self._adding(shift))
+                for projection, shift in zip(self.projections, shifts, strict=True)
+            ]
         request, context, offset, token = self.wanted.T
         rewrite_rows = request * self.width + context
         kl_rows = torch.arange(self.contexts, len(self.ids), self.width)
         rows = torch.cat([rewrite_rows, kl_rows])
         columns = torch.cat([offset + self.inject[rewrite_rows], self.inject[kl_rows]])
         with (
-            standing_in(self.decoder, self.layer, injected, self.output),
+            standing_in(self.decoder, self.below, hidden, self.output),
+            hooks(*handles),
+            self._captured(self.layers if self.unit is not None else []) as captured,
             logits_at(self.decoder.head, rows, columns),
         ):
             logits = self.model(
@@ -305,21 +380,26 @@ class _Problem:
                 use_cache=self.cache is not None,
                 **self._position_ids(self.positions[:, self.prefix :]),
             ).logits[0]
+        if self.unit is not None:
+            now = [self._at_bare(hidden_states(captured[layer])).to(self.device) for layer in self.layers]
+            self.moved = torch.stack(now, 1) - self.z
         of_targets, of_kl = logits.split([len(request), requests])
         nll = _NegativeLogLikelihood.apply(of_targets, token.to(logits.device))
         of_kl = _log_softmax(of_kl)
         per_request = nll.new_zeros(requests).index_add(0, request.to(nll.device), nll)
         per_request = per_request / (self.target_lengths.to(nll.device) * self.contexts)
         kl = (of_kl.exp() * (of_kl - self.kl_base)).sum(-1)
-        decay = delta.norm(dim=1) / self.norms**2
+        decay = (delta.norm(dim=-1) / self.norms**2).reshape(requests, -1).mean(1)
         return per_request + settings.kl_factor * kl + settings.weight_decay * decay.to(nll.device)
 
 
-def _minimise(
-    problem: _Problem, settings: TargetSettings, requests: Sequence[Request], bar: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Adam on every δ at once: the optimiser works entry by entry, so requests do not influence each other."""
+def _minimise(problem: _Problem, settings: TargetSettings, requests: Sequence[Request], bar: Any) -> tuple[Tensor, ...]:
+    """Adam on every δ at once: the optimiser works entry by entry, so requests do not influence each other.
+
+    Returns z, what it moved by, δ, the losses and the steps, for each request.
+    """
     z, norms = problem.z, problem.norms
+    reached = torch.zeros_like(z)
     delta, mean, square = torch.zeros_like(z), torch.zeros_like(z), torch.zeros_like(z)
     losses = z.new_zeros(len(z))
     steps = torch.zeros(len(z), dtype=torch.long)
@@ -339,11 +419,10 @@ def _minimise(
                 if damaged is not None
                 else "lower v_lr or clamp_norm_factor, or load the model in float32 or bfloat16"
             )
-            raise EditError(
-                f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: {remedy}"
-            )
+            raise EditError(f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: {remedy}")
         going = running[active]
         losses[active[going]] = loss[going]
+        reached[active[going]] = (variable.detach() if problem.unit is None else problem.moved)[going]
         finished = going & (loss < STOP_LOSS).cpu()
         running[active[finished]] = False
         bar.update(int(finished.sum()))
@@ -357,13 +436,13 @@ def _minimise(
         unbiased = mean[index] / (1 - _BETAS[0] ** (step + 1))
         scale = (square[index] / (1 - _BETAS[1] ** (step + 1))).sqrt() + _EPSILON
         moved = delta[index] - settings.lr * unbiased / scale
-        longest = settings.clamp * norms[index, None]
-        delta[index] = moved * (longest / moved.norm(dim=1, keepdim=True)).clamp_max(1.0)
+        longest = settings.clamp * norms[index, ..., None]
+        delta[index] = moved * (longest / moved.norm(dim=-1, keepdim=True)).clamp_max(1.0)
         if moving.float().mean() <= 0.8:
             problem.select(moving.nonzero().squeeze(1))
             active = index
     bar.update(int(running.sum()))
-    return z, delta, losses, steps
+    return z, reached, delta, losses, steps
 
 
 class _NegativeLogLikelihood(torch.autograd.Function):

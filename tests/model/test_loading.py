@@ -10,9 +10,7 @@ from support.tiny import tiny
 from support.weights import assert_same, everything
 
 from alphaedit_plugin.errors import ModelStructureError, StoreError
-from alphaedit_plugin.model import loading
-from alphaedit_plugin.model.loading import demo_model, load, save_model
-from alphaedit_plugin.storage.store import Store
+from alphaedit_plugin.model.loading import load, save_model
 
 
 @pytest.fixture
@@ -133,41 +131,3 @@ def test_what_is_no_checkpoint_is_not_replaced_by_one(kind, tokenizer, tmp_path)
         refusal = str(place)
     assert str(place) in refusal
     assert (place if kind == "file" else place / "thesis.txt").read_text() == "years of work"
-
-
-# ----------------------------------------------------------------------------------------------- the demo model
-
-
-def test_an_unfamiliar_demo_file_is_refused_and_leaves_no_folder(tmp_path, monkeypatch):
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "__init__.py").touch()
-    (tmp_path / "package" / loading._GGUF).write_bytes(b"something else")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(loading, "_PACKAGE", "package")
-    with pytest.raises(ModelStructureError, match="not the file we know"):
-        demo_model(Store(tmp_path / "store"))
-    assert not (tmp_path / "store" / "models").exists()
-
-
-def test_a_demo_model_that_is_not_installed_is_an_error_with_the_command_that_installs_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_PACKAGE", "no_such_package_anywhere")
-    with pytest.raises(ModelStructureError, match="pip install"):
-        demo_model(Store(tmp_path))
-
-
-def test_a_demo_model_that_cannot_be_written_is_an_error_that_names_the_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_demo_gguf", lambda: tmp_path / "x.gguf")
-    (tmp_path / "models").write_text("in the way")
-    with pytest.raises(StoreError, match="models"):
-        demo_model(Store(tmp_path))
-
-
-def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(*_args, **_kwargs):
-        raise MemoryError
-
-    monkeypatch.setattr(loading, "_demo_gguf", lambda: tmp_path / "x.gguf")
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", fail)
-    with pytest.raises(MemoryError):
-        demo_model(Store(tmp_path / "store"))
-    assert list((tmp_path / "store" / "models").iterdir()) == []

@@ -75,8 +75,10 @@ ARCHITECTURES: dict[str, tuple[dict, str, bool, str]] = {
 NAMES = list(ARCHITECTURES)
 
 
-def tiny(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:
-    """A 4-layer random model; weights scaled up so that layers really depend on each other."""
+def tiny(
+    name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 0.3, **changes: object
+) -> PreTrainedModel:
+    """A 4-layer random model; weights of this `scale`, so that layers really depend on each other."""
     settings = ARCHITECTURES[name][0] if name in ARCHITECTURES else _LLAMA
     config = AutoConfig.for_model(name, **{**settings, **changes})
     with torch.random.fork_rng():
@@ -86,7 +88,7 @@ def tiny(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **chan
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 2:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.3)
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype) * scale)
     return model.eval().requires_grad_(False)
 
 
