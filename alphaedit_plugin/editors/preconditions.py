@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..errors import EditError, ModelStructureError, RequestError
-from ..model.decoder import Decoder, OutProjection, hidden_states
+from ..model.decoder import Decoder, OutProjection
 from ..model.trace import evaluating, hooks, stop, stopping
 from .keys import in_context
 from .requests import Request, encode
@@ -123,25 +123,15 @@ def _check_pass(decoder: Decoder, projections: Mapping[int, OutProjection]) -> N
     ids = torch.linspace(0, _vocabulary(decoder) - 1, _PROBE_TOKENS, device=decoder.device).long().repeat(2, 1)
     ids[1, -1] = ids[1, 0]
     calls: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in projections}
-    returned: list[Tensor] = []
 
     def note(layer: int) -> Callable[..., None]:
         # Copies: falcon adds to them in place.
         return lambda _module, args, output: calls[layer].append((args[0].clone(), output.clone()))
 
-    def end(_module: nn.Module, _args: Any, output: Any) -> None:
-        returned.append(hidden_states(output))
-        stop()
-
     handles = [each.module.register_forward_hook(note(layer)) for layer, each in projections.items()]
-    last = decoder.block(max(projections)).register_forward_hook(end)
+    last = decoder.block(max(projections)).register_forward_hook(lambda *_: stop())
     with evaluating(model), hooks(*handles, last), stopping():
         model(input_ids=ids, use_cache=False)
-    if returned and returned[0].numel() != ids.numel() * decoder.hidden_size:
-        raise ModelStructureError(
-            f"{kind} hands on {returned[0].numel() // ids.numel()} numbers per token from block to block, not its hidden "
-            f"size {decoder.hidden_size} (several streams at once, as in AltUp): such models cannot be edited yet"
-        )
     for layer, projection in projections.items():
         if len(calls[layer]) != 1:
             raise ModelStructureError(

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from ..errors import EditError
 from ..model.batches import pad
 from ..model.branch import Branch
-from ..model.decoder import Decoder, Projection, eager_attention, hidden_states
+from ..model.decoder import Decoder, Projection, eager_attention, first_stream, hidden_states
 from ..model.precision import in_bfloat16
 from ..model.standin import standing_in
 from ..model.trace import hooks, logits_at
@@ -179,7 +179,7 @@ class _Problem:
         use_prefix_cache: bool,
         branches: Sequence[Branch] = (),
     ) -> None:
-        self.model, self.decoder = decoder.model, decoder
+        self.model, self.decoder, self.branches = decoder.model, decoder, branches
         self.layers = [branch.projection.layer for branch in branches] or [layer]
         self.below = layer
         if branches:
@@ -221,7 +221,7 @@ class _Problem:
         suffix does it show whether the model takes positions as they are given.
         """
         if self.cache is not None and self.decoder.prefix_cache is None and len(set(self.subject_last.tolist())) > 1:
-            whole = _Problem(self.decoder, self.layers[-1], rows, False)
+            whole = _Problem(self.decoder, self.layers[-1], rows, False, self.branches)
             self.decoder.prefix_cache = self._equals(whole)
         trusted = self.cache is not None and self.decoder.prefix_cache is not False
         if not trusted:
@@ -282,6 +282,7 @@ class _Problem:
     def _at_bare(self, states: Tensor) -> Tensor:
         """States of the suffix at the bare prompts' subjects, n × d, detached, in float32 or better."""
         rows = torch.arange(0, len(self.ids), self.width)
+        states = first_stream(states, self.decoder.hidden_size)
         chosen = states.detach()[rows, self.inject[rows].to(states.device)]
         return chosen.to(torch.promote_types(states.dtype, torch.float32))
 

@@ -17,6 +17,7 @@ from .writable import check_kept, check_numbers, dimensions
 from .wrappers import inner, unwrapped
 
 Projection = (nn.Linear, Conv1D)
+_STREAMED = 4
 
 
 @dataclass(frozen=True)
@@ -208,12 +209,24 @@ class Decoder:
 
 
 def hidden_states(output: Any) -> Tensor:
-    """The hidden states in what a block returned: a tensor, or a tuple that begins with one."""
-    return output if isinstance(output, Tensor) else output[0]
+    """The hidden states in what a block returned: a tensor, or a tuple that begins with one.
+
+    Several streams of them (AltUp: streams × batch × tokens × d) come side by side, batch × tokens × (streams · d).
+    """
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found.permute(1, 2, 0, 3).flatten(2) if found.dim() == _STREAMED else found
+
+
+def first_stream(hidden: Tensor, size: int) -> Tensor:
+    """The stream that the block computes with, of those that `hidden_states` found: the first, of width `size`."""
+    return hidden[..., :size]
 
 
 def with_hidden_states(output: Any, hidden: Tensor) -> Any:
     """The same kind of block output, with other hidden states."""
+    like = output if isinstance(output, Tensor) else output[0]
+    if like.dim() == _STREAMED and hidden.dim() != _STREAMED:
+        hidden = hidden.unflatten(2, (len(like), -1)).permute(2, 0, 1, 3)
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
