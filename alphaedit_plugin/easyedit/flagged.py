@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..baselines.methods import COVERED, check_covered, effective, restores_by_itself, templates
 from ..baselines.projected import globals_of, projectable, stacked
+from ..editors.preconditions import check_editable, check_mode
 from ..editors.witness import Witness
 from ..errors import HyperparameterError
 from ..model.branch import branch_is_identity
@@ -83,6 +84,7 @@ class FlaggedMethod:
         self.module = private_module(original)
         self.base_module: ModuleType | None = None
         self.preserved = Prepared(tokenizer)
+        self.checked: set[str] = set()
         self.lent: dict[str, dict[int, Covariance]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None
@@ -90,11 +92,15 @@ class FlaggedMethod:
 
     def __call__(self, call: inspect.BoundArguments, options: Options) -> Any:
         model, hparams = call.arguments["model"], call.arguments["hparams"]
+        check_mode()
         check_covered(hparams)
         settings = effective(hparams)
         attached = {}
         for template in templates(hparams):
             decoder = Decoder(model, template)
+            if template not in self.checked:
+                check_editable(decoder, call.arguments["tok"], decoder.out_projections(settings.layers))
+                self.checked.add(template)
             attached[decoder] = self._null_spaces(settings, options, decoder, template)
         self._say_if_it_takes_the_branch_for_another(attached)
         witness = self._witness(call, attached)

@@ -15,6 +15,7 @@ from ..model.decoder import Decoder
 from ..model.trace import evaluating
 from .hyperparameters import Hyperparameters
 from .keys import context_templates
+from .preconditions import check_editable, check_mode, check_requests, position_limit
 from .preserved import Preserved
 from .requests import Request
 from .ridge import Ridge
@@ -72,6 +73,7 @@ class Editor(ABC):
         self.write, self.progress = write or Write(), progress
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
         self.projections = self.decoder.out_projections(hyperparameters.layers)
+        self.checked = False
         self.memory: Mapping[int, Ridge] = {}
         self._contexts = tuple(contexts) if contexts else None
         self.prepare(preserved)
@@ -106,6 +108,19 @@ class Editor(ABC):
                     self.model, self.tokenizer, self.hyperparameters.context_template_length_params
                 )
         return self._contexts
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Whether `requests` can be written; at the first call, whether the model can be edited (`preconditions.py`).
+
+        Raises EditError, ModelStructureError or RequestError, before the model is touched.
+        """
+        check_mode()
+        if not self.checked:
+            check_editable(self.decoder, self.tokenizer, self.projections)
+            self.checked = True
+        check_requests(self.decoder, self.tokenizer, requests)
+        if position_limit(self.decoder.model) is not None:  # only where contexts can make a prompt too long
+            check_requests(self.decoder, self.tokenizer, requests, self.contexts)
 
     @cached_property
     def direct(self) -> bool:

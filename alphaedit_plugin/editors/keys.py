@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..model.batches import PaddedBatch, batches
 from ..model.branch import Branch, probe
-from ..model.decoder import Decoder, OutProjection, hidden_states
+from ..model.decoder import Decoder, OutProjection, first_stream, hidden_states
 from ..model.sampling import SEED, sample, unsayable
 from ..model.standin import standing_in
 from ..model.trace import hooks, inputs_of, stop, stopping
@@ -163,7 +163,7 @@ class _Part:
 
         with hooks(self.decoder.block(layer).register_forward_hook(keep)), stopping():
             self._forward()
-        return self._at_last(hidden_states(outputs[0]))
+        return self._at_last(first_stream(hidden_states(outputs[0]), self.decoder.hidden_size))
 
     def _forward(self) -> None:
         with standing_in(self.decoder, self.below, self.hidden, self.like):

@@ -59,7 +59,7 @@ class LayeredEditor(Editor):
         with evaluating(self.model):
             branches, norms = ([], None) if self.direct else self._branches(requests)
             return optimise_targets(
-                self.model,
+                self.decoder,
                 self.tokenizer,
                 requests,
                 self.contexts,
@@ -85,6 +85,7 @@ class LayeredEditor(Editor):
         return branches, torch.stack(norms, 1)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
+        self.check(requests)
         targets = targets or self.targets(requests)
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
         updates: list[Update] = []

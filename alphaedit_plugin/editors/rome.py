@@ -55,6 +55,7 @@ class ROME(Editor):
         """Write `requests` in order. Raises ValueError if `targets` are given: each depends on the facts before it."""
         if targets is not None:
             raise ValueError("ROME computes its targets itself, one fact after the other")
+        self.check(requests)
         updates, losses, missed = [], [], []
         with (
             torch.no_grad(),
@@ -80,7 +81,7 @@ class ROME(Editor):
         key = keys[:1].to(projection.matrix.dtype)
         value = projection.module(key)
         found = optimise_targets(
-            self.model,
+            self.decoder,
             self.tokenizer,
             [request],
             self.contexts,

@@ -29,12 +29,14 @@ from tqdm.auto import tqdm
 from ..errors import EditError
 from ..model.batches import pad
 from ..model.branch import Branch
-from ..model.decoder import Decoder, Projection, eager_attention, hidden_states
+from ..model.decoder import Decoder, Projection, eager_attention, first_stream, hidden_states
 from ..model.precision import in_bfloat16
 from ..model.standin import standing_in
 from ..model.trace import hooks, logits_at
+from ..model.wrappers import inner
 from .hyperparameters import TargetSettings
 from .keys import in_context
+from .preconditions import not_finite
 from .requests import Encoded, Request, encode
 
 log = logging.getLogger(__name__)
@@ -177,12 +179,12 @@ class _Problem:
         use_prefix_cache: bool,
         branches: Sequence[Branch] = (),
     ) -> None:
-        self.model, self.decoder = decoder.model, decoder
+        self.model, self.decoder, self.branches = decoder.model, decoder, branches
         self.layers = [branch.projection.layer for branch in branches] or [layer]
         self.below = layer
         if branches:
             self.below = self.layers[0] - 1
-            self.projections: list[Any] = [decoder.model.get_submodule(b.projection.name) for b in branches]
+            self.projections: list[Any] = [inner(decoder.model.get_submodule(b.projection.name)) for b in branches]
             self.unit: Tensor | None = torch.stack([b.unit for b in branches], 1)[..., None].to(decoder.device)
         else:
             self.projections, self.unit = [], None
@@ -205,12 +207,34 @@ class _Problem:
         self.target_lengths = torch.tensor([len(row.rewrites[0].target) for row in rows])
         self.width = self.contexts + 1  # rows of one request
         self.subject_last = torch.tensor(starts)
-        self._lay_out(sequences, starts if use_prefix_cache else [0] * len(starts))
-        self._first_pass(use_prefix_cache and self.ids.shape[1] < _window(self.model))
-        if self.cache is None and self.prefix:
-            log.info("%s has no cache that can be cut: targets run whole sequences", type(self.model).__name__)
+        cached = use_prefix_cache and decoder.prefix_cache is not False
+        self._lay_out(sequences, starts if cached else [0] * len(starts))
+        self._first_pass(cached and self.ids.shape[1] < _window(self.model))
+        if self.prefix and not self._trusts_cache(rows):
             self._lay_out(sequences, [0] * len(starts))
             self._first_pass(False)
+
+    def _trusts_cache(self, rows: Sequence[_Rows]) -> bool:
+        """Whether losses with the cached prefix are those of whole sequences, without any δ.
+
+        Tried once for each decoder, on rows whose prefixes differ in length: only with padding between prefix and
+        suffix does it show whether the model takes positions as they are given.
+        """
+        if self.cache is not None and self.decoder.prefix_cache is None and len(set(self.subject_last.tolist())) > 1:
+            whole = _Problem(self.decoder, self.layers[-1], rows, False, self.branches)
+            self.decoder.prefix_cache = self._equals(whole)
+        trusted = self.cache is not None and self.decoder.prefix_cache is not False
+        if not trusted:
+            log.info("%s has no cache that can be cut and trusted: whole sequences run", type(self.model).__name__)
+        return trusted
+
+    @torch.no_grad()
+    def _equals(self, other: _Problem) -> bool:
+        plain = TargetSettings(steps=1, lr=0.0)
+        mine, theirs = (problem.losses(torch.zeros_like(problem.z), plain) for problem in (self, other))
+        tolerance = max(1e-4, torch.finfo(self.model.dtype).eps ** 0.5)
+        apart = (self.kl_base.exp() - other.kl_base.exp()).abs().sum(-1).max() / 2
+        return bool(((mine - theirs).abs() <= tolerance * (1 + theirs.abs())).all() and apart <= tolerance)
 
     def _lay_out(self, sequences: list[list[int]], starts: list[int]) -> None:
         self.prefix = max(starts)
@@ -250,7 +274,7 @@ class _Problem:
         if use_cache and self.prefix:
             suffix = self.ids.shape[1] - self.prefix
             every_row = torch.arange(len(self.ids), device=self.device)
-            self.cache = _cut(output.past_key_values, suffix, self.prefix, every_row)
+            self.cache = _cut(getattr(output, "past_key_values", None), suffix, self.prefix, every_row)
         at_layers = [self._at_bare(hidden_states(captured[layer])[:, self.prefix :]) for layer in self.layers]
         self.z = at_layers[0] if self.unit is None else torch.stack([z.to(self.device) for z in at_layers], 1)
         self.norms = self.z.norm(dim=-1)
@@ -258,6 +282,7 @@ class _Problem:
     def _at_bare(self, states: Tensor) -> Tensor:
         """States of the suffix at the bare prompts' subjects, n × d, detached, in float32 or better."""
         rows = torch.arange(0, len(self.ids), self.width)
+        states = first_stream(states, self.decoder.hidden_size)
         chosen = states.detach()[rows, self.inject[rows].to(states.device)]
         return chosen.to(torch.promote_types(states.dtype, torch.float32))
 
@@ -276,7 +301,7 @@ class _Problem:
             yield seen
 
     def _position_ids(self, positions: Tensor) -> dict[str, Tensor]:
-        known = inspect.signature(self.model.forward).parameters
+        known = inspect.signature(self.model.forward).parameters  # of the base model: a wrapper's says nothing
         return {"position_ids": positions} if "position_ids" in known else {}
 
     def select(self, keep: Tensor) -> None:
@@ -389,10 +414,13 @@ def _minimise(problem: _Problem, settings: TargetSettings, requests: Sequence[Re
         loss = loss.detach().to(losses.device)
         if not torch.isfinite(loss).all():
             culprit = requests[int(active[int((~torch.isfinite(loss)).nonzero()[0, 0])])]
-            raise EditError(
-                f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: lower v_lr or "
-                "clamp_norm_factor, or load the model in float32 or bfloat16"
+            damaged = not_finite(problem.model)
+            remedy = (
+                f"{damaged} holds values that are not finite, so load the checkpoint again"
+                if damaged is not None
+                else "lower v_lr or clamp_norm_factor, or load the model in float32 or bfloat16"
             )
+            raise EditError(f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: {remedy}")
         going = running[active]
         losses[active[going]] = loss[going]
         reached[active[going]] = (variable.detach() if problem.unit is None else problem.moved)[going]

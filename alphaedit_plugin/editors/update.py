@@ -11,10 +11,12 @@ from torch import Tensor
 from ..errors import EditError
 from ..model.decoder import OutProjection
 from ..model.precision import compact
+from ..nullspace.guard import is_guarded
 from ..nullspace.projection import NullSpace
 from .registry import Modifier
 
 _ROWS = 512
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Write:
     def __call__(self, projection: OutProjection, update: Update) -> Update:
         """Write. Returns the update as it was written or, if that is not in factors, as it was given.
 
-        Raises EditError if a modifier returns something that is no Δ of this layer.
+        Raises EditError if a modifier returns something that is no Δ of this layer, or if the weight does not hold
+        what was written to it.
         """
         weight, layer = projection.matrix, update.layer
         space = self.null_spaces[layer] if self.projects else None
@@ -92,14 +95,16 @@ class Write:
         for modifier in self.modifiers:
             change = modified(change if isinstance(change, Update) else Update.of(layer, change), site, modifier)
         if isinstance(change, Tensor):
-            _add(weight, change if space is None else space.project(change))
+            _read_back(projection, _add(weight, change if space is None else space.project(change)))
             return update
         if space is not None:
             change = Update(layer, change.left, space.project(change.right.T).T)
         right = change.right.to(torch.float64)
+        written = 0
         for row in range(0, len(weight), _ROWS):  # in blocks: a dense float64 Δ is larger than the weight
             part = slice(row, row + _ROWS)
-            _add(weight[part], change.left[part].to(torch.float64) @ right.T)
+            written += _add(weight[part], change.left[part].to(torch.float64) @ right.T)
+        _read_back(projection, written)
         return change if self.in_factors else update
 
 
@@ -127,7 +132,31 @@ def ended(accumulated: Tensor, site: Site, modifiers: Sequence[Modifier]) -> Ten
     return accumulated
 
 
-def _add(weight: Tensor, delta: Tensor) -> None:
-    """W + Δ, in float32 or better, rounded once."""
+def _add(weight: Tensor, delta: Tensor) -> int:
+    """W + Δ, in float32 or better, rounded once. Returns the checksum of what was written."""
     work = torch.promote_types(weight.dtype, torch.float32)
-    weight.copy_((weight.to(work) + delta.to(weight.device, work)).to(weight.dtype))
+    new = (weight.to(work) + delta.to(weight.device, work)).to(weight.dtype)
+    weight.copy_(new)
+    return _checksum(new)
+
+
+def _checksum(weight: Tensor) -> int:
+    """The sum of the entries' bits: a second copy to compare with would cost as much memory as the weight."""
+    return int(weight.view(_BITS[weight.itemsize]).sum())
+
+
+def _read_back(projection: OutProjection, written: int) -> None:
+    """Raises EditError unless the module's weight, asked for again, is what was written.
+
+    A guarded weight is not: the guard projects it before it is next used.
+    """
+    if not is_guarded(projection) and _wrapped(_checksum(projection.matrix)) != _wrapped(written):
+        raise EditError(
+            f"what was written to {projection.name}.weight is not there: {type(projection.module).__name__} makes its "
+            "weight anew whenever it is asked for it. Give it an ordinary parameter first"
+        )
+
+
+def _wrapped(checksum: int) -> int:
+    """Modulo 2⁶⁴, in which torch counts."""
+    return checksum % 2**64

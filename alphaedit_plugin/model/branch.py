@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .decoder import Decoder, OutProjection, hidden_states
+from .decoder import Decoder, OutProjection, first_stream, hidden_states
 from .trace import evaluating, hooks, stop, stopping
 
 _DAMPING = 1e-2
@@ -93,7 +93,7 @@ def probe(projection: OutProjection, block: Any, run: Callable[[], Any], last: T
             return None if change is None else _with_rows(output, last, change(rows).to(output))
 
         def keep(_module: Any, _args: Any, output: Any) -> None:
-            seen.append(_rows(hidden_states(output), last).double())
+            seen.append(_rows(first_stream(hidden_states(output), projection.d_out), last).double())
             stop()
 
         with hooks(projection.module.register_forward_hook(moved), block.register_forward_hook(keep)), stopping():

@@ -127,10 +127,10 @@ def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Call
     cache, done = _shared_cache(model, live, decoder.device)
     upto = min((len(text.ids) for text in live), default=0)
     while live:
-        step = torch.tensor([text.ids[done:upto] for text in live])
+        step = torch.tensor([text.ids[done if cache is not None else 0 : upto] for text in live])
         with logits_at(decoder.head, torch.arange(len(live)), torch.full((len(live),), -1)):
             output = model(input_ids=step.to(decoder.device), past_key_values=cache, use_cache=True)
-        cache, done, upto = output.past_key_values, upto, upto + 1
+        cache, done, upto = getattr(output, "past_key_values", None), upto, upto + 1
         writing = [row for row, text in enumerate(live) if len(text.ids) == done]
         if not writing:
             continue
@@ -155,7 +155,7 @@ def _shared_cache(model: Any, texts: Sequence[_Text], device: torch.device) -> t
         return None, 0
     ids = torch.tensor([texts[0].ids[:shared]], device=device)
     with logits_at(Decoder(model).head, torch.tensor([0]), torch.tensor([-1])):
-        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
     if not hasattr(cache, "batch_repeat_interleave"):
         return None, 0
     cache.batch_repeat_interleave(len(texts))

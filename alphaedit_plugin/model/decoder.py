@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelStructureError
+from .wrappers import inner, unwrapped
+from .writable import check_kept, check_numbers, dimensions
 
 Projection = (nn.Linear, Conv1D)
+_STREAMED = 4
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class OutProjection:
 
     In formulas W is d_out × d_in whatever the storage; `transposed` says that the module stores Wᵀ
     (Conv1D). Orientation comes from the module's type, never from shapes: a square matrix has two that fit.
+
+    `name` is that of the base model. Where an adapter such as LoRA is put around the matrix, `module` is the layer
+    inside it: the adapter adds to what that layer puts out.
     """
 
     layer: int
@@ -35,11 +41,11 @@ class OutProjection:
 
     @property
     def d_in(self) -> int:
-        return int(self.module.weight.shape[0 if self.transposed else 1])
+        return dimensions(self.module, self.transposed)[1]
 
     @property
     def d_out(self) -> int:
-        return int(self.module.weight.shape[1 if self.transposed else 0])
+        return dimensions(self.module, self.transposed)[0]
 
     @property
     def stored(self) -> Tensor:
@@ -47,8 +53,10 @@ class OutProjection:
 
         That is the Parameter, unless accelerate keeps it offloaded: then it is the entry of its weights map.
 
-        Raises ModelStructureError for weights that cannot be written in place (on disk, or quantised).
+        Raises ModelStructureError for weights that cannot be written in place (on disk, quantised, distributed, or
+        computed from other tensors).
         """
+        check_kept(self.module, self.name)
         weight = self.module.weight
         if weight.device.type == "meta":
             weights_map = getattr(getattr(self.module, "_hf_hook", None), "weights_map", None)
@@ -61,11 +69,7 @@ class OutProjection:
                     "offload to the CPU instead (device_map without 'disk')"
                 )
             weight = first
-        if not weight.is_floating_point():
-            raise ModelStructureError(
-                f"{self.name}.weight is quantised ({weight.dtype}) and cannot be edited: load the model "
-                "in float32, bfloat16 or float16"
-            )
+        check_numbers(weight, self.name)
         return weight
 
     @property
@@ -81,24 +85,31 @@ class Decoder:
     Everything is found from the module tree, so new architectures need no code here. `template`, such as
     `model.layers.{}.mlp.down_proj`, overrides the search for the out-projection. Raises ModelStructureError if the
     model is not such a decoder.
+
+    `model` is the Hugging Face model itself, without what PEFT, torch.compile or data parallelism put around it
+    (`given`); all names are relative to it. `prefix_cache` says whether its cache gives what whole sequences give; None
+    until somebody has tried.
     """
 
     def __init__(self, model: nn.Module, template: str | None = None) -> None:
-        self.model: Any = model
+        self.given = model
+        self.model: Any = unwrapped(model)
+        self.prefix_cache: bool | None = None
         self.template = template
         if template is not None and template.count("{}") != 1:
             raise ModelStructureError(
                 f"the out-projection template {template!r} must hold '{{}}' exactly once, in the place of the "
                 "layer number (for example model.layers.{}.mlp.down_proj)"
             )
-        self.blocks_name, self.blocks = _find_blocks(model)
+        self.blocks_name, self.blocks = _find_blocks(self.model)
+        _check_causal(self.model, self.blocks)
 
     @classmethod
     def of(cls, model: nn.Module | Decoder, template: str | None = None) -> Decoder:
         """The Decoder of `model`, or `model` itself if it is one already and no other `template` is asked for."""
         if not isinstance(model, Decoder):
             return cls(model, template)
-        return model if template in (None, model.template) else cls(model.model, template)
+        return model if template in (None, model.template) else cls(model.given, template)
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -147,13 +158,14 @@ class Decoder:
     def out_projection(self, layer: int) -> OutProjection:
         """The out-projection of one block.
 
-        Raises ModelStructureError if the block has none or several (mixture of experts), or does not exist.
+        Raises ModelStructureError if the block has none or several (mixture of experts), shares it with other blocks,
+        or does not exist.
         """
         block = self.block(layer)
         if self.template is not None:
             name = self.template.replace("{}", str(layer))
             try:
-                module = self.model.get_submodule(name)
+                module = inner(self.model.get_submodule(name))
             except AttributeError as error:
                 raise ModelStructureError(f"the template {self.template!r} names no module {name!r}") from error
             if not isinstance(module, Projection):
@@ -163,7 +175,18 @@ class Decoder:
         else:
             local_name, module = _find_out_projection(block, self.hidden_size, self.block_name(layer))
             name = f"{self.block_name(layer)}.{local_name}"
+        sharing = [other for other, held in enumerate(self._held) if not held.isdisjoint(module._parameters.values())]
+        if sharing[1:]:
+            raise ModelStructureError(
+                f"{name} is shared by layers {', '.join(map(str, sharing))}: an edit of one would change all of them, "
+                "so it cannot be edited layer by layer; choose layers that have their own"
+            )
         return OutProjection(layer, name, module)
+
+    @cached_property
+    def _held(self) -> list[set[nn.Parameter]]:
+        """The parameters of each block."""
+        return [set(block.parameters()) for block in self.blocks]
 
     def out_projections(self, layers: Sequence[int]) -> dict[int, OutProjection]:
         """The out-projections of `layers`, in ascending order of layer.
@@ -186,12 +209,24 @@ class Decoder:
 
 
 def hidden_states(output: Any) -> Tensor:
-    """The hidden states in what a block returned: a tensor, or a tuple that begins with one."""
-    return output if isinstance(output, Tensor) else output[0]
+    """The hidden states in what a block returned: a tensor, or a tuple that begins with one.
+
+    Several streams of them (AltUp: streams × batch × tokens × d) come side by side, batch × tokens × (streams · d).
+    """
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found.permute(1, 2, 0, 3).flatten(2) if found.dim() == _STREAMED else found
+
+
+def first_stream(hidden: Tensor, size: int) -> Tensor:
+    """The stream that the block computes with, of those that `hidden_states` found: the first, of width `size`."""
+    return hidden[..., :size]
 
 
 def with_hidden_states(output: Any, hidden: Tensor) -> Any:
     """The same kind of block output, with other hidden states."""
+    like = output if isinstance(output, Tensor) else output[0]
+    if like.dim() == _STREAMED and hidden.dim() != _STREAMED:
+        hidden = hidden.unflatten(2, (len(like), -1)).permute(2, 0, 1, 3)
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
@@ -229,38 +264,40 @@ def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def _mixes_tokens(module: nn.Module) -> bool:
     """Whether this is attention or a state-space mixer: its out-projection is not the feed-forward part's."""
-    kind = type(module).__name__.lower()
-    convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in module.children())
+    kind = type(inner(module)).__name__.lower()
+    convolves = any(isinstance(child, nn.modules.conv._ConvNd) for child in inner(module).children())
     return "attention" in kind or "attn" in kind or convolves
 
 
 def _walk(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """(name, module, parent) of every module in a block that treats each token separately."""
+    """(name, module, parent) of every module in a block that treats each token separately, without adapters."""
+    module = inner(module)
     for name, child in module.named_children():
         if _mixes_tokens(child):
             continue
         path = f"{prefix}{name}"
-        yield path, child, module
+        yield path, inner(child), module
         yield from _walk(child, f"{path}.")
 
 
 def _shape(module: Any) -> tuple[int, int]:
     """(d_out, d_in) of a Linear or Conv1D."""
-    rows, columns = module.weight.shape
-    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+    return dimensions(module, isinstance(module, Conv1D))
 
 
 def _find_out_projection(block: nn.Module, hidden: int, name: str) -> tuple[str, nn.Module]:
     """The only matrix d → hidden that has a matrix hidden → d (or → 2d: gate and up fused) beside it.
 
-    Raises ModelStructureError if there is none or several, or if weights are stacked over experts.
+    Side paths through fewer dimensions than the hidden state has, each of a width of its own (per-layer inputs,
+    low-rank residuals), are no feed-forward part; several equal ones are experts. Raises ModelStructureError if there
+    is none or several, or if weights are stacked over experts.
     """
     remedy = "name it with a template such as model.layers.{}.mlp.down_proj, if it has one"
     stacked = [
         parameter_name
         for path, module, _ in _walk(block)
         for parameter_name, parameter in module.named_parameters(path, recurse=False)
-        if parameter.dim() == 3
+        if parameter.dim() == 3 and min(parameter.shape) > 1
     ]
     if stacked:
         raise ModelStructureError(
@@ -281,9 +318,13 @@ def _find_out_projection(block: nn.Module, hidden: int, name: str) -> tuple[str,
         ]
         # Where d equals the hidden size the in-projections fit too; the out-projection is registered last.
         found += candidates[-1:]
+    widths = [_shape(module)[1] for _, module in found]
+    if len(set(widths)) == len(widths):
+        found = [each for each, width in zip(found, widths, strict=True) if width >= hidden] or found
     if not found:
         raise ModelStructureError(
-            f"{name} ({type(block).__name__}) has no feed-forward out-projection that can be recognised: {remedy}"
+            f"{name} ({type(inner(block)).__name__}) has no feed-forward out-projection that can be recognised"
+            f"{_unlike_matrices(block)}: {remedy}"
         )
     if len(found) > 1:
         raise ModelStructureError(
@@ -291,3 +332,26 @@ def _find_out_projection(block: nn.Module, hidden: int, name: str) -> tuple[str,
             f"as in a mixture of experts, which is not supported yet; {remedy}"
         )
     return found[0]
+
+
+def _unlike_matrices(block: nn.Module) -> str:
+    """A remark on modules that are used like a Linear but are none, as in quantised models."""
+    kinds = {
+        type(module).__name__
+        for _, module, _ in _walk(block)
+        if hasattr(module, "in_features") and not isinstance(module, Projection)
+    }
+    return f" (its matrices are {', '.join(sorted(kinds))}; if they are quantised, load it in bfloat16)" * bool(kinds)
+
+
+def _check_causal(model: Any, blocks: nn.ModuleList) -> None:
+    """Raises ModelStructureError for an encoder-decoder, and for a model whose tokens see those that come after."""
+    kind, remedy = type(model).__name__, "only decoders such as GPT-2, Llama or Qwen can be edited"
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ModelStructureError(f"{kind} is an encoder-decoder, not a decoder: {remedy}")
+    if {module.is_causal for module in blocks.modules() if isinstance(getattr(module, "is_causal", None), bool)} == {
+        False
+    }:
+        raise ModelStructureError(
+            f"{kind} is no decoder: its tokens see those that come after, as in a masked language model; {remedy}"
+        )

@@ -8,10 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..storage.tensors import tensor_digest
-from .decoder import Decoder, OutProjection
+from .decoder import Decoder, OutProjection, Projection
+from .trace import evaluating
+from .wrappers import inner, plain_name, unwrapped
+from .writable import dimensions
 
 _VOLATILE = frozenset(
     {
@@ -81,8 +86,17 @@ def _settings(config: Any) -> str:
 
 
 def _tensors(module: nn.Module, *, buffers: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Weights by name, wherever accelerate keeps them; buffers too (rotary frequencies are buffers)."""
-    for prefix, child in module.named_modules():
+    """Weights by name, wherever accelerate keeps them; buffers too (rotary frequencies are buffers).
+
+    Names are those of a model without adapters, and an adapter that adds nothing is passed over.
+    """
+    silent: list[str] = []
+    for place, child in module.named_modules():
+        if inner(child) is not child and _is_silent(child):
+            silent += [f"{place}.{name}" for name, part in child.named_children() if inner(part) is not inner(child)]
+        if place.startswith(tuple(silent)):
+            continue
+        prefix = plain_name(place)
         weights_map = getattr(getattr(child, "_hf_hook", None), "weights_map", None)
         for name, parameter in child.named_parameters(recurse=False):
             tensor: Tensor = parameter
@@ -93,5 +107,18 @@ def _tensors(module: nn.Module, *, buffers: bool = True) -> Iterator[tuple[str, 
             yield from ((f"{prefix}.{name}", buffer) for name, buffer in child.named_buffers(recurse=False))
 
 
+@torch.no_grad()
+def _is_silent(adapter: Any) -> bool:
+    """Whether an adapter around a matrix leaves what that matrix puts out as it is."""
+    layer = inner(adapter)
+    if not isinstance(layer, Projection):
+        return False
+    key = torch.linspace(-1, 1, dimensions(layer, isinstance(layer, Conv1D))[1]).to(layer.weight.device, torch.float32)
+    key = key[None].to(layer.weight.dtype)
+    with evaluating(adapter):
+        return torch.equal(adapter(key), layer(key))
+
+
 def model_name(model: nn.Module) -> str:
+    model = unwrapped(model)
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
 
 from ..errors import AlphaEditError, ModelStructureError, StoreError
 from ..storage.store import Store
@@ -31,6 +37,7 @@ def load(
     placement: dict[str, Any] = {"device_map": device} if device == "auto" else {}
     try:
         path = str(converted(name, store or Store())) if is_gguf(name) else name
+        _check_kind(name, path, trust_remote_code)
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -48,10 +55,30 @@ def load(
     return model.eval().requires_grad_(False), tokenizer
 
 
+def _check_kind(name: str, path: str, trust_remote_code: bool) -> None:
+    """Raises ModelStructureError for what is no decoder, before its weights are read."""
+    try:
+        config: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):  # a folder that holds an adapter alone; or nothing, which loading the model says
+        return
+    kind = None
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        kind = "a masked language model"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        kind = "no language model that writes text"
+    if kind is not None:
+        raise ModelStructureError(
+            f"{name} is {kind} ({config.model_type}): only decoders such as GPT-2, Llama or Qwen can be edited"
+        )
+
+
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write an ordinary Hugging Face model folder, complete or not at all. An existing model folder is replaced.
 
-    Raises StoreError if it cannot be written, or if the folder holds something other than a model.
+    Raises StoreError if it cannot be written, if the folder holds something other than a model, or if the model carries
+    an adapter.
     """
     if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise StoreError(f"{folder} holds other things than a model: choose another place")
@@ -60,6 +87,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             new, old = Path(temporary) / "new", Path(temporary) / "old"
             model.save_pretrained(new)
+            if not (new / "config.json").is_file():
+                raise StoreError(
+                    f"{type(model).__name__} carries an adapter, and transformers saves only that, without the edit: "
+                    "merge it first (PEFT: merge_and_unload), or export a patch"
+                )
             tokenizer.save_pretrained(new)
             if folder.exists():
                 folder.rename(old)

@@ -95,13 +95,14 @@ def sample(
     with evaluating(decoder.model), eager_attention(decoder.model):
         while ids.shape[1] < length:
             output = decoder.model(input_ids=step.to(device), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            cache = getattr(output, "past_key_values", None)
             logits = output.logits[:, -1].float().cpu()
             logits[:, list(banned)] = -torch.inf
             if top_k is not None:
                 logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
             step = _draw(logits, generator)
             ids = torch.cat([ids, step], 1)
+            step = step if cache is not None else ids  # a model without a cache reads all of it again
             on_step(len(starts))
     return ids.tolist()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ def stop() -> None:
 def hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
     """Remove the given hooks when the block ends, also after an error."""
     try:
-        yield
+        with _eagerly():
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -57,6 +59,11 @@ def inputs_of(
     with hooks(*handles), stopping():
         run()
     return seen
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Runs as plain Python what torch.compile has compiled, which would not see hooks that came later."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

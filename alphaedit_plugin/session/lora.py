@@ -44,7 +44,8 @@ def write_lora(
     if energy is not None and (not isinstance(energy, int | float) or isinstance(energy, bool) or not 0 < energy <= 1):
         raise PatchError(f"energy is a share of ‖ΔW‖²: above 0 and at most 1, not {energy!r}")
     try:
-        projections = Decoder(model, template).out_projections(list(base))
+        decoder = Decoder(model, template)
+        projections = decoder.out_projections(list(base))
     except ModelStructureError as failure:
         raise PatchError(f"no adapter can be made: {failure}") from failure
     factors = {layer: _factors(projection, base[layer], energy) for layer, projection in projections.items()}
@@ -61,7 +62,7 @@ def write_lora(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model or getattr(getattr(model, "config", None), "_name_or_path", "") or None,
+        "base_model_name_or_path": base_model or getattr(decoder.model.config, "_name_or_path", "") or None,
         "inference_mode": True,
         "bias": "none",
         "lora_dropout": 0.0,

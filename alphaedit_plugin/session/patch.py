@@ -128,6 +128,8 @@ def _write(projections: Mapping[int, OutProjection], before: Mapping[int, Tensor
     try:
         for layer, projection in projections.items():
             projection.matrix.copy_(after[layer])
+            if not torch.equal(_copy(projection.matrix), after[layer]):
+                raise PatchError(f"what was written to {projection.name}.weight is not there: nothing was changed")
     except BaseException:
         for layer, projection in projections.items():
             projection.matrix.copy_(before[layer])

@@ -20,6 +20,7 @@ from ..editors.chat import Chat, chat_identity, plain
 from ..editors.editor import Editor
 from ..editors.first_token import first_tokens, refuse
 from ..editors.hyperparameters import Hyperparameters
+from ..editors.preconditions import check_editable, check_mode
 from ..editors.preserved import Preserved
 from ..editors.registry import Modifier
 from ..editors.requests import Request, parse_requests
@@ -96,8 +97,9 @@ class Session:
         measures ask in the same way.
 
         Raises WrongModelError for null spaces of another model (`check_model=False` accepts them), EditError for null
-        spaces of another module or if a method that needs null spaces gets only `covariances`, ChatError for a
-        tokenizer without a chat template, and SessionError if `autosave` holds a session already.
+        spaces of another module, if a method that needs null spaces gets only `covariances`, or for a model that cannot
+        be edited (`preconditions.check_editable`, which may also raise ModelStructureError), ChatError for a tokenizer
+        without a chat template, and SessionError if `autosave` holds a session already.
         """
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
         self.model, self.tokenizer = model, Chat.of(tokenizer) if chat else tokenizer
@@ -107,6 +109,9 @@ class Session:
             hyperparameters = replace(base, null_space=preparation.criterion)
         self.hyperparameters = self.variant.hyperparameters(model, model_name(model), hyperparameters)
         layers, template = self.hyperparameters.layers, self.hyperparameters.rewrite_module_tmp
+        decoder = Decoder(model, template)
+        out_projections = decoder.out_projections(layers)
+        check_editable(decoder, tokenizer, out_projections)
         if self.variant.projected and null_spaces is None and covariances is not None:
             raise EditError(f"{self.variant} projects: give null_spaces too (see NullSpaces.prepare)")
         if (self.variant.needs_covariances and covariances is None) or (self.variant.projected and null_spaces is None):
@@ -120,9 +125,9 @@ class Session:
         self._reported = {layer: space for layer, space in (null_spaces or {}).items() if layer in layers}
         if self.null_spaces is not None and check_model:
             self.null_spaces.check(model)
-        out_projections = Decoder(model, template).out_projections(layers)
         self.base = {layer: projection.matrix.clone() for layer, projection in out_projections.items()}
         self.editor = self._editor(model, contexts, progress)
+        self.editor.checked = True
         self.at_end = self.variant.at_end(self.hyperparameters)
         self.batches: list[Batch] = []
         self.autosave = Path(autosave) if autosave is not None else None
@@ -169,6 +174,7 @@ class Session:
         """
         if on_failure not in get_args(OnFailure):
             raise EditError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, not {on_failure!r}")
+        check_mode()
         requests = parse_requests(records)
         if on_failure == "ignore":
             with self.transaction():
@@ -327,6 +333,7 @@ class Session:
         `model` must be the one that the session began with, unedited. The tokenizer is read from the folder unless
         given. Raises SessionError if the folder holds no complete session, WrongModelError for another model.
         """
+        check_mode()
         folder = SessionFolder(path)
         saved = folder.load()
         if tokenizer is None:
@@ -491,7 +498,7 @@ class Session:
         return {
             "method": str(self.variant),
             "model": model_name(self.model),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": str(self.editor.decoder.model.dtype).removeprefix("torch."),
             "fingerprints": {str(layer): print_ for layer, print_ in self._fingerprints.items()},
             "hyperparameters": self.hyperparameters.as_dict(),
             "contexts": list(self.editor.contexts),

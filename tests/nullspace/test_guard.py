@@ -501,20 +501,15 @@ def test_a_weight_tied_to_another_module_stays_tied():
     assert out <= 1e-5 * size
 
 
-def test_two_layers_that_share_one_weight_are_refused_or_released_whole():
+def test_two_layers_that_share_one_weight_are_refused():
     model = tiny("llama")
-    modules_of(model)[2].weight = weights_of(model)[1]
-    start = weights_of(model)[1].detach().clone()
-    space = random_spaces(model, LAYERS)[1]
-    try:
-        with torch.no_grad(), guard(model, {1: space, 2: space}):
-            weights_of(model)[1].add_(_noise(start, 0, 1.0))
-    except AlphaEditError:
-        assert torch.equal(weights_of(model)[1], start)
-    else:
-        out, size = outside(space, start, weights_of(model)[1], transposed=False)
-        assert out <= 1e-5 * size
-    assert type(weights_of(model)[1]) is nn.Parameter
+    space, weight = random_spaces(model, LAYERS)[1], weights_of(model)[1]
+    modules_of(model)[2].weight = weight
+    start = weight.detach().clone()
+    with pytest.raises(ModelStructureError, match=r"is shared by layers 1, 2"), guard(model, {1: space}):
+        weight.add_(1.0)
+    assert torch.equal(weight, start)
+    assert type(weight) is nn.Parameter
 
 
 def test_a_tensor_assigned_as_data_is_not_modified():
