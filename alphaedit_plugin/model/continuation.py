@@ -124,6 +124,7 @@ def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Call
     for _ in range(sum(text.over for text in texts)):
         on_text()
     live = [text for text in texts if not text.over]
+    cache: Any
     cache, done = _shared_cache(model, live, decoder.device)
     upto = min((len(text.ids) for text in live), default=0)
     while live:
@@ -155,7 +156,7 @@ def _shared_cache(model: Any, texts: Sequence[_Text], device: torch.device) -> t
         return None, 0
     ids = torch.tensor([texts[0].ids[:shared]], device=device)
     with logits_at(Decoder(model).head, torch.tensor([0]), torch.tensor([-1])):
-        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+        cache: Any = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
     if not hasattr(cache, "batch_repeat_interleave"):
         return None, 0
     cache.batch_repeat_interleave(len(texts))
