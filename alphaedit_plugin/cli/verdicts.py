@@ -16,13 +16,16 @@ _LONG = 50
 
 
 def verdict_table(verdicts: Verdicts) -> Table:
-    """A row per fact, in order; of a long list those that failed, under a summary that counts all."""
+    """A row per fact, in order, with the reason below one that failed; of a long list those that failed only. A
+    summary counts all.
+    """
     shown = verdicts.verdicts if len(verdicts) <= _LONG else verdicts.failed
-    result = Table(title=verdicts.summary, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    result = Table(
+        caption=verdicts.summary, caption_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for title in ("", "fact", "said before", "says now"):
         result.add_column(title, overflow="fold")
     result.add_column("probability", justify="right", no_wrap=True)
-    result.add_column("why not", overflow="fold")
     for verdict in shown:
         result.add_row(*_cells(verdict))
     return result
@@ -31,14 +34,13 @@ def verdict_table(verdicts: Verdicts) -> Table:
 def _cells(verdict: Verdict) -> tuple[str, ...]:
     before, now, request = verdict.before, verdict.now, verdict.request
     mark = "[green]✓[/green]" if verdict.written else "[red]✗[/red]"
-    why = "" if verdict.reason is None else f"{verdict.reason}: {verdict.detail}" if verdict.detail else verdict.reason
+    why = f"\n[red]{escape(verdict.why)}[/red]" if verdict.why else ""
     return (
         mark,
-        f"{escape(request.text)} [dim]→[/dim] {escape(request.target_new)}",
+        f"{escape(request.text)} [dim]→[/dim] {escape(request.target_new)}{why}",
         "" if before is None else escape(_one_line(before.words)),
         escape(_one_line(now.words)),
         f"{'?' if before is None else probability(before.probability)} → {probability(now.probability)}",
-        escape(why),
     )
 
 

@@ -116,6 +116,11 @@ class Verdict:
         """Whether the model says the new object."""
         return self.now.agrees
 
+    @property
+    def why(self) -> str:
+        """Reason and detail; nothing for a fact that is said."""
+        return ": ".join(filter(None, (self.reason, self.detail)))
+
     @classmethod
     def of(
         cls, request: Request, before: Answer | None, now: Answer, circumstances: Circumstances = Circumstances()
@@ -129,8 +134,7 @@ class Verdict:
         said = f"{self.request.text!r}: {self.now.words!r}"
         if self.reason is None:
             return f"{said} ({before}{self.now.probability:.2g})"
-        why = f"{self.reason}: {self.detail}" if self.detail else str(self.reason)
-        return f"{said} instead of {self.request.target_new!r} ({before}{self.now.probability:.2g}): {why}"
+        return f"{said} instead of {self.request.target_new!r} ({before}{self.now.probability:.2g}): {self.why}"
 
 
 def _why_not(known: Circumstances) -> tuple[Reason, str]:

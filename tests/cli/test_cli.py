@@ -457,7 +457,7 @@ def test_a_fact_that_is_not_learned_has_a_row_and_ends_with_code_3_and_everythin
     assert len(rows) == 2
     for row, subject in zip(rows, ("The Eiffel Tower", "The old village"), strict=True):
         assert f"{subject} is located in the city of → Rome" in row
-        assert "not reached" in row
+    assert output.count("not reached") == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "patch.safetensors", "session"]
     assert edit(some(2), tmp_path / "out", judged=True)[0] == 3, "facts that are there already are judged again"
     output = assert_done(edit(some(2), tmp_path / "out"))
