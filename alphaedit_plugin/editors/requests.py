@@ -224,7 +224,7 @@ def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
         ids = list(encoding["input_ids"])
         marked, known = encoding["special_tokens_mask"], set(tokenizer.all_special_ids)
         special = [int(not chat and (mark or token in known)) for mark, token in zip(marked, ids, strict=True)]
-        spans = _spans_by_decoding(tokenizer, ids, special)
+        spans = _spans_by_decoding(tokenizer, ids, special, text)
     if chat:
         return ids, spans
     while ids and special[len(ids) - 1]:
@@ -232,14 +232,20 @@ def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
     return ids, [(0, 0) if special[i] else spans[i] for i in range(len(ids))]
 
 
-def _spans_by_decoding(tokenizer: Any, ids: list[int], special: list[int]) -> list[tuple[int, int]]:
+def _spans_by_decoding(tokenizer: Any, ids: list[int], special: list[int], text: str) -> list[tuple[int, int]]:
     """Spans for a tokenizer without character offsets: where the decoded text ends after each token.
 
-    An incomplete character decodes to U+FFFD and does not count.
+    An incomplete character decodes to U+FFFD and does not count. In a chat, decoding may put spaces around special
+    tokens, so that only the characters between spaces count.
     """
     ends = []
+    places = [place for place, character in enumerate(text, start=1) if not character.isspace()]
     for count in range(1, len(ids) + 1):
         known = [token for token, is_special in zip(ids[:count], special[:count], strict=True) if not is_special]
-        decoded = tokenizer.decode(known, clean_up_tokenization_spaces=False)
-        ends.append(len(decoded.rstrip("\ufffd")))
+        decoded = tokenizer.decode(known, clean_up_tokenization_spaces=False).rstrip("\ufffd")
+        if isinstance(tokenizer, Chat):
+            read = len("".join(decoded.split()))
+            ends.append(places[min(read, len(places)) - 1] if read else 0)
+        else:
+            ends.append(len(decoded))
     return list(zip([0, *ends[:-1]], ends, strict=True))

@@ -526,7 +526,7 @@ def _old_requests(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 UNSPACED = {"knowedit/wiki_recent.json": 9, "knowedit/wikibio.json": 2}
-"""Pairs that are asked otherwise than in 0.1: answers in Chinese or Japanese, and two that begin with a closing quote."""
+"""Pairs asked otherwise than in 0.1: answers in Chinese or Japanese, and two that begin with a closing quote."""
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets are not there: {SHARED}")
