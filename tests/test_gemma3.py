@@ -29,10 +29,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def gemma():
-    """(model, tokenizer, eight facts, hyperparameters, statistics): what MEMIT derives, but for λ."""
+    """(model, tokenizer, eight facts, hyperparameters, statistics): what MEMIT derives, one layer further up."""
     model, tokenizer = load(GEMMA)
     facts = load_facts(shipped("examples/facts.json"))[::20][:8]
-    hyperparameters = Hyperparameters(layers=(3, 4, 5, 6, 7), mom2_update_weight=100.0)
+    hyperparameters = Hyperparameters.derived("memit", model).with_layers((3, 4, 5, 6, 7))
     statistics = prepare_statistics(
         model, tokenizer, hyperparameters.layers, source=shipped("examples/heldout.txt"), tokens=4000
     )

@@ -71,17 +71,17 @@ class LayeredEditor(Editor):
             )
 
     def _branches(self, requests: Sequence[Request]) -> tuple[list[Branch], Tensor]:
-        """The branch of every layer, and what its δ is kept small relative to, n × layers: the out-projection's output
-        where the branch saturates, else an equal share of the hidden state.
+        """The branch of every layer, and what its δ is kept small relative to, n × layers: a share of the hidden state
+        or, where the branch saturates, of the out-projection's output; together the layers move as far as one could.
         """
-        sweep = Sweep(self.model, self.tokenizer, requests, self.contexts[:1])
+        sweep, count = Sweep(self.model, self.tokenizer, requests, self.contexts[:1]), len(self.projections)
         branches, norms = [], []
         for layer, projection in self.projections.items():
             sweep.keys(projection)
             branch = sweep.branch(projection)
-            share = sweep.hidden(layer).norm(dim=1) / len(self.projections)
             branches.append(branch)
-            norms.append(branch.length if branch.saturates else share)
+            # Turns of different layers are nearly orthogonal; moves of the hidden state can add up.
+            norms.append(branch.length / count**0.5 if branch.saturates else sweep.hidden(layer).norm(dim=1) / count)
         return branches, torch.stack(norms, 1)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:

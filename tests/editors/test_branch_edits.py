@@ -90,7 +90,8 @@ def test_what_layers_add_together_is_what_the_textbook_finds(name, changes, toke
                 hidden = oracle.current_z(model, tokenizer, record, decoder.block(layer))
                 sites.append((module, 1 / 0.22, hidden.norm() / len(layers)))
             else:
-                sites.append((module, value.square().mean().sqrt(), torch.tensor(len(value) ** 0.5)))
+                size = torch.tensor((len(value) / len(layers)) ** 0.5)
+                sites.append((module, value.square().mean().sqrt(), size))
         expected = oracle.compute_shifts(
             model,
             tokenizer,
