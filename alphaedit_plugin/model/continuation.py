@@ -40,6 +40,7 @@ def continuations(
 
     Raises RequestError for a start longer than the model's positions.
     """
+    model = Decoder.of(model).model  # without what may be around it
     room = _positions(model)
     for start in starts:
         if len(start) > room:

@@ -43,7 +43,8 @@ def score_tokens(
     lengths = torch.tensor([len(answer) for _, answer in pairs], dtype=torch.float64)
     sequences = [(*ids, *answer[:-1]) for ids, answer in pairs]
     row_of, rows = _rows(sequences)
-    decoder = Decoder(model)
+    decoder = Decoder.of(model)
+    model = decoder.model  # without what may be around it
     by_row: dict[int, list[tuple[int, int, int]]] = {}  # (pair, position, token)
     for pair, (ids, answer) in enumerate(pairs):
         wanted = by_row.setdefault(row_of[sequences[pair]], [])

@@ -29,7 +29,17 @@ def test_a_tuned_file_is_what_edit_takes(run, checkpoint, facts, tuned, tmp_path
     assert not list(tmp_path.glob(".tuned*"))
     settings = Hyperparameters.from_yaml(path)
     code, said, errors = run(
-        "edit", checkpoint, facts, "--hparams", path, "--tokens", "300", "--quiet", "--out", tmp_path / "edited"
+        "edit",
+        checkpoint,
+        facts,
+        "--hparams",
+        path,
+        "--tokens",
+        "300",
+        "--quiet",
+        "--allow-failures",
+        "--out",
+        tmp_path / "edited",
     )
     assert code == 0, errors
     manifest = json.loads((tmp_path / "edited" / "session" / "session.json").read_text("utf-8"))
