@@ -21,6 +21,7 @@ from .requests import Request, encode
 
 _PROBE_TOKENS = 4
 _AT_MOST_SHOWN = 60
+_OFFSET = 2  # OPT's table of positions begins with two rows that are none
 
 
 def check_mode() -> None:
@@ -98,12 +99,19 @@ def _check_vocabulary(decoder: Decoder, tokenizer: Any) -> None:
 
 
 def position_limit(model: Any) -> int | None:
-    """How many tokens the model can read at once; None if it computes positions for as many as there are."""
-    if any(name.endswith("inv_freq") for name, _ in model.named_buffers()):
-        return None
+    """How many tokens the model can read at once; None if it computes positions for as many as there are.
+
+    A model that cannot has a table of them: an embedding, or a buffer (sinusoids, a causal mask). `max_seq_len` in a
+    configuration is a limit without one (MPT).
+    """
     config = getattr(model.config, "get_text_config", lambda: model.config)()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
-    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+    limit = getattr(config, "max_position_embeddings", getattr(config, "n_positions", None))
+    words = model.get_input_embeddings()
+    tables = [*model.buffers(), *(m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m is not words)]
+    if isinstance(limit, int) and any(0 <= size - limit <= _OFFSET for table in tables for size in table.shape):
+        return limit
+    longest = getattr(config, "max_seq_len", None)
+    return longest if isinstance(longest, int) else None
 
 
 def not_finite(model: nn.Module) -> str | None:

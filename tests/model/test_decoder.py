@@ -9,6 +9,8 @@ import pytest
 import torch
 from support.tiny import ARCHITECTURES, NAMES, tiny
 from torch import nn
+from torch.nn.utils import prune
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
 from alphaedit_plugin.errors import ModelStructureError
 from alphaedit_plugin.model.decoder import Decoder, eager_attention, hidden_states, with_hidden_states
@@ -260,12 +262,184 @@ def test_a_model_without_weights_is_refused():
         _ = Decoder(tiny("llama").to("meta")).out_projection(1).stored
 
 
-def test_a_quantised_weight_is_refused():
+class Codes(torch.Tensor):
+    """A weight as torchao keeps it: it answers for codes and scales that it holds, in the type of what they stand for."""
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scale: float) -> Codes:
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes: torch.Tensor, scale: float) -> None:
+        self.codes, self.scale = codes, scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        def plain(value):
+            return value.codes.float() * value.scale if isinstance(value, Codes) else value
+
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        return func(*map(plain, args), **(kwargs or {}))
+
+
+class FourBits(nn.Parameter):
+    """A weight as bitsandbytes keeps it: two codes a byte, in a column."""
+
+
+def int8(weight):
+    return nn.Parameter(weight.to(torch.int8), requires_grad=False)
+
+
+def float8(weight):
+    return nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
+
+
+def torchao(weight):
+    return nn.Parameter(Codes((weight * 100).to(torch.int8), 0.01), requires_grad=False)
+
+
+def bitsandbytes(weight):
+    return FourBits(torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+
+
+@pytest.mark.parametrize("quantised", [int8, float8, torchao, bitsandbytes])
+def test_a_weight_that_is_codes_is_refused_as_quantised_with_the_remedy(quantised):
+    model = tiny("llama")
+    for block in model.model.layers:
+        for module in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
+            module.weight = quantised(module.weight)
+    projection = Decoder(model).out_projection(1)
+    assert (projection.d_in, projection.d_out) == (24, 16)
+    with pytest.raises(ModelStructureError, match=r"layers\.1\.mlp\.down_proj\.weight is quantised .*bfloat16"):
+        _ = projection.matrix
+
+
+def test_the_stand_in_for_a_tensor_of_torchao_says_that_it_is_floating():
+    assert torchao(torch.ones(2, 2)).is_floating_point()
+    assert float8(torch.ones(2, 2)).is_floating_point()
+
+
+def test_a_block_of_matrices_of_another_kind_says_which():
+    class WQLinear(nn.Module):
+        in_features, out_features = 16, 24
+
+    model = tiny("llama")
+    for block in model.model.layers:
+        block.mlp = nn.Sequential(WQLinear(), WQLinear())
+    with pytest.raises(ModelStructureError, match=r"its matrices are WQLinear; if they are quantised"):
+        Decoder(model).out_projection(1)
+
+
+def test_a_weight_distributed_over_devices_is_refused():
+    class Sharded(nn.Parameter):
+        def full_tensor(self):
+            raise AssertionError
+
     model = tiny("llama")
     module = model.model.layers[1].mlp.down_proj
-    module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ModelStructureError, match="quantised"):
+    module.weight = Sharded(module.weight, requires_grad=False)
+    with pytest.raises(ModelStructureError, match=r"distributed over devices \(Sharded\).*gather"):
         _ = Decoder(model).out_projection(1).matrix
+
+
+@pytest.mark.parametrize(
+    ("reparametrise", "remedy"),
+    [
+        (nn.utils.parametrizations.weight_norm, "remove_parametrizations"),
+        (nn.utils.parametrizations.orthogonal, "remove_parametrizations"),
+        (nn.utils.weight_norm, "remove_weight_norm"),
+        (lambda module: prune.random_unstructured(module, "weight", 0.5), "prune.remove"),
+    ],
+    ids=["weight_norm", "orthogonal", "old weight_norm", "pruning"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_a_weight_that_is_made_anew_in_every_pass_is_refused_with_the_remedy(reparametrise, remedy):
+    model = tiny("llama")
+    reparametrise(model.model.layers[1].mlp.down_proj)
+    projection = Decoder(model).out_projection(1)
+    with pytest.raises(ModelStructureError, match=rf"layers\.1\.mlp\.down_proj\.weight .*lost.*{remedy}"):
+        _ = projection.matrix
+
+
+def test_what_the_error_says_to_do_about_a_parametrised_weight_helps():
+    model = tiny("llama")
+    module = nn.utils.parametrizations.weight_norm(model.model.layers[1].mlp.down_proj)
+    nn.utils.parametrize.remove_parametrizations(module, "weight")
+    Decoder(model).out_projection(1).matrix[3, 7] = 42.0
+    assert module.weight[3, 7] == 42.0
+
+
+@pytest.mark.parametrize("share", ["block", "mlp", "down_proj"])
+def test_a_module_that_several_layers_share_is_refused_with_their_numbers(share):
+    model = tiny("llama")
+    layers = model.model.layers
+    if share == "block":
+        layers[3] = layers[1]
+    elif share == "mlp":
+        layers[3].mlp = layers[1].mlp
+    else:
+        layers[3].mlp.down_proj = layers[1].mlp.down_proj
+    decoder = Decoder(model)
+    with pytest.raises(ModelStructureError, match=r"down_proj is shared by layers 1, 3: .*choose layers"):
+        decoder.out_projection(1)
+    assert decoder.out_projection(2).name == "model.layers.2.mlp.down_proj"
+
+
+# architecture -> (its config, as far as it is not that of `tiny.py`, and the out-projection)
+UNUSUAL = {
+    "rwkv": ({"attention_hidden_size": 16, "context_length": 128}, "rwkv.blocks.{}.feed_forward.value"),
+    "gemma3n_text": (
+        {
+            "head_dim": 8,
+            "laurel_rank": 4,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 128,
+            "altup_num_inputs": 2,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["full_attention"] * 4,
+            "activation_sparsity_pattern": [0.0] * 4,
+        },
+        "model.layers.{}.mlp.down_proj",
+    ),
+    "gemma4_text": (
+        {
+            "head_dim": 8,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 128,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["full_attention"] * 4,
+        },
+        "model.layers.{}.mlp.down_proj",
+    ),
+    "recurrent_gemma": ({"head_dim": 8, "lru_width": 16}, "model.layers.{}.mlp_block.down_proj"),
+    "openai-gpt": ({"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 128}, "transformer.h.{}.mlp.c_proj"),
+    "mpt": ({"d_model": 16, "n_heads": 2, "n_layers": 4}, "transformer.blocks.{}.ffn.down_proj"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_side_paths_and_mixing_weights_are_not_taken_for_experts(name):
+    settings, template = UNUSUAL[name]
+    found = Decoder(tiny(name, **settings)).out_projections(LAYERS)
+    assert [each.name for each in found.values()] == [template.format(layer) for layer in LAYERS]
+
+
+def test_an_encoder_decoder_is_named_for_what_it_is():
+    config = T5Config(vocab_size=128, d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8)
+    with pytest.raises(ModelStructureError, match="T5ForConditionalGeneration is an encoder-decoder.*Llama"):
+        Decoder(T5ForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_bert_is_a_decoder_only_if_its_attention_is_causal(causal):
+    config = BertConfig(
+        vocab_size=128, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, is_decoder=causal
+    )
+    if causal:
+        assert len(Decoder(BertLMHeadModel(config))) == 2
+    else:
+        with pytest.raises(ModelStructureError, match="BertForMaskedLM is no decoder.*Llama"):
+            Decoder(BertForMaskedLM(config))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,14 @@ import pytest
 import torch
 from support.tiny import tiny
 from support.weights import assert_same, everything
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
+)
 
 from alphaedit_plugin.errors import ModelStructureError, StoreError
 from alphaedit_plugin.model.loading import load, save_model
@@ -49,6 +57,33 @@ def test_a_type_that_does_not_exist_is_refused(checkpoint):
 def test_a_type_that_no_model_can_have_is_refused(checkpoint, dtype):
     with pytest.raises(ModelStructureError):
         load(str(checkpoint), dtype=dtype)
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        (
+            lambda: T5ForConditionalGeneration(T5Config(d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8)),
+            "an encoder-decoder (t5)",
+        ),
+        (lambda: BertForMaskedLM(BertConfig(vocab_size=512, **SIZES)), "a masked language model (bert)"),
+        (lambda: ViTModel(ViTConfig(**SIZES)), "no language model that writes text (vit)"),
+    ],
+    ids=["t5", "bert", "vit"],
+)
+def test_a_checkpoint_of_no_decoder_is_named_for_what_it_is(model, kind, tokenizer, tmp_path, caplog):
+    model().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    caplog.clear()
+    with pytest.raises(ModelStructureError) as caught:
+        load(str(tmp_path))
+    said = f"{tmp_path} is {kind}: only decoders such as GPT-2, Llama or Qwen can be edited"
+    assert str(caught.value) == said
+    assert caught.value.__cause__ is None
+    assert not caplog.records
 
 
 # ------------------------------------------------------------------------------------------------------- saving
