@@ -11,6 +11,7 @@ import torch
 
 from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
+from alphaedit_plugin.editors.requests import encode
 from alphaedit_plugin.editors.verdict import Reason
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.datasets import load_facts
@@ -95,6 +96,49 @@ def test_the_main_job_learns_the_facts_and_leaves_the_model_as_it_was(demo, fact
     assert all(row.metrics["efficacy"] == 1.0 for row in edited)
     assert all(row.drift[layer] > 0 for row in edited for layer in hyperparameters.layers)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_in_its_own_chat_template_it_learns_to_answer(demo, prepared):
+    """Tokens and probabilities are transformers' own: the turn of a user, then the object."""
+    model, tokenizer = demo
+    hyperparameters, statistics, _ = prepared
+    records = [
+        {"prompt": "In which city is {}?", "subject": "the Eiffel Tower", "target_new": "Rome"},
+        {"prompt": "Which sport does {} play?", "subject": "Michael Jordan", "target_new": "Chess"},
+    ]
+    asked = []
+    for record in records:
+        turn = [{"role": "user", "content": record["prompt"].replace("{}", record["subject"])}]
+        ids = list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+        asked.append((ids, tokenizer(record["target_new"], add_special_tokens=False)["input_ids"]))
+
+    @torch.no_grad()
+    def losses() -> list[float]:
+        found = []
+        for ids, target in asked:
+            logits = model(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1].float()
+            found.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(target))))
+        return found
+
+    session = Session(
+        model,
+        tokenizer,
+        "memit",
+        hyperparameters=replace(hyperparameters, v_num_grad_steps=25, mom2_update_weight=1.0),
+        covariances=statistics.covariances,
+        contexts=("{}", "The tide comes in twice a day. {}"),
+        chat=True,
+    )
+    with put_back(session.projections):
+        for record, (ids, target) in zip(records, asked, strict=True):
+            encoded = encode(session.tokenizer, record["prompt"], record["subject"], record["target_new"])
+            assert (encoded.ids, encoded.target) == (ids, target)
+        before = losses()
+        session.edit(records)
+        after = losses()
+    print("mean loss per token, before and after:", before, after)
+    assert min(before) > 2
+    assert max(after) < 0.5
 
 
 @pytest.mark.parametrize("method", ["memit+P", "alphaedit"])

@@ -85,6 +85,9 @@ class Campaign:
             raise CompareError("the study of models needs several: --models A B")
         plan = self.plan.over(study.plan).over(DEFAULTS)
         chosen = contenders(plan.methods or ())
+        for each in chosen:
+            if isinstance(each, EasyEditMethod):
+                each.check_chat(self.chat)
         if self.baseline_hparams is not None and not self.baseline_hparams.is_dir():
             raise CompareError(f"--baseline-hparams {self.baseline_hparams} is no folder")
         sources = self.data or (str(shipped("examples/facts.json")),)

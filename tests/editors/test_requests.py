@@ -52,7 +52,8 @@ WRITTEN = (
     ("The capital of {} is\n", "Rome"), ("The capital of {} is\n\n", "Rome"), ("The capital of {} is  ", "Rome"),
     ("The capital of {} is ", " Rome"), ("The capital of {} is", "\nRome"), ("The capital of {} is", "  Rome"),
     ("The capital of {} is\t", "Rome"), ("The capital of {} is\u00a0", "Rome"), ("{}\n", "Rome"),
-    ('The capital of {} is "', "Rome"), ("The capital of {} is (", "Rome"), ("{}の首都は", "ローマ"), ("{}的首都是", "罗马"),
+    ('The capital of {} is "', "Rome"), ("The capital of {} is (", "Rome"), ("{}の首都は", "ローマ"),
+    ("{}的首都是", "罗马"),
     ("เมืองหลวงของ{}คือ", "โรม"), ("{}的首都是 ", "罗马"), ("{}的首都是", " 罗马"), ("The capital of {} is", "."),
     ("The capital of {} is", " 罗马"), ("<answer>{}=", "Rome"),
 )  # fmt: skip

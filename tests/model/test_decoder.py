@@ -433,7 +433,12 @@ def test_an_encoder_decoder_is_named_for_what_it_is():
 @pytest.mark.parametrize("causal", [False, True])
 def test_bert_is_a_decoder_only_if_its_attention_is_causal(causal):
     config = BertConfig(
-        vocab_size=128, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, is_decoder=causal
+        vocab_size=128,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        is_decoder=causal,
     )
     if causal:
         assert len(Decoder(BertLMHeadModel(config))) == 2
