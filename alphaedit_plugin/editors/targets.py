@@ -14,12 +14,11 @@ pass: there is no per-model code.
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -207,6 +206,8 @@ class _Problem:
         self.target_lengths = torch.tensor([len(row.rewrites[0].target) for row in rows])
         self.width = self.contexts + 1  # rows of one request
         self.subject_last = torch.tensor(starts)
+        if use_prefix_cache and decoder.prefix_cache is None and not decoder.takes("past_key_values"):
+            decoder.prefix_cache = self._distrust("has no cache")
         cached = use_prefix_cache and decoder.prefix_cache is not False
         self._lay_out(sequences, starts if cached else [0] * len(starts))
         self._first_pass(cached and self.ids.shape[1] < _window(self.model))
@@ -222,11 +223,14 @@ class _Problem:
         """
         if self.cache is not None and self.decoder.prefix_cache is None and len(set(self.subject_last.tolist())) > 1:
             whole = _Problem(self.decoder, self.layers[-1], rows, False, self.branches)
-            self.decoder.prefix_cache = self._equals(whole)
-        trusted = self.cache is not None and self.decoder.prefix_cache is not False
-        if not trusted:
-            log.info("%s has no cache that can be cut and trusted: whole sequences run", type(self.model).__name__)
-        return trusted
+            self.decoder.prefix_cache = self._equals(whole) or self._distrust("reads a cached prefix otherwise than text")
+        if self.cache is None and self.decoder.prefix_cache is not False:
+            log.info("%s: this batch's cache cannot be cut, so its targets run whole sequences", type(self.model).__name__)
+        return self.cache is not None and self.decoder.prefix_cache is not False
+
+    def _distrust(self, why: str) -> Literal[False]:
+        log.warning("%s %s: targets run whole sequences", type(self.model).__name__, why)
+        return False
 
     @torch.no_grad()
     def _equals(self, other: _Problem) -> bool:
@@ -274,7 +278,10 @@ class _Problem:
         if use_cache and self.prefix:
             suffix = self.ids.shape[1] - self.prefix
             every_row = torch.arange(len(self.ids), device=self.device)
-            self.cache = _cut(getattr(output, "past_key_values", None), suffix, self.prefix, every_row)
+            given = getattr(output, "past_key_values", None)
+            if given is None:
+                self.decoder.prefix_cache = self._distrust("has no cache")
+            self.cache = _cut(given, suffix, self.prefix, every_row)
         at_layers = [self._at_bare(hidden_states(captured[layer])[:, self.prefix :]) for layer in self.layers]
         self.z = at_layers[0] if self.unit is None else torch.stack([z.to(self.device) for z in at_layers], 1)
         self.norms = self.z.norm(dim=-1)
@@ -301,8 +308,7 @@ class _Problem:
             yield seen
 
     def _position_ids(self, positions: Tensor) -> dict[str, Tensor]:
-        known = inspect.signature(self.model.forward).parameters  # of the base model: a wrapper's says nothing
-        return {"position_ids": positions} if "position_ids" in known else {}
+        return {"position_ids": positions} if self.decoder.takes("position_ids") else {}
 
     def select(self, keep: Tensor) -> None:
         """Continue with some of the requests only."""

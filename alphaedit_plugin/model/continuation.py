@@ -126,12 +126,13 @@ def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Call
         on_text()
     live = [text for text in texts if not text.over]
     cache: Any
-    cache, done = _shared_cache(model, live, decoder.device)
+    caches = decoder.takes("past_key_values")
+    cache, done = _shared_cache(model, live, decoder.device) if caches else (None, 0)
     upto = min((len(text.ids) for text in live), default=0)
     while live:
         step = torch.tensor([text.ids[done if cache is not None else 0 : upto] for text in live])
         with logits_at(decoder.head, torch.arange(len(live)), torch.full((len(live),), -1)):
-            output = model(input_ids=step.to(decoder.device), past_key_values=cache, use_cache=True)
+            output = model(input_ids=step.to(decoder.device), past_key_values=cache, use_cache=caches)
         cache, done, upto = getattr(output, "past_key_values", None), upto, upto + 1
         writing = [row for row, text in enumerate(live) if len(text.ids) == done]
         if not writing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,6 +144,10 @@ class Decoder:
     def hidden_size(self) -> int:
         config = self.model.config
         return int(getattr(config, "get_text_config", lambda: config)().hidden_size)
+
+    def takes(self, argument: str) -> bool:
+        """Whether the model's own forward knows this argument. (A wrapper's says nothing about it.)"""
+        return argument in inspect.signature(self.model.forward).parameters
 
     def block_name(self, layer: int) -> str:
         return f"{self.blocks_name}.{layer}"

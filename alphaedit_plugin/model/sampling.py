@@ -90,11 +90,11 @@ def sample(
     device = decoder.device
     generator = torch.Generator().manual_seed(seed)
     ids = torch.tensor(starts)
-    cache, step = None, ids
+    cache, step, caches = None, ids, decoder.takes("past_key_values")
     on_step(ids.numel())
     with evaluating(decoder.model), eager_attention(decoder.model):
         while ids.shape[1] < length:
-            output = decoder.model(input_ids=step.to(device), past_key_values=cache, use_cache=True)
+            output = decoder.model(input_ids=step.to(device), past_key_values=cache, use_cache=caches)
             cache = getattr(output, "past_key_values", None)
             logits = output.logits[:, -1].float().cpu()
             logits[:, list(banned)] = -torch.inf

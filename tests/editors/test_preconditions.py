@@ -10,6 +10,7 @@ import torch
 from support.editing import COVARIANCES, HYPERPARAMETERS, LAYERS, RECORDS, session, weights
 from support.spaces import random_covariance
 from support.tiny import model_of
+from support.unusual import UNUSUAL, unusual
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 from transformers.integrations.finegrained_fp8 import FP8Linear
@@ -74,9 +75,7 @@ def test_a_model_loaded_under_inference_mode_is_refused_by_the_name_of_a_weight(
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neo", "gptj", "openai-gpt", "mpt", "biogpt"])
 @pytest.mark.parametrize("method", ["memit", "rome"])
 def test_a_prompt_longer_than_the_positions_is_named_with_both_numbers(name, method, tokenizer):
-    sizes = {"n_layer": 4, "n_head": 2, "n_embd": 16, "n_positions": 128}  # where they are not those of `tiny.py`
-    mpt = {"d_model": 16, "n_heads": 2, "n_layers": 4, "expansion_ratio": 2, "max_seq_len": 128}
-    model = model_of(name, **{"openai-gpt": sizes, "mpt": mpt}.get(name, {}))
+    model = unusual(name) if name in UNUSUAL else model_of(name)
     tokens = len(tokenizer(LONG["prompt"].replace("{}", LONG["subject"]) + " " + LONG["target_new"])["input_ids"])
     message = rf"request 1 .*The river flows.* has {tokens} tokens, but .* has 128 positions"
     refused(model, tokenizer, RequestError, message, [RECORDS[0], LONG], method, covariances=fitting(model))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.references import PROMPTS
 from support.tiny import NAMES, always, model_of, tiny
+from support.unusual import UNUSUAL, unusual
 
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import RequestError
@@ -40,9 +41,10 @@ def one_by_one(model, start, limit, banned=()):
     return ids[len(start) :]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *UNUSUAL])
 def test_texts_of_unequal_length_go_on_as_one_by_one_on_every_architecture(name):
-    model = model_of(name, torch.float32)
+    """With a cache or without."""
+    model = unusual(name, dtype=torch.float32) if name in UNUSUAL else model_of(name, torch.float32)
     apart, alike = starts_of((1, 7, 3, 7)), starts_of((2, 5, 2), shared=range(5, 25))
     for starts in (apart, alike):
         limits = [4, 2, 5, 0][: len(starts)]

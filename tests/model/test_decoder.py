@@ -8,6 +8,7 @@ import accelerate
 import pytest
 import torch
 from support.tiny import ARCHITECTURES, NAMES, tiny
+from support.unusual import UNUSUAL, unusual
 from torch import nn
 from torch.nn.utils import prune
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, T5Config, T5ForConditionalGeneration
@@ -385,43 +386,10 @@ def test_a_module_that_several_layers_share_is_refused_with_their_numbers(share)
     assert decoder.out_projection(2).name == "model.layers.2.mlp.down_proj"
 
 
-# architecture -> (its config, as far as it is not that of `tiny.py`, and the out-projection)
-UNUSUAL = {
-    "rwkv": ({"attention_hidden_size": 16, "context_length": 128}, "rwkv.blocks.{}.feed_forward.value"),
-    "gemma3n_text": (
-        {
-            "head_dim": 8,
-            "laurel_rank": 4,
-            "hidden_size_per_layer_input": 8,
-            "vocab_size_per_layer_input": 128,
-            "altup_num_inputs": 2,
-            "num_kv_shared_layers": 0,
-            "layer_types": ["full_attention"] * 4,
-            "activation_sparsity_pattern": [0.0] * 4,
-        },
-        "model.layers.{}.mlp.down_proj",
-    ),
-    "gemma4_text": (
-        {
-            "head_dim": 8,
-            "hidden_size_per_layer_input": 8,
-            "vocab_size_per_layer_input": 128,
-            "num_kv_shared_layers": 0,
-            "layer_types": ["full_attention"] * 4,
-        },
-        "model.layers.{}.mlp.down_proj",
-    ),
-    "recurrent_gemma": ({"head_dim": 8, "lru_width": 16}, "model.layers.{}.mlp_block.down_proj"),
-    "openai-gpt": ({"n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 128}, "transformer.h.{}.mlp.c_proj"),
-    "mpt": ({"d_model": 16, "n_heads": 2, "n_layers": 4}, "transformer.blocks.{}.ffn.down_proj"),
-}
-
-
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_side_paths_and_mixing_weights_are_not_taken_for_experts(name):
-    settings, template = UNUSUAL[name]
-    found = Decoder(tiny(name, **settings)).out_projections(LAYERS)
-    assert [each.name for each in found.values()] == [template.format(layer) for layer in LAYERS]
+    found = Decoder(unusual(name)).out_projections(LAYERS)
+    assert [each.name for each in found.values()] == [UNUSUAL[name][1].format(layer) for layer in LAYERS]
 
 
 def test_an_encoder_decoder_is_named_for_what_it_is():

@@ -96,10 +96,10 @@ def _adding(module: nn.Module, delta: Tensor, position: int) -> Any:
     """Hook a block so that delta is added to its output at one token: h_i^L += δ_i in MEMIT's eq. 16."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple | list) else output
         changed = hidden.clone()
         changed[0, position] = changed[0, position] + delta
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return (changed, *output[1:]) if isinstance(output, tuple | list) else changed
 
     return module.register_forward_hook(hook)
 
@@ -109,7 +109,7 @@ def _block_output(model: nn.Module, ids: Sequence[int], module: nn.Module, posit
     seen: list[Tensor] = []
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple | list) else output
         seen.append(hidden[0, position].detach().clone())
 
     with torch.no_grad(), _hooked(module.register_forward_hook(hook)):
