@@ -91,7 +91,7 @@ def causal_trace(
 
     `noise` is relative to the standard deviation of the embeddings of all these subjects, and `samples` of it are drawn
     for each prompt, from `seed`. `window` defaults to a fifth of the depth, as in ROME. Without `every_position` only
-    the subject's last token is traced. Prompts whose object noise makes no less probable are left out: they do not
+    `recall` is traced, for a small part of the cost. Prompts whose object noise makes no less probable are left out: they do not
     depend on the subject. Raises TuningError if none is left.
     """
     decoder = Decoder.of(model, template)
@@ -174,8 +174,8 @@ class _Fact:
         classes = classes_of(self.prompt)
         positions = sorted(classes) if every_position else [self.prompt.subject_last]
         index = torch.tensor([classes[position] for position in positions])
-        tables = []
-        for restored in (self._hidden_restored, self._mlp_restored):
+        tables = [] if every_position else [torch.full((len(CLASSES), self.depth), torch.nan, dtype=torch.float64)]
+        for restored in (self._hidden_restored, self._mlp_restored) if every_position else (self._mlp_restored,):
             gains = torch.stack([restored(layer, positions) for layer in range(self.depth)], 1) - self.corrupted
             sums = torch.zeros(len(CLASSES), self.depth, dtype=torch.float64).index_add(0, index, gains)
             tables.append(sums / torch.bincount(index, minlength=len(CLASSES))[:, None])  # 0 / 0 is nan: none of these

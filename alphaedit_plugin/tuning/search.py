@@ -34,7 +34,8 @@ MARGIN = 0.005
 WIDTHS = (1, 2, 3, 5, 8)
 ENERGIES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """Shares of the keys' energy that a null space may hold (`Criterion.energy`): the rungs of the criterion's ladder."""
-_TRACE_SAMPLES = 5
+_TRACED, _SAMPLES = 10, 3
+"""Facts and draws of noise for the trace: it proposes where to begin, and trials decide."""
 
 Step = Callable[[Hyperparameters, int], Hyperparameters | None]
 
@@ -125,14 +126,14 @@ class _Search:
         self.bar = tqdm(total=round(budget.seconds), desc="tune", unit="s", disable=not progress)
 
     def _trace(self, settings: Hyperparameters) -> None:
-        requests = [fact.request for fact in self.trials.facts]
+        requests = [fact.request for fact in self.trials.facts[:_TRACED]]
         try:
             self.trace = causal_trace(
                 self.trials.model,
                 self.trials.tokenizer,
                 requests,
                 every_position=False,
-                samples=_TRACE_SAMPLES,
+                samples=_SAMPLES,
                 template=settings.rewrite_module_tmp,
             )
         except TuningError as failure:
