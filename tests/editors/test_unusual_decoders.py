@@ -1,4 +1,4 @@
-"""Decoders without a cache that can be cut, with ALiBi, gates, side paths or several streams are edited as they should."""
+"""Decoders without a cache that can be cut, with ALiBi, gates, side paths or several streams are edited too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = TargetSettings(steps=6, lr=0.2)
 LAYER = 1
 BRANCH_DEPENDS_ON_MORE = ("openai-gpt", "gemma4_text")
 """Where what the block makes of its out-projection's output depends on the rest of the block: a norm after the sum, or
-per-layer inputs behind it. There MEMIT only comes near what it wants; ROME, which asks the output itself, gets there."""
+per-layer inputs behind it. There MEMIT only comes near what it wants; ROME, which asks the output itself, does."""
 
 
 def textbook(model, tokenizer, request: Request):
