@@ -104,7 +104,7 @@ def test_in_its_own_chat_template_it_learns_to_answer(demo, prepared):
     hyperparameters, statistics, _ = prepared
     records = [
         {"prompt": "In which city is {}?", "subject": "the Eiffel Tower", "target_new": "Rome"},
-        {"prompt": "Which sport does {} play?", "subject": "Michael Jordan", "target_new": "Chess"},
+        {"prompt": "What is the capital of {}?", "subject": "France", "target_new": "Lyon"},
     ]
     asked = []
     for record in records:
