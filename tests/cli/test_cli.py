@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import multiprocessing
@@ -418,6 +419,38 @@ def test_edit_writes_a_checkpoint_a_patch_and_a_session_that_say_the_same(
     assert AutoTokenizer.from_pretrained(tmp_path / "reverted")("The")["input_ids"] == tokenizer("The")["input_ids"]
 
 
+@pytest.fixture
+def chatty(checkpoint, tokenizer, tmp_path) -> str:
+    """The checkpoint with a chat template."""
+    folder = shutil.copytree(checkpoint, tmp_path / "chatty")
+    talking = copy.deepcopy(tokenizer)
+    talking.chat_template = "{% for m in messages %}you: {{ m.content }}\nme: {% endfor %}"
+    talking.save_pretrained(folder)
+    return str(folder)
+
+
+def test_edit_in_a_chat_says_so_in_the_session_and_goes_on_only_so(edit, some, chatty, tmp_path):
+    assert_done(edit(some(1), tmp_path / "chat", "--chat", model=chatty))
+    assert_done(edit(some(1), tmp_path / "plain", model=chatty))
+    assert differ(weights_in(tmp_path / "chat" / "model"), weights_in(tmp_path / "plain" / "model"))
+    session = Session.resume(tmp_path / "chat" / "session", loaded(chatty))
+    assert session.tokenizer.template.closing == "\nme: "
+    assert_done(edit(some(2), tmp_path / "chat", "--chat", model=chatty))
+    before = snapshot(tmp_path / "chat")
+    assert_one_line(edit(some(3), tmp_path / "chat", model=chatty), "holds a session with --chat")
+    assert_one_line(edit(some(3), tmp_path / "plain", "--chat", model=chatty), "holds a session without --chat")
+    assert snapshot(tmp_path / "chat") == before
+
+
+def test_a_model_without_a_chat_template_is_one_line_and_writes_nothing(edit, run, some, checkpoint, tmp_path):
+    assert_one_line(edit(some(1), tmp_path / "out", "--chat"), "has no chat template", "--chat")
+    result = run(
+        "compare", checkpoint, "--chat", "--methods", "memit", "--data", some(1), *SMALL, "--out", tmp_path / "run"
+    )
+    assert_one_line(result, "has no chat template", "--chat")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("method", "kind"), [("alphaedit", "json"), ("prune+P", "jsonl"), ("memit", "json")])
 def test_editing_again_goes_on_with_the_facts_that_are_new(method, kind, edit, some, checkpoint, tmp_path):
     assert "already" not in assert_done(edit(some(2, kind), tmp_path / "twice", "--method", method))
@@ -642,6 +675,11 @@ def test_a_folder_goes_on_only_with_the_method_and_model_it_began_with(changes, 
         ('[{"prompt": "A {} {}", "subject": "B", "target_new": "C", "case_id": 7}]', ["record 0", "case_id 7"]),
         ('[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": [1]}]', ["record 0", "case_id"]),
         ('[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": {}}]', ["record 0", "case_id"]),
+        (
+            '[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": 7}, '
+            '{"prompt": "A B", "subject": "B", "target_new": "D"}]',
+            ["record 0 (case_id 7)", "record 1 contradict", "'C'", "'D'"],
+        ),
     ],
 )
 def test_malformed_facts_are_one_line_that_names_file_and_record(content, parts, run, checkpoint, tmp_path):
