@@ -91,8 +91,8 @@ def causal_trace(
 
     `noise` is relative to the standard deviation of the embeddings of all these subjects, and `samples` of it are drawn
     for each prompt, from `seed`. `window` defaults to a fifth of the depth, as in ROME. Without `every_position` only
-    `recall` is traced, for a small part of the cost. Prompts whose object noise makes no less probable are left out: they do not
-    depend on the subject. Raises TuningError if none is left.
+    `recall` is traced, for a small part of the cost. Prompts whose object noise makes no less probable are left out:
+    they do not depend on the subject. Raises TuningError if none is left.
     """
     decoder = Decoder.of(model, template)
     depth = len(decoder)
