@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class ROME(Editor):
     """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model that the previous one left.
 
     k and v are the key and the value of the bare prompt; the edited layer maps k to v* exactly. k̄ is the key averaged
-    over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
+    over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn. Where a norm follows v, only its
+    direction counts, and ‖v* − v‖ ≤ ‖v‖ whatever `clamp_norm_factor` allows.
     """
 
     @classmethod
@@ -80,13 +82,16 @@ class ROME(Editor):
         branches = [] if self.direct else [sweep.branch(projection)]
         key = keys[:1].to(projection.matrix.dtype)
         value = projection.module(key)
+        settings = self.hyperparameters.target_settings
+        if any(branch.saturates for branch in branches):  # a longer v reaches no further
+            settings = replace(settings, clamp=min(settings.clamp, 1.0))
         found = optimise_targets(
             self.decoder,
             self.tokenizer,
             [request],
             self.contexts,
             projection.layer,
-            self.hyperparameters.target_settings,
+            settings,
             norms=torch.stack([branch.length for branch in branches], 1) if branches else value.norm(dim=1),
             branches=branches,
         )

@@ -24,7 +24,7 @@ from alphaedit_plugin.model.undisturbed import seeded, undisturbed
 from alphaedit_plugin.storage.store import Store
 from support import tiny as tiny_models
 from support import world
-from support.tiny import ARCHITECTURES, tiny
+from support.tiny import ARCHITECTURES, MORE, NAMES, tiny
 
 FOLDER = "ALPHAEDIT_LEARNED"
 """The environment's name of the folder that keeps what was trained; by default one in the user's cache."""
@@ -45,6 +45,7 @@ _SIZES = {
     "head_dim": 16,
     "rotary_dim": 16,
 }
+DECODERS = (*NAMES, *(name for name in MORE if name not in NAMES))
 BOS = frozenset({"llama", "mistral", "gemma", "gemma2", "gemma3_text", "cohere", "bloom", "opt"})
 """Architectures whose tokenizer puts a BOS before every text. The others' adds nothing."""
 
@@ -67,7 +68,8 @@ def learned(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 
 def _untrained(name: str, tokenizer: Any) -> PreTrainedModel:
-    settings = {key: _SIZES.get(key, value) for key, value in ARCHITECTURES[name][0].items()}
+    tiniest = MORE[name] if name in MORE else ARCHITECTURES[name][0]
+    settings = {key: _SIZES.get(key, value) for key, value in tiniest.items()}
     model = tiny(name, scale=0.1, **{**settings, "vocab_size": len(tokenizer)})
     model.set_attn_implementation("eager")
     return model
