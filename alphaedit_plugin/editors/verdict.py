@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ..model.continuation import continuations
+from ..model.continuation import continuations, positions
+from ..model.decoder import Decoder
 from ..model.likelihood import score_tokens
 from .requests import Request, encode
 
@@ -60,7 +61,12 @@ def answers(model: nn.Module, tokenizer: Any, requests: Sequence[Request]) -> li
         predicted[: agreement(predicted, one.target) + 1]
         for predicted, one in zip(scored.predicted, encoded, strict=True)
     ]
-    open_ = [i for i, one in enumerate(encoded) if len(known[i]) < len(one.target)]
+    room = positions(Decoder.of(model).model)
+    open_ = [
+        i
+        for i, one in enumerate(encoded)
+        if len(known[i]) < len(one.target) and len(one.ids) + len(known[i]) <= room
+    ]
     missing = [len(encoded[i].target) - len(known[i]) for i in open_]
     for i, more in zip(open_, continuations(model, [encoded[i].ids + known[i] for i in open_], missing), strict=True):
         known[i] = known[i] + more

@@ -41,7 +41,7 @@ def continuations(
     Raises RequestError for a start longer than the model's positions.
     """
     model = Decoder.of(model).model  # without what may be around it
-    room = _positions(model)
+    room = positions(model)
     for start in starts:
         if len(start) > room:
             raise RequestError(f"a prompt has {len(start)} tokens, but the model has only {room} positions")
@@ -58,7 +58,8 @@ def continuations(
     return written
 
 
-def _positions(model: Any) -> float:
+def positions(model: Any) -> float:
+    """How many tokens the model says it can continue; infinite if it says nothing."""
     config = getattr(model.config, "get_text_config", lambda: model.config)()
     known = getattr(config, "max_position_embeddings", None)
     return known if isinstance(known, int) and known > 0 else float("inf")

@@ -181,6 +181,7 @@ class Session:
                 self._unfinish()
                 self.batches.append(Batch(tuple(requests), self.editor.edit(requests, targets)))
             return Verdicts(requests)
+        self.editor.check(requests)
         first = self._first_tokens(requests)
         if on_failure != "allow":
             refuse(requests, first)
@@ -205,6 +206,7 @@ class Session:
         attention sink's key (`editors/first_token.py`).
         """
         requests = parse_requests(records)
+        self.editor.check(requests)
         refuse(requests, self._first_tokens(requests))
         return requests
 

@@ -29,7 +29,7 @@ def chatty(bos_tokenizer):
 def test_a_chat_is_another_comparison_and_goes_on_where_it_was(chatty, tmp_path, monkeypatch):
     model, edits = fresh(), []
     edit = Session.edit
-    monkeypatch.setattr(Session, "edit", lambda self, *args: edits.append(0) or edit(self, *args))
+    monkeypatch.setattr(Session, "edit", lambda self, *args, **options: edits.append(0) or edit(self, *args, **options))
     options = {"folder": tmp_path / "run", "facts": 2, "measures": [FactScores(), Texts(limit=1)]}
     plain = compared(model, chatty, ["memit"], **options)
     chat = compared(model, chatty, ["memit"], chat=True, **options)

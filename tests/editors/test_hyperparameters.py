@@ -317,7 +317,7 @@ def test_every_shipped_file_loads_and_fits_easyedits_shape(path):
 
 
 def test_every_method_has_a_file_for_every_model():
-    assert len(SHIPPED) == len(METHODS) * len(MODELS) == 40
+    assert len(SHIPPED) == len(METHODS) * len(MODELS) == 45
     assert {path.parent.name for path in SHIPPED} == set(METHODS.values())
     for folder in METHODS.values():
         assert {path.stem for path in SHIPPED if path.parent.name == folder} == MODELS
@@ -384,7 +384,7 @@ def test_rome_edits_one_layer_with_its_own_templates(model):
     """EasyEdit's and ROME's: short and long ones, 20 where MEMIT writes 5."""
     found = Hyperparameters.for_model("rome", MODEL, model)
     assert len(found.layers) == 1
-    assert found.clamp_norm_factor > 1
+    assert found.clamp_norm_factor >= 1
     assert {tokens for tokens, _ in found.context_template_length_params} == {5, 10}
 
 

@@ -264,7 +264,7 @@ def test_a_model_without_weights_is_refused():
 
 
 class Codes(torch.Tensor):
-    """A weight as torchao keeps it: it answers for codes and scales that it holds, in the type of what they mean."""
+    """A weight as torchao keeps it: it answers for codes and a scale, in the type of what they stand for."""
 
     @staticmethod
     def __new__(cls, codes: torch.Tensor, scale: float) -> Codes:
