@@ -69,7 +69,7 @@ class Bed:
         self.null_spaces: NullSpaces = null_spaces_of(
             self.statistics, LAYERED.null_space, store=Store(folder / "store")
         )
-        # Where attention and feed-forward part are parallel, the first keys are those of single tokens: fewer than d_in.
+        # Where attention and feed-forward part are parallel, the first keys are those of single tokens, too few.
         self.layers = tuple(
             layer
             for layer, covariance in self.statistics.covariances.items()
