@@ -27,12 +27,13 @@ FACTS = world.counterfacts(8)
 REQUESTS = [fact.request for fact in FACTS]
 LAYERED = Hyperparameters(
     layers=(0, 1, 2),
-    v_lr=0.2,
+    v_num_grad_steps=40,
+    clamp_norm_factor=1.5,
     mom2_update_weight=5.0,
     L2=0.05,
     null_space=Criterion(nullity=0.7),
 )
-ROME = Hyperparameters(layers=(1,), v_lr=0.2, clamp_norm_factor=4.0, null_space=Criterion(nullity=0.7))
+ROME = Hyperparameters(layers=(1,), clamp_norm_factor=4.0, null_space=Criterion(nullity=0.7))
 
 
 @dataclass(frozen=True)
