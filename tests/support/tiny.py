@@ -81,6 +81,7 @@ MORE: dict[str, dict] = {
     },
     **{name: {**_LLAMA, **_HEAD_DIM} for name in ("nemotron", "persimmon", "ernie4_5", "gpt_bigcode", "bitnet")},
     "granite": {**_LLAMA, "residual_multiplier": 0.22},
+    "cohere": {**_LLAMA, "logit_scale": 1.0},
 }
 """Settings of architectures that only learned models have, or have with other settings: see `learned.py`."""
 
