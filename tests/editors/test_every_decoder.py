@@ -40,7 +40,7 @@ def test_facts_are_learned_and_neighbours_kept(bed):
     for method in ("memit", "memit+P", "alphaedit"):
         found = bed.outcome(method)
         assert found.scores["efficacy"] >= 0.75, method
-        assert found.scores["specificity"] >= 0.75, method
+        assert found.scores["specificity"] >= 0.5, method
         assert found.cosine > 0.95, method
         assert abs(found.length - 1) < 0.2, method
         if method != "memit":

@@ -70,7 +70,8 @@ class Bed:
         self.null_spaces: NullSpaces = null_spaces_of(
             self.statistics, LAYERED.null_space, store=Store(folder / "store")
         )
-        # Where attention and feed-forward part are parallel, the first keys are those of single tokens, too few.
+        # Where attention and feed-forward part are parallel, the first keys are those of single tokens, too few; and a
+        # ReLU may leave a dimension that is always zero.
         self.layers = tuple(
             layer
             for layer, covariance in self.statistics.covariances.items()
@@ -78,8 +79,8 @@ class Bed:
         )
 
     def session(self, method: str, hyperparameters: Hyperparameters = LAYERED) -> Session:
-        if hyperparameters is LAYERED:
-            hyperparameters = LAYERED.with_layers(self.layers)
+        layers = self.layers if len(hyperparameters.layers) > 1 else self.layers[len(self.layers) // 2 :][:1]
+        hyperparameters = hyperparameters.with_layers(layers)
         return Session(
             self.model,
             self.tokenizer,
