@@ -509,7 +509,7 @@ def test_a_16_bit_model_is_edited_by_every_method(dtype, method, tokenizer):
 
 SAME_SUBJECT = (
     {"prompt": "{} is located in the city of", "subject": "The Eiffel Tower", "target_new": "Rome"},
-    {"prompt": "{} is located in the city of", "subject": "The Eiffel Tower", "target_new": "Paris"},
+    {"prompt": "{} plays the sport of", "subject": "The Eiffel Tower", "target_new": "Paris"},
     {"prompt": "{} plays the sport of", "subject": "Michael Jordan", "target_new": "chess"},
 )
 
