@@ -36,7 +36,7 @@ class ROME(Editor):
 
     k and v are the key and the value of the bare prompt; the edited layer maps k to v* exactly. k̄ is the key averaged
     over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn. Where a norm follows v, only its
-    direction counts, and ‖v* − v‖ ≤ ‖v‖ whatever `clamp_norm_factor` allows.
+    direction counts, and ‖v* − v‖ ≤ 2‖v‖ whatever `clamp_norm_factor` allows.
     """
 
     @classmethod
@@ -83,8 +83,8 @@ class ROME(Editor):
         key = keys[:1].to(projection.matrix.dtype)
         value = projection.module(key)
         settings = self.hyperparameters.target_settings
-        if any(branch.saturates for branch in branches):  # a longer v reaches no further
-            settings = replace(settings, clamp=min(settings.clamp, 1.0))
+        if any(branch.saturates for branch in branches):  # twice ‖v‖ reaches every direction
+            settings = replace(settings, clamp=min(settings.clamp, 2.0))
         found = optimise_targets(
             self.decoder,
             self.tokenizer,
