@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ..baselines.hyperparameters import hyperparameters, layers_of
 from ..baselines.names import Named
 from ..editors.chat import Chat
 from ..editors.hyperparameters import Hyperparameters
+from ..editors.requests import Request
 from ..editors.variant import Variant
 from ..errors import CompareError
 from ..model.decoder import Decoder
@@ -21,6 +23,8 @@ from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
+
+log = logging.getLogger(__name__)
 
 _LIKE = {"rome": "rome", "alphaedit": "alphaedit"}
 """EasyEdit's methods that get the layers and statistics of our method of that name; all others get memit's."""
@@ -81,6 +85,7 @@ class _EasyEditEntry(Entry):
 
     def run(self, course: Course, together: Sequence[Any], place: Workplace) -> Generator[Stop, None, None]:
         ground, statistics = self.ground, self.statistics.of_layers(self.layers)
+        self._tell_of_other_borders([request for batch in course.batches for request in batch])
         with (
             baseline(
                 self.named,
@@ -103,6 +108,17 @@ class _EasyEditEntry(Entry):
                     now = self._weights(model)
                     for entry in together:
                         yield Stop(entry.name, course.by_batch[index], model, seconds, base, now)
+
+    def _tell_of_other_borders(self, requests: Sequence[Request]) -> None:
+        """EasyEdit puts a space before every target that has none."""
+        other = [each for each in requests if each.completion != f" {each.target_new.removeprefix(' ')}"]
+        if other:
+            log.warning(
+                "%s is taught another text than is measured for %d facts: EasyEdit puts a space after %r",
+                self.name,
+                len(other),
+                other[0].text,
+            )
 
     def _weights(self, model: Any) -> dict[int, Any]:
         """The weights that the method writes; empty if it writes no out-projections."""

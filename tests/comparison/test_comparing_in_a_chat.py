@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from support.comparing import compared, facts_of, fresh, statistics_of, timeless
-from support.editing import HYPERPARAMETERS
+from support.editing import HYPERPARAMETERS, RECORDS
 
 from alphaedit_plugin.comparison.compare import compare
+from alphaedit_plugin.comparison.easyedits import _EasyEditEntry
 from alphaedit_plugin.comparison.run_folder import read_run
+from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import ChatError, CompareError, RequestError
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.texts import Texts
@@ -76,3 +79,12 @@ def test_two_facts_of_one_batch_that_contradict_each_other_are_named_and_of_two_
     with pytest.raises(RequestError, match=r"fact 0 \(case_id 0\) and fact 2 \(case_id x\) contradict"):
         compared(fresh(), tokenizer, ["memit"], facts=facts, batch_size=3)
     assert len(compared(fresh(), tokenizer, ["memit"], facts=facts, batch_size=2).rows) == 2
+
+
+def test_it_is_said_that_easyedit_teaches_another_text_than_was_written(caplog):
+    entry = SimpleNamespace(name="easyedit:FT")
+    records = [facts_of(1)[0].request, Request.parse({**RECORDS[1], "prompt": "Who is {}?\n"}, "r")]
+    _EasyEditEntry._tell_of_other_borders(entry, records[:1])
+    assert not caplog.records
+    _EasyEditEntry._tell_of_other_borders(entry, records)
+    assert "for 1 facts: EasyEdit puts a space after 'Who is Danielle Darrieux?\\n'" in caplog.text
