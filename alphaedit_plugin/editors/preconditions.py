@@ -28,14 +28,15 @@ def check_mode() -> None:
     """Raises EditError where no gradient can be computed: under torch.inference_mode()."""
     if torch.is_inference_mode_enabled():
         raise EditError(
-            "torch.inference_mode() is active, and an edit needs gradients: edit outside of it (torch.no_grad() is fine)"
+            "torch.inference_mode() is active, but an edit needs gradients: edit outside of it (no_grad() is fine)"
         )
 
 
 def check_editable(decoder: Decoder, tokenizer: Any, projections: Mapping[int, OutProjection]) -> None:
     """Whether this model can be edited at these out-projections, with this tokenizer.
 
-    Reads every weight once and runs a few tokens up to the last of the layers. Raises EditError or ModelStructureError naming the weight.
+    Reads every weight once and runs a few tokens up to the last of the layers. Raises EditError or ModelStructureError,
+    naming the weight.
     """
     check_mode()
     for projection in projections.values():
@@ -53,7 +54,7 @@ def check_editable(decoder: Decoder, tokenizer: Any, projections: Mapping[int, O
 def check_requests(
     decoder: Decoder, tokenizer: Any, requests: Sequence[Request], contexts: Sequence[str] = ("{}",)
 ) -> None:
-    """Whether the model can read every request in every context. Raises RequestError naming the first that it cannot."""
+    """Whether the model can read every request in every context. Raises RequestError naming the first it cannot."""
     known, positions = _vocabulary(decoder), position_limit(decoder.model)
     for index, request in enumerate(requests):
         shown = textwrap.shorten(f"{request.text} {request.target_new}", _AT_MOST_SHOWN, placeholder=" …")
@@ -150,14 +151,14 @@ def _check_pass(decoder: Decoder, projections: Mapping[int, OutProjection]) -> N
         by_text = key.reshape(len(ids), -1, key.shape[-1])[:, :-1]
         if not _close(by_text[0], by_text[1]):
             raise ModelStructureError(
-                f"{kind} is no decoder: what it makes of a token depends on those that come after. Only decoders such as "
-                "GPT-2, Llama or Qwen can be edited"
+                f"{kind} is no decoder: what it makes of a token depends on those that come after. Only decoders such "
+                "as GPT-2, Llama or Qwen can be edited"
             )
         bias = projection.module.bias
         if not _close(linear(key, projection.matrix.to(key), bias if bias is None else bias.to(key)), value):
             raise ModelStructureError(
-                f"{projection.name} ({type(projection.module).__name__}) does not multiply with its weight alone, so it "
-                "cannot be edited: load the model in float32, bfloat16 or float16, without quantisation"
+                f"{projection.name} ({type(projection.module).__name__}) does not multiply with its weight alone, so "
+                "it cannot be edited: load the model in float32, bfloat16 or float16, without quantisation"
             )
         _check_adapter(decoder, projection, key)
     if _adds_to(decoder.given, model):
@@ -173,8 +174,8 @@ def _check_wrapper(decoder: Decoder, ids: Tensor) -> None:
     given = given.logits if hasattr(given, "logits") else given[0]
     if given.shape != plain.shape or not _close(given, plain):
         raise ModelStructureError(
-            f"the {type(decoder.given).__name__} around {kind} changes what it reads or says (prompt tuning?), which an "
-            "edit cannot see: edit the model inside before it is wrapped, or disable the adapter"
+            f"the {type(decoder.given).__name__} around {kind} changes what it reads or says (prompt tuning?), which "
+            "an edit cannot see: edit the model inside before it is wrapped, or disable the adapter"
         )
 
 
@@ -195,8 +196,8 @@ def _check_adapter(decoder: Decoder, projection: OutProjection, key: Tensor) -> 
     wanted = linear(key, moved - projection.matrix)
     if not _close(after - before, wanted, like=after):
         raise ModelStructureError(
-            f"the adapter around {projection.name} ({type(adapter).__name__}) changes what an edit of the weight inside "
-            "adds to its output: merge it first (PEFT: merge_and_unload)"
+            f"the adapter around {projection.name} ({type(adapter).__name__}) changes what an edit of the weight "
+            "inside adds to its output: merge it first (PEFT: merge_and_unload)"
         )
 
 

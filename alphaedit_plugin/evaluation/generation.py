@@ -195,6 +195,7 @@ def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Call
         on_text()
     live = [text for text in texts if not text.over]
     caches = decoder.takes("past_key_values")
+    cache: Any
     cache, done = _shared_cache(model, live, decoder.device) if caches else (None, 0)
     upto = min((len(text.ids) for text in live), default=0)
     while live:
@@ -226,7 +227,7 @@ def _shared_cache(model: Any, texts: Sequence[_Text], device: torch.device) -> t
         return None, 0
     ids = torch.tensor([texts[0].ids[:shared]], device=device)
     with logits_at(Decoder(model).head, torch.tensor([0]), torch.tensor([-1])):
-        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+        cache: Any = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
     if not hasattr(cache, "batch_repeat_interleave"):
         return None, 0
     cache.batch_repeat_interleave(len(texts))

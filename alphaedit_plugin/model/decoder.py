@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelStructureError
-from .writable import check_kept, check_numbers, dimensions
 from .wrappers import inner, unwrapped
+from .writable import check_kept, check_numbers, dimensions
 
 Projection = (nn.Linear, Conv1D)
 _STREAMED = 4

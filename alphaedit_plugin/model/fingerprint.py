@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from ..storage.tensors import tensor_digest
 from .decoder import Decoder, OutProjection, Projection
 from .trace import evaluating
-from .writable import dimensions
 from .wrappers import inner, plain_name, unwrapped
+from .writable import dimensions
 
 _VOLATILE = frozenset(
     {

@@ -88,9 +88,8 @@ class Session:
         `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written.
 
         Raises WrongModelError for null spaces of another model (`check_model=False` accepts them), EditError for null
-        spaces of another module, if a method that needs null spaces gets only `covariances`, or for a model that cannot
-        be edited (`preconditions.check_editable`, which may also raise ModelStructureError), and SessionError if `autosave`
-        holds a session already.
+        spaces of another module or if a method that needs null spaces gets only `covariances`, and SessionError if
+        `autosave` holds a session already; before all that, what `preconditions.check_editable` raises.
         """
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
         self.model, self.tokenizer = model, tokenizer

@@ -46,9 +46,9 @@ def refused(model, tokenizer, error, message, records=RECORDS, method="memit", *
     """The session is refused before it prepares anything, or the edit before it writes; the weights are as before."""
     before = bits(model)
     with pytest.raises(error, match=message) as caught:
-        session(
-            model, tokenizer, method, **{"covariances": None, "preparation": Untouchable(), **options}
-        ).edit(records)
+        session(model, tokenizer, method, **{"covariances": None, "preparation": Untouchable(), **options}).edit(
+            records
+        )
     assert "\n" not in str(caught.value)
     assert bits(model) == before
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""Decoders without a cache that can be cut, with ALiBi, gates, side paths or several streams are edited as they should."""
+"""Decoders without a cache that can be cut, with ALiBi, gates, side paths or several streams: edited as they should."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from alphaedit_plugin.model.decoder import Decoder
 CONTEXTS = ("{}", "The river flows. {}", "I said that they would come again. {}")
 SETTINGS = TargetSettings(steps=6, lr=0.2)
 LAYER = 1
-BRANCH_DEPENDS_ON_MORE = ("openai-gpt", "gemma4_text")
-"""Where what the block makes of its out-projection's output depends on the rest of the block: a norm after the sum, or
-per-layer inputs behind it. There MEMIT only comes near what it wants; ROME, which asks the output itself, gets there."""
+BRANCH_DEPENDS_ON_MORE = {"openai-gpt", "gemma4_text"}
+"""Where what the block makes of its out-projection's output depends on the rest of the block: on a sum before a norm,
+or on per-layer inputs. There MEMIT only comes near what it wants; ROME asks for a change of that output itself."""
 
 
 def textbook(model, tokenizer, request: Request):
@@ -88,64 +88,50 @@ def test_prefixes_that_are_equally_long_prove_nothing_about_a_cache(tokenizer):
     assert decoder.prefix_cache is False
 
 
-@pytest.mark.parametrize("method", ["memit", "rome"])
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_one_layer_moves_the_hidden_state_as_wanted_and_undo_restores_it(name, method, tokenizer):
-    """MEMIT as λ → 0, and ROME, of one fact in one context: its key is met exactly."""
-    model = unusual(name)
-    decoder = Decoder(model)
-    projection = decoder.out_projection(LAYER)
-    settings = replace(
-        HYPERPARAMETERS, layers=(LAYER,), mom2_update_weight=1e-12, v_num_grad_steps=4, clamp_norm_factor=0.2
-    )
-    begun = session(
+def begin(model, tokenizer, method):
+    """A session on one layer and one context, with λ → 0: the key of a single fact is met exactly."""
+    settings = {"mom2_update_weight": 1e-12, "v_num_grad_steps": 4, "clamp_norm_factor": 0.2}
+    return session(
         model,
         tokenizer,
         method,
-        hyperparameters=settings,
-        covariances={LAYER: random_covariance(projection.d_in)},
+        hyperparameters=replace(HYPERPARAMETERS, layers=(LAYER,), **settings),
+        covariances={LAYER: random_covariance(Decoder(model).out_projection(LAYER).d_in)},
         contexts=("{}",),
     )
-    before, wanted = projection.matrix.clone(), None
+
+
+@pytest.mark.parametrize("name", sorted(UNUSUAL.keys() - BRANCH_DEPENDS_ON_MORE))
+def test_one_layer_moves_the_hidden_state_as_wanted_and_undo_restores_it(name, tokenizer):
+    model = unusual(name)
+    begun = begin(model, tokenizer, "memit")
 
     def hidden():
         return Sweep(model, tokenizer, REQUESTS[:1], ("{}",)).hidden(LAYER)[0]
 
-    started = hidden()
-    if method == "memit" and name not in BRANCH_DEPENDS_ON_MORE:
-        targets = begun.editor.targets(REQUESTS[:1])
-        wanted = targets.delta.reshape(-1).double()
-        begun.edit(RECORDS[:1], targets)
-        moved = hidden() - started
-        assert float(torch.cosine_similarity(moved, wanted, dim=0)) >= 0.99
-        assert float(moved.norm() / wanted.norm()) == pytest.approx(1, abs=0.05)
-    else:
-        begun.edit(RECORDS[:1])
-        assert float((hidden() - started).norm()) > 0
+    started, targets = hidden(), begun.editor.targets(REQUESTS[:1])
+    wanted = targets.delta.reshape(-1).double()
+    begun.edit(RECORDS[:1], targets)
+    moved = hidden() - started
+    assert float(torch.cosine_similarity(moved, wanted, dim=0)) >= 0.99
+    assert float(moved.norm() / wanted.norm()) == pytest.approx(1, abs=0.05)
     begun.undo()
-    assert torch.equal(projection.matrix, before)
     assert torch.equal(hidden(), started)
 
 
-def nll(model, tokenizer, request):
-    return -oracle.success(model, tokenizer, request.text, request.target_new, "x")[0]
-
-
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_an_edit_makes_the_new_object_more_likely(name, tokenizer):
+def test_rome_moves_the_out_projections_output_as_wanted_and_undo_restores_it(name, tokenizer):
     model = unusual(name)
-    settings = replace(HYPERPARAMETERS, layers=(LAYER,), mom2_update_weight=1e-12, v_num_grad_steps=20, v_lr=0.5)
-    begun = session(
-        model,
-        tokenizer,
-        "rome",
-        hyperparameters=replace(settings, clamp_norm_factor=4.0, kl_factor=0.0),
-        covariances={LAYER: random_covariance(Decoder(model).out_projection(LAYER).d_in)},
-        contexts=("{}",),
-    )
-    before = nll(model, tokenizer, REQUESTS[0])
+    begun, projection = begin(model, tokenizer, "rome"), Decoder(model).out_projection(LAYER)
+    before = projection.matrix.clone()
+    (key,) = Sweep(model, tokenizer, REQUESTS[:1], ("{}",)).keys(projection)[0]
     begun.edit(RECORDS[:1])
-    assert nll(model, tokenizer, REQUESTS[0]) < before - 0.1
+    (update,) = begun.batches[0].written.updates
+    assert float(update.left.norm()) > 0
+    moved = (projection.matrix.double() - before.double()) @ key
+    torch.testing.assert_close(moved, update.left[:, 0].double(), rtol=1e-6, atol=1e-9)
+    begun.undo()
+    assert torch.equal(projection.matrix, before)
 
 
 @pytest.mark.parametrize("name", UNUSUAL)

@@ -264,7 +264,7 @@ def test_a_model_without_weights_is_refused():
 
 
 class Codes(torch.Tensor):
-    """A weight as torchao keeps it: it answers for codes and scales that it holds, in the type of what they stand for."""
+    """A weight as torchao keeps it: it answers for codes and a scale, in the type of what they stand for."""
 
     @staticmethod
     def __new__(cls, codes: torch.Tensor, scale: float) -> Codes:
@@ -394,19 +394,24 @@ def test_side_paths_and_mixing_weights_are_not_taken_for_experts(name):
 
 def test_an_encoder_decoder_is_named_for_what_it_is():
     config = T5Config(vocab_size=128, d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8)
-    with pytest.raises(ModelStructureError, match="T5ForConditionalGeneration is an encoder-decoder.*Llama"):
+    with pytest.raises(ModelStructureError, match=r"T5ForConditionalGeneration is an encoder-decoder.*Llama"):
         Decoder(T5ForConditionalGeneration(config))
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_bert_is_a_decoder_only_if_its_attention_is_causal(causal):
     config = BertConfig(
-        vocab_size=128, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, is_decoder=causal
+        vocab_size=128,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        is_decoder=causal,
     )
     if causal:
         assert len(Decoder(BertLMHeadModel(config))) == 2
     else:
-        with pytest.raises(ModelStructureError, match="BertForMaskedLM is no decoder.*Llama"):
+        with pytest.raises(ModelStructureError, match=r"BertForMaskedLM is no decoder.*Llama"):
             Decoder(BertForMaskedLM(config))
 
 

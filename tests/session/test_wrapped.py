@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 from safetensors import safe_open
-from support.editing import COVARIANCES, CONTEXTS, HYPERPARAMETERS, LAYERS, RECORDS, session, weights
+from support.editing import CONTEXTS, COVARIANCES, HYPERPARAMETERS, LAYERS, RECORDS, session, weights
 from support.spaces import random_spaces
 from support.tiny import model_of
 from support.wrapping import WRAPPERS, lora
@@ -74,9 +74,9 @@ def test_the_adapter_of_a_wrapped_model_loads_on_the_model_inside(wrap, tokenize
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_a_session_saved_on_a_wrapped_model_goes_on_on_the_model_inside(wrap, tokenizer, tmp_path):
-    edited(wrapped := wrap(model_of("llama")), tokenizer, "memit+P", spaces=random_spaces(model_of("llama"), LAYERS)).save(
-        tmp_path / "session"
-    )
+    edited(
+        wrapped := wrap(model_of("llama")), tokenizer, "memit+P", spaces=random_spaces(model_of("llama"), LAYERS)
+    ).save(tmp_path / "session")
     plain = model_of("llama")
     resumed = Session.resume(tmp_path / "session", plain, tokenizer)
     assert resumed.facts
