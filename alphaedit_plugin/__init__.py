@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comparison.compare import compare
+    from .editors.chat import Chat
+    from .editors.constrained import null_space_constrained
     from .editors.hyperparameters import Hyperparameters
     from .editors.layered import LayeredEditor
     from .editors.registry import method, modifier
     from .editors.update import Site, Update
     from .editors.variant import Variant
+    from .editors.verdict import Verdict
     from .errors import AlphaEditError
     from .evaluation.datasets import load_facts
     from .evaluation.fact_scores import score
     from .model.loading import load
-    from .nullspace.guard import guard, null_space_constrained
+    from .nullspace.guard import guard
     from .nullspace.null_spaces import NullSpaces
     from .nullspace.projection import Criterion
     from .nullspace.statistics import Preparation
@@ -34,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AlphaEditError": "errors",
+    "Chat": "editors.chat",
     "Criterion": "nullspace.projection",
     "Hyperparameters": "editors.hyperparameters",
     "LayeredEditor": "editors.layered",
@@ -43,6 +47,7 @@ _HOME = {
     "Site": "editors.update",
     "Update": "editors.update",
     "Variant": "editors.variant",
+    "Verdict": "editors.verdict",
     "apply_patch": "session.patch",
     "compare": "comparison.compare",
     "guard": "nullspace.guard",
@@ -50,7 +55,7 @@ _HOME = {
     "load_facts": "evaluation.datasets",
     "method": "editors.registry",
     "modifier": "editors.registry",
-    "null_space_constrained": "nullspace.guard",
+    "null_space_constrained": "editors.constrained",
     "revert_patch": "session.patch",
     "score": "evaluation.fact_scores",
     "shipped": "storage.shipped",
@@ -61,6 +66,7 @@ _HOME = {
 
 __all__ = [
     "AlphaEditError",
+    "Chat",
     "Criterion",
     "Hyperparameters",
     "LayeredEditor",
@@ -70,6 +76,7 @@ __all__ = [
     "Site",
     "Update",
     "Variant",
+    "Verdict",
     "apply_patch",
     "compare",
     "guard",

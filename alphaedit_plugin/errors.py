@@ -29,6 +29,10 @@ class RequestError(AlphaEditError):
     """An edit request is malformed. The message names the record."""
 
 
+class ChatError(AlphaEditError):
+    """A tokenizer has no chat template, or one that prompts cannot be wrapped in."""
+
+
 class HyperparameterError(AlphaEditError):
     """A hyperparameter file is malformed or holds an unknown or ill-typed key."""
 
@@ -47,6 +51,10 @@ class GuardError(EditError):
 
 class SessionError(AlphaEditError):
     """A session cannot be saved or resumed; model and files are unchanged."""
+
+
+class TuningError(AlphaEditError):
+    """Nothing could be traced or tuned: the facts do not show anything, or the budget was over too soon."""
 
 
 class CompareError(AlphaEditError):

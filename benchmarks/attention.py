@@ -3,8 +3,9 @@
 import torch
 from interleaved import seconds
 
+from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.model.decoder import eager_attention
-from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model.loading import load
 
 model, _ = load(DEMO_MODEL)
 ids = torch.randint(100, 40000, (64, 16))

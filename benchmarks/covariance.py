@@ -3,8 +3,9 @@
 import torch
 from interleaved import seconds
 
+from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.model.batches import batches
-from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model.loading import load
 from alphaedit_plugin.nullspace.covariance import collect
 
 model, _ = load(DEMO_MODEL)

@@ -16,7 +16,8 @@ from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import score
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.likelihood import score_pairs
-from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model import DEMO_MODEL
+from alphaedit_plugin.model.loading import load
 from alphaedit_plugin.model.snapshot import put_back
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.statistics import prepare_statistics

@@ -11,8 +11,9 @@ from interleaved import seconds
 
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.evaluation.datasets import load_facts
+from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model.loading import load
 from alphaedit_plugin.model.snapshot import put_back
 from alphaedit_plugin.nullspace.guard import guard
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of

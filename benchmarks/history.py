@@ -14,7 +14,8 @@ from alphaedit_plugin.editors.editor import Written
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model import DEMO_MODEL
+from alphaedit_plugin.model.loading import load
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.statistics import prepare_statistics
 from alphaedit_plugin.session.session import Session

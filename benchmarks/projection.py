@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from interleaved import seconds
 
-from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model import DEMO_MODEL
+from alphaedit_plugin.model.loading import load
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from alphaedit_plugin.nullspace.statistics import prepare_statistics

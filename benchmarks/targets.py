@@ -8,7 +8,8 @@ from alphaedit_plugin.editors.hyperparameters import TargetSettings
 from alphaedit_plugin.editors.keys import context_templates
 from alphaedit_plugin.editors.targets import optimise_targets
 from alphaedit_plugin.evaluation.datasets import load_facts
-from alphaedit_plugin.model.loading import DEMO_MODEL, load
+from alphaedit_plugin.model import DEMO_MODEL
+from alphaedit_plugin.model.loading import load
 from alphaedit_plugin.storage.shipped import shipped
 
 model, tokenizer = load(DEMO_MODEL)

@@ -23,7 +23,7 @@ def my_editor(model, tokenizer, requests, *, layers=(7, 8), steps=25, learning_r
         weight.requires_grad_(True)
     for request in requests:
         prompt = tokenizer(request.text, return_tensors="pt").input_ids
-        target = tokenizer(" " + request.target_new, return_tensors="pt").input_ids
+        target = tokenizer(request.completion, return_tensors="pt").input_ids
         ids = torch.cat([prompt, target], 1)
         labels = torch.cat([torch.full_like(prompt, -100), target], 1)
         optimiser = torch.optim.Adam(weights, lr=learning_rate)

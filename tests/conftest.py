@@ -78,7 +78,8 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture(scope="session")
 def demo():
     """(model, tokenizer) of SmolLM2-135M, converted into the user's cache on first use. Restore what you edit."""
-    from alphaedit_plugin.model.loading import DEMO_MODEL, load
+    from alphaedit_plugin.model import DEMO_MODEL
+    from alphaedit_plugin.model.loading import load
 
     return load(DEMO_MODEL)
 

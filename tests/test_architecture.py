@@ -17,7 +17,7 @@ FLOORS = (
     ("report",),
     ("comparison",),
     ("easyedit",),
-    ("baselines",),
+    ("baselines", "tuning"),
     ("session", "evaluation"),
     ("editors",),
     ("nullspace",),

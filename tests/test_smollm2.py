@@ -11,12 +11,15 @@ import torch
 
 from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
+from alphaedit_plugin.editors.requests import encode
+from alphaedit_plugin.editors.verdict import Reason
+from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.perplexity import Perplexity
+from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.model.loading import DEMO_MODEL
 from alphaedit_plugin.model.snapshot import put_back
 from alphaedit_plugin.nullspace.null_spaces import null_spaces_of
 from alphaedit_plugin.nullspace.projection import Criterion
@@ -95,6 +98,49 @@ def test_the_main_job_learns_the_facts_and_leaves_the_model_as_it_was(demo, fact
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
+def test_in_its_own_chat_template_it_learns_to_answer(demo, prepared):
+    """Tokens and probabilities are transformers' own: the turn of a user, then the object."""
+    model, tokenizer = demo
+    hyperparameters, statistics, _ = prepared
+    records = [
+        {"prompt": "In which city is {}?", "subject": "the Eiffel Tower", "target_new": "Rome"},
+        {"prompt": "What is the capital of {}?", "subject": "France", "target_new": "Lyon"},
+    ]
+    asked = []
+    for record in records:
+        turn = [{"role": "user", "content": record["prompt"].replace("{}", record["subject"])}]
+        ids = list(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
+        asked.append((ids, tokenizer(record["target_new"], add_special_tokens=False)["input_ids"]))
+
+    @torch.no_grad()
+    def losses() -> list[float]:
+        found = []
+        for ids, target in asked:
+            logits = model(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1].float()
+            found.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(target))))
+        return found
+
+    session = Session(
+        model,
+        tokenizer,
+        "memit",
+        hyperparameters=replace(hyperparameters, v_num_grad_steps=25, mom2_update_weight=1.0),
+        covariances=statistics.covariances,
+        contexts=("{}", "The tide comes in twice a day. {}"),
+        chat=True,
+    )
+    with put_back(session.projections):
+        for record, (ids, target) in zip(records, asked, strict=True):
+            encoded = encode(session.tokenizer, record["prompt"], record["subject"], record["target_new"])
+            assert (encoded.ids, encoded.target) == (ids, target)
+        before = losses()
+        session.edit(records)
+        after = losses()
+    print("mean loss per token, before and after:", before, after)
+    assert min(before) > 2
+    assert max(after) < 0.5
+
+
 @pytest.mark.parametrize("method", ["memit+P", "alphaedit"])
 def test_a_projected_session_changes_weights_only_inside_the_null_space(method, demo, facts, prepared):
     model, tokenizer = demo
@@ -117,3 +163,20 @@ def test_a_projected_session_changes_weights_only_inside_the_null_space(method, 
             assert delta.norm() > 0
             assert outside.norm() <= 1e-4 * delta.norm()  # W's own rounding: 6e-8 ‖W‖ against a Δ of a few percent
     assert session.facts == [facts[2].request]
+
+
+def test_a_subject_that_is_the_attention_sink_is_refused_and_behind_words_it_is_learned(demo, prepared):
+    model, tokenizer = demo
+    hyperparameters, statistics, _ = prepared
+    session = Session(model, tokenizer, "memit", hyperparameters=hyperparameters, covariances=statistics.covariances)
+    fact = {"prompt": "{} was founded by", "subject": "Apple", "target_new": "Michael Jordan"}
+    with put_back(session.projections) as before:
+        with pytest.raises(RequestError, match=r"request 0.*'Apple'.*put words before"):
+            session.edit([fact])
+        assert all(torch.equal(projection.matrix, before[layer]) for layer, projection in session.projections.items())
+        (tried,) = session.edit([fact], on_failure="allow").verdicts
+        assert (tried.written, tried.reason) == (False, Reason.FIRST_TOKEN)
+        session.undo()
+        (learned,) = session.edit([{**fact, "prompt": "The company {} was founded by"}], on_failure="raise").verdicts
+        assert learned.written
+        assert learned.before.probability < 0.1 < 0.5 < learned.now.probability

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..editors.hyperparameters import Hyperparameters
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
+from ..model.module_names import module_names
 from ..storage.yaml_file import yaml_mapping
 from .edition import easyedit_module
 from .methods import COVERED
@@ -70,25 +69,12 @@ def _read(given: Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any],
 def _derived(method: str, model: Any) -> dict[str, Any]:
     decoder = Decoder(model)
     depth = len(decoder)
-    blocks = decoder.blocks_name
-    projection = decoder.out_projection(0).name.removeprefix(f"{decoder.block_name(0)}.")
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-    attention = next(
-        (n for n, m in decoder.block(0).named_children() if "att" in type(m).__name__.lower()), "self_attn"
-    )
     values: dict[str, Any] = {
         "alg_name": method,
         # AlphaEdit infers from the model's name how its matrices are stored, so it gets a name that says so.
         "model_name": f"{name} ({'gpt2-xl' if decoder.out_projection(0).transposed else 'llama'})",
-        "rewrite_module_tmp": f"{blocks}.{{}}.{projection}",
-        "layer_module_tmp": f"{blocks}.{{}}",
-        "mlp_module_tmp": f"{blocks}.{{}}.{projection}".rpartition(".")[0],
-        "attn_module_tmp": f"{blocks}.{{}}.{attention}",
-        "ln_f_module": _name_of(model, decoder.final_norm),
-        # As named_parameters calls it: of a tied pair that is the embedding.
-        "lm_head_module": next(
-            (n.removesuffix(".weight") for n, p in model.named_parameters() if p is decoder.head.weight), "lm_head"
-        ),
+        **module_names(decoder),
         "v_loss_layer": depth - 1,
         "fact_token": "subject_last",
         "layer_selection": "all",
@@ -114,7 +100,7 @@ def _derived(method: str, model: Any) -> dict[str, Any]:
         }
     if method == "GRACE":
         return values | {
-            "inner_params": [f"{blocks}[{round(27 / 32 * depth)}].{projection}.weight"],
+            "inner_params": [values["rewrite_module_tmp"].replace(".{}", f"[{round(27 / 32 * depth)}]") + ".weight"],
             "edit_lr": 1.0,
             "n_iter": 50,
             "eps": 1.0,
@@ -134,10 +120,6 @@ def _derived(method: str, model: Any) -> dict[str, Any]:
         threshold = {} if ours.null_space.threshold is None else {"nullspace_threshold": ours.null_space.threshold}
         return values | ours.as_dict() | threshold
     return {key: values[key] for key in ("alg_name", "model_name", "model_parallel")}
-
-
-def _name_of(model: nn.Module, module: nn.Module | None) -> str:
-    return next((name for name, each in model.named_modules() if each is module), "")
 
 
 def _device(model: Any) -> int | str:

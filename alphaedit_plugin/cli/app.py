@@ -23,6 +23,8 @@ from .options import ARGUMENTS
 from .prepare import prepare
 from .report import report
 from .run_file import options_of_file
+from .trace import trace
+from .tune import tune
 from .undo import undo
 
 
@@ -51,7 +53,7 @@ def verbose(*command: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> N
     run(command, logging.INFO)
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (report, edit, undo, apply, prepare, inspect, methods, cache)
+COMMANDS: tuple[Callable[..., Any], ...] = (report, edit, undo, apply, tune, trace, prepare, inspect, methods, cache)
 
 app.command(
     compare,

@@ -20,6 +20,7 @@ from ..model import DEMO_MODEL
 from .console import console
 from .loading import loaded
 from .options import (
+    Chat,
     Contender,
     Loading,
     Model,
@@ -108,6 +109,7 @@ class Edited:
         ),
     ] = None
     skip_bad: Annotated[bool, Parameter(help="Leave out malformed records.")] = False
+    chat: Chat = False
 
 
 @Parameter(name="*", group=Group("Measures", sort_key=30))
@@ -191,6 +193,7 @@ def compare(
         plan=Plan(compared.methods, edited.edits, edited.every, measured.texts),
         batch=edited.batch,
         skip_bad=edited.skip_bad,
+        chat=edited.chat,
         measuring=Measuring(
             measured.held_out,
             measured.snippets,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,11 @@ from ..errors import SessionError
 from .console import console
 from .exporting import SESSION, export
 from .loading import resumed
-from .options import Loading, Method, Model, Preparing, Quiet, positive
+from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Quiet, positive
+from .verdicts import verdict_table
+
+FAILED = 3
+"""The exit code if a fact is not said in the end."""
 
 
 def edit(
@@ -22,14 +27,20 @@ def edit(
     out: Annotated[Path, Parameter(help="Folder for the result. One that holds a session of ours is continued.")],
     method: Method = "alphaedit",
     batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 50,
+    chat: Chat = False,
     lora: Annotated[bool, Parameter(help="Write a PEFT adapter instead of the whole model.")] = False,
+    allow_failures: AllowFailures = False,
     quiet: Quiet = False,
     preparing: Preparing = Preparing(),
     loading: Loading = Loading(),
 ) -> None:
-    """Write facts into a model: a model folder (or adapter), a patch, and a session to continue or undo."""
+    """Write facts into a model: a model folder (or adapter), a patch, and a session to continue or undo.
+
+    Says of each fact whether the model has learned it, and ends with exit code 3 if one was not learned.
+    """
     from tqdm.auto import tqdm
 
+    from ..editors.chat import chat_identity
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
     from ..model.fingerprint import model_name
@@ -47,6 +58,11 @@ def edit(
                 f"{out} holds a session of {session.variant} on {model_name(session.model)}, not of {variant} on "
                 f"{model}: choose another folder"
             )
+        if bool(chat_identity(session.tokenizer)) != chat:
+            raise SessionError(
+                f"{out} holds a session {'without' if chat else 'with'} --chat: go on in the same way, or choose "
+                "another folder"
+            )
     else:
         ready = Prepared.of(method, model, preparing, loading, quiet)
         session = Session(
@@ -56,13 +72,20 @@ def edit(
             hyperparameters=ready.hyperparameters,
             preparation=ready.ground.preparation,
             autosave=folder,
+            chat=chat,
             progress=not quiet,
         )
     known = set(session.facts)
     todo = [request for request in requests if request not in known]
     if len(todo) < len(requests):
         console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
+    if todo and not allow_failures:
+        session.check(todo)
     with tqdm(total=len(todo), desc=str(variant), unit="fact", disable=quiet) as bar:
         for start in range(0, len(todo), batch):
-            bar.update(len(session.edit(todo[start : start + batch])))
+            bar.update(len(session.edit(todo[start : start + batch], on_failure="allow")))
     export(session, out, lora=lora, whole=not lora)
+    verdicts = session.verdicts(requests)
+    console.print(verdict_table(verdicts))
+    if verdicts.failed and not allow_failures:
+        sys.exit(FAILED)

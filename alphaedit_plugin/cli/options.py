@@ -82,10 +82,24 @@ Method = Annotated[
         help=f"{GRAMMAR}; `alphaedit methods` lists them.",
     ),
 ]
+Pilot = Annotated[
+    Place | None,
+    Parameter(
+        metavar="DATA",
+        help="Facts to try it with, the first 20 of a file in any format of `compare`. Default: those that ship.",
+    ),
+]
 Cache = Annotated[
     Path | None,
     Parameter(help="Where computed results are kept. Default: $ALPHAEDIT_CACHE, or the platform's cache folder."),
 ]
+AllowFailures = Annotated[
+    bool,
+    Parameter(
+        help="Exit with 0 even if a fact is not learned, and try facts that cannot be, instead of refusing them."
+    ),
+]
+Chat = Annotated[bool, Parameter(help="Teach and ask every prompt as the turn of a user in the model's chat template.")]
 Quiet = Annotated[bool, Parameter(alias="-q", help="Show no progress bars.")]
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..editors.chat import Chat
 from ..editors.hyperparameters import Hyperparameters
 from ..errors import CompareError, CorpusError, RequestError
 from ..evaluation.datasets import Dataset, load_dataset
@@ -53,6 +54,7 @@ class Campaign:
     plan: Plan = field(default_factory=Plan)
     batch: int = 10
     skip_bad: bool = False
+    chat: bool = False
     measuring: Measuring = field(default_factory=Measuring)
     preparation: Preparation = field(default_factory=Preparation)
     layers: tuple[int, ...] | None = None
@@ -83,6 +85,9 @@ class Campaign:
             raise CompareError("the study of models needs several: --models A B")
         plan = self.plan.over(study.plan).over(DEFAULTS)
         chosen = contenders(plan.methods or ())
+        for each in chosen:
+            if isinstance(each, EasyEditMethod):
+                each.check_chat(self.chat)
         if self.baseline_hparams is not None and not self.baseline_hparams.is_dir():
             raise CompareError(f"--baseline-hparams {self.baseline_hparams} is no folder")
         sources = self.data or (str(shipped("examples/facts.json")),)
@@ -96,9 +101,10 @@ class Campaign:
             for source, pool in pools.items()
             for seed in self.seeds
         }
+        courses = {key: Course(tuple(of), self.batch, plan.every) for key, of in facts.items()}
         measures = self.measuring.read(plan.texts or 0)
         prompts = {key: measures.held_out_prompts(of) for key, of in facts.items()}
-        return _Read(study, plan, chosen, datasets, facts, prompts, measures)
+        return _Read(study, plan, chosen, datasets, courses, prompts, measures)
 
     def _run_on(
         self,
@@ -113,7 +119,7 @@ class Campaign:
         chosen = read.contenders_on(model, self.preparation.tokens or 0)
         ground = Ground(
             model,
-            tokenizer,
+            Chat.of(tokenizer) if self.chat else tokenizer,
             name,
             self.preparation,
             self.layers,
@@ -122,11 +128,12 @@ class Campaign:
         )
         entries = prepared(chosen, ground, skip_impossible=self.study is not None)
         last_layer = max(layer for of in entries for layer in (*of.watched, *ground.usual_layers()))
-        for (source, seed), facts in read.facts.items():
+        for (source, seed), course in read.courses.items():
+            facts = list(course.facts)
             cell = Cell(
                 ground,
                 entries,
-                Course(tuple(facts), self.batch, read.plan.every),
+                course,
                 list(read.measures.of(tokenizer, facts, read.prompts[source, seed], last_layer)),
                 RunFolder(self.folder / self._cells[name, source, seed]),
                 self.keep_sessions,
@@ -181,13 +188,13 @@ class Campaign:
 
 @dataclass(frozen=True)
 class _Read:
-    """All that a run reads before loading a model. `facts` are the facts to edit, by source and seed."""
+    """All that a run reads before loading a model. `courses` are by source and seed."""
 
     study: Study
     plan: Plan
     chosen: list[Contender]
     datasets: Mapping[str, Dataset]
-    facts: Mapping[tuple[str, int | None], list[Fact]]
+    courses: Mapping[tuple[str, int | None], Course]
     prompts: Mapping[tuple[str, int | None], list[str]]
     measures: Measures
 

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 from .. import __version__
+from ..editors.chat import chat_identity
 from ..errors import CompareError, EditError
 from ..evaluation.measure import Measure, Measured
 from ..model.decoder import Decoder
@@ -58,8 +59,10 @@ class Cell:
     # ---------------------------------------------------------------------------------------------- what is known
 
     @cached_property
-    def fingerprint(self) -> Any:
-        return fingerprints(self.ground.model, [len(Decoder(self.ground.model)) - 1])
+    def start(self) -> dict[str, Any]:
+        """What identities say of the model, and of how it is asked."""
+        fingerprint = fingerprints(self.ground.model, [len(Decoder(self.ground.model)) - 1])
+        return {"model": fingerprint, **chat_identity(self.ground.tokenizer)}
 
     @cached_property
     def trajectories(self) -> dict[str, str]:
@@ -70,7 +73,7 @@ class Cell:
             statistics = entry.statistics.identity(entry.layers) if entry.layers else None
             found[entry.name] = identity_of(
                 {
-                    "model": self.fingerprint,
+                    **self.start,
                     "batch_size": self.course.batch_size,
                     **entry.identity,
                     "statistics": statistics,
@@ -82,7 +85,7 @@ class Cell:
     def points(self) -> dict[str, dict[int, str]]:
         """The identities of all points, by contender and number of edits."""
         order = self.course.order
-        found = {BEFORE: {0: identity_of({"model": self.fingerprint, "facts": order})}}
+        found = {BEFORE: {0: identity_of({**self.start, "facts": order})}}
         for name, trajectory in self.trajectories.items():
             found[name] = {
                 at.edits: identity_of({"trajectory": trajectory, "variant": name, "facts": order[: at.facts]})
@@ -99,6 +102,7 @@ class Cell:
         return self.folder.add_settings(
             {
                 **self.described,
+                **chat_identity(self.ground.tokenizer),
                 "variants": self.names,
                 "edits": course.checkpoints[-1].edits,
                 "facts": len(course.facts),
@@ -109,7 +113,7 @@ class Cell:
                 "null_spaces": {name: _described(of, statistics[name]) for name, of in spaces.items()},
                 "spectra": _spectra(spaces),
                 "environment": environment(),
-                "cell": identity_of({"model": self.fingerprint, "batch_size": course.batch_size, "seed": seed}),
+                "cell": identity_of({**self.start, "batch_size": course.batch_size, "seed": seed}),
                 "order": course.order,
                 "trajectories": self.trajectories,
                 "points": {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..editors.chat import Chat
 from ..editors.hyperparameters import Hyperparameters
 from ..evaluation.fact_scores import FactScores
 from ..evaluation.facts import Fact
@@ -38,6 +39,7 @@ def compare(
     baseline_hparams: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
     keep_sessions: bool = False,
+    chat: bool = False,
     wait: bool = True,
     on_row: Callable[[Comparison], None] = lambda comparison: None,
     progress: bool = False,
@@ -55,6 +57,7 @@ def compare(
     contender's name. `preparation` says where statistics come from, unless `statistics` are given in one of the same
     two forms. `baseline_hparams` are those of EasyEdit's methods, by name. What contenders have in common is computed
     once, and its time is counted for each: the targets of the first batch, and all edits if only the end differs.
+    With `chat` every prompt that is taught or asked is the turn of a user in the model's chat template.
     `on_row` gets the comparison so far after each row; `settings` go into the results.
 
     With `folder` everything is written there as soon as it is known. A run that was killed continues after the last
@@ -64,7 +67,8 @@ def compare(
     other measures need no new edits later.
 
     Raises HyperparameterError for a method that does not exist, WrongModelError for statistics of another model,
-    CompareError for a folder that cannot be used. If a method fails while editing, only its row is lost, with a
+    CompareError for a folder that cannot be used, ChatError for a tokenizer without a chat template, RequestError for
+    two facts of one batch that contradict each other. If a method fails while editing, only its row is lost, with a
     warning.
     """
     if measures is None:
@@ -73,7 +77,7 @@ def compare(
     course = Course(tuple(facts), batch_size, every)
     ground = Ground(
         model,
-        tokenizer,
+        Chat.of(tokenizer) if chat else tokenizer,
         model_name(model),
         preparation or Preparation(progress=progress),
         tuple(layers) if layers is not None else None,

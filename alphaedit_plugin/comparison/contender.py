@@ -61,9 +61,9 @@ class Ground:
 
     def usual_layers(self) -> tuple[int, ...]:
         """The layers that AlphaEdit edits on this model, unless others were given."""
-        usual = Hyperparameters.shipped_for("alphaedit", self.name) or Hyperparameters.derived("alphaedit", self.model)
         given = self.hyperparameters if isinstance(self.hyperparameters, Hyperparameters) else None
-        return (given or usual).with_layers(self.layers).layers
+        usual = given or Hyperparameters.shipped_for("alphaedit", self.name)
+        return (usual or Hyperparameters.derived("alphaedit", self.model)).with_layers(self.layers).layers
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from ..editors.requests import Request
+from ..editors.requests import Request, check_consistent
 from ..errors import RequestError
 from ..evaluation.facts import Fact
 from .run_folder import identity_of
@@ -32,11 +33,14 @@ class Course:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises RequestError for a course without facts, or for empty batches."""
+        """Raises RequestError for no facts, for empty batches, and for a batch that contradicts itself."""
         if not self.facts:
             raise RequestError("there are no facts to edit: give at least one")
         if self.batch_size < 1 or (self.every is not None and self.every < 1):
             raise RequestError("a batch, and what is written between two checkpoints, hold at least one fact")
+        named = [[(f"fact {index}", request) for request in fact.requests] for index, fact in enumerate(self.facts)]
+        for start in range(0, len(named), self.batch_size):
+            check_consistent(itertools.chain(*named[start : start + self.batch_size]))
 
     @cached_property
     def batches(self) -> list[list[Request]]:

@@ -12,8 +12,10 @@ from tqdm.auto import tqdm
 from ..baselines.baseline import baseline, identity
 from ..baselines.hyperparameters import hyperparameters, layers_of
 from ..baselines.names import Named
+from ..editors.chat import Chat
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
+from ..errors import CompareError
 from ..model.decoder import Decoder
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
@@ -31,10 +33,19 @@ class EasyEditMethod(Contender):
         self.named, self.name = named, str(named)
 
     def needs(self, ground: Ground) -> Needs:
+        self.check_chat(isinstance(ground.tokenizer, Chat))
         like = Variant.parse(_LIKE.get(self.named.method.lower(), "memit"))
         values = ground.hyperparameters_of(self.name, like)
         written = layers_of(self._settings(ground))
         return Needs(values, tuple(written) or values.layers)
+
+    def check_chat(self, chat: bool) -> None:
+        """Raises CompareError for a comparison in a chat."""
+        if chat:
+            raise CompareError(
+                f"{self.name} cannot take part in a chat: EasyEdit puts a space before what the model is to say, and "
+                "after a chat template there is none. Leave it out, or leave out chat (--chat)"
+            )
 
     def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
         settings = self._settings(ground)

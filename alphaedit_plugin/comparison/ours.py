@@ -83,7 +83,7 @@ class _OurEntry(Entry):
             bar.update(len(session.facts))
             for batch in course.batches[len(session.batches) : last.batches]:
                 started = time.perf_counter()
-                session.edit(batch, None if session.batches else targets)
+                session.edit(batch, None if session.batches else targets, on_failure="ignore")
                 spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
                 if place.session is not None:
                     keep_spent(place.session, spent)
@@ -133,8 +133,7 @@ class _OurEntry(Entry):
         if not isinstance(session.editor, LayeredEditor):
             return None, 0.0
         values = self.hyperparameters
-        layers = max(values.layers) if session.editor.direct else values.layers
-        key = (layers, values.target_settings, values.context_template_length_params)
+        key = (session.editor.target_layers, values.target_settings, values.context_template_length_params)
         if key not in place.targets:
             started = time.perf_counter()
             place.targets[key] = session.editor.targets(course.batches[0]), time.perf_counter() - started

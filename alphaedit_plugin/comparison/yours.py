@@ -4,9 +4,11 @@
 
 It is called batch after batch with the model as the last call left it. It edits that model in place, or returns a
 model, which then is the one that goes on. Each request has `prompt` (with "{}" where the subject goes), `subject`,
-`target_new`, `text` (the prompt with its subject) and `case_id`; `vars(request)` is the same as a mapping. It may write
-any weight. It works on a copy of the comparison's model, with gradients allowed, and with seeded random states, so that
-a run can be repeated. A run that was killed measures nothing twice, but starts this editor from the first batch.
+`target_new`, `text` (the prompt with its subject), `completion` (what is to follow the text, with the space that
+belongs before it) and `case_id`; `vars(request)` is the same as a mapping. In a chat, the text is that of the chat
+template up to where the answer begins. It may write any weight. It works on a copy of the comparison's model, with
+gradients allowed, and with seeded random states, so that a run can be repeated. A run that
+was killed measures nothing twice, but starts this editor from the first batch.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..editors.chat import Chat, plain
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.requests import Request
 from ..editors.variant import Variant
@@ -87,7 +90,7 @@ class _YourEntry(Entry):
     def run(self, course: Course, together: Sequence[Entry], place: Workplace) -> Generator[Stop, None, None]:
         start = self.ground.model
         model = copy.deepcopy(start).requires_grad_(True)  # as a model that was just loaded
-        tokenizer = copy.deepcopy(self.ground.tokenizer)
+        tokenizer = copy.deepcopy(plain(self.ground.tokenizer))
         called, written, seconds = self.called.fresh(), 0, 0.0
         bar = tqdm(total=course.checkpoints[-1].edits, desc=self.name, unit="fact", disable=not place.progress)
         with bar:
@@ -108,6 +111,8 @@ class _YourEntry(Entry):
         """One call. Raises EditError, naming file and line, if it fails or leaves a model that cannot be measured."""
         guarded = guard(model, self.null_spaces, check_model=False) if self.null_spaces else nullcontext()
         before = _sums(model)
+        if isinstance(chat := self.ground.tokenizer, Chat):
+            requests = [replace(request, prompt=chat.written_out(request.prompt)) for request in requests]
         try:
             with seeded(written), undisturbed(), torch.enable_grad(), guarded:
                 returned = called(model, tokenizer, list(requests))

@@ -119,8 +119,11 @@ class AddedMethod:
         session = self._continued(hparams)
         before = {f"{p.name}.weight": p.stored.detach().clone() for p in session.projections.values()}
         with session.transaction():
-            session.edit(list(requests))
+            verdicts = session.edit(list(requests), on_failure="allow")
             session.finish()
+        if session.finished:  # what is damped may be said no longer
+            verdicts = session.verdicts(verdicts)
+        verdicts.log(log, self.name)
         self.weights.append(weights_digest(session.projections))
         return before
 

@@ -18,7 +18,9 @@ from torch import Tensor
 from ..baselines.methods import COVERED, check_covered, effective, restores_by_itself, templates
 from ..baselines.projected import globals_of, projectable, stacked
 from ..editors.preconditions import check_editable, check_mode
+from ..editors.witness import Witness
 from ..errors import HyperparameterError
+from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.fingerprint import weights_digest
 from ..nullspace.covariance import Covariance
@@ -86,6 +88,7 @@ class FlaggedMethod:
         self.lent: dict[str, dict[int, Covariance]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None
+        self.knows_branch = False
 
     def __call__(self, call: inspect.BoundArguments, options: Options) -> Any:
         model, hparams = call.arguments["model"], call.arguments["hparams"]
@@ -99,6 +102,8 @@ class FlaggedMethod:
                 check_editable(decoder, call.arguments["tok"], decoder.out_projections(settings.layers))
                 self.checked.add(template)
             attached[decoder] = self._null_spaces(settings, options, decoder, template)
+        self._say_if_it_takes_the_branch_for_another(attached)
+        witness = self._witness(call, attached)
         before = self._snapshot(call, attached)
         call.arguments["hparams"] = projectable(hparams, self.method)
         with ExitStack() as stack:
@@ -110,6 +115,8 @@ class FlaggedMethod:
             edited, weights = (self._remembering if self.method.remembers else self._projected)(call, attached)
         if edited is not model:  # copy=True: the copy's P is that of the original model
             keep(edited, hparams, self.name, self._moved())
+        if witness is not None:
+            witness.tell(edited, self.name)
         return edited, weights or before
 
     def base(self, original: Apply, call: inspect.BoundArguments) -> Any:
@@ -127,6 +134,20 @@ class FlaggedMethod:
             lend(self.module, self.lent[template], decoder.model, template)
         return spaces
 
+    def _say_if_it_takes_the_branch_for_another(self, attached: Mapping[Decoder, NullSpaces]) -> None:
+        """Once: EasyEdit's methods ask an out-projection to move by what the hidden state should move by."""
+        if self.knows_branch:
+            return
+        self.knows_branch = True
+        for decoder, spaces in attached.items():
+            if not branch_is_identity(decoder, list(spaces)):
+                log.warning(
+                    "%s scales or norms what its out-projections put out, which EasyEdit's %s does not know: its edits "
+                    "come out too small or too large. Our own methods do (`alphaedit edit`, Session)",
+                    type(decoder.model).__name__,
+                    self.name,
+                )
+
     def _snapshot(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> dict[str, Tensor]:
         """The weights before the call, for a method that does not return them though EasyEdit will ask for them."""
         if not (self.method.returns_no_weights and call.arguments.get("return_orig_weights") and restores_by_itself()):
@@ -137,9 +158,16 @@ class FlaggedMethod:
             for projection in decoder.out_projections(list(spaces)).values()
         }
 
+    @staticmethod
+    def _witness(call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Witness | None:
+        decoder, spaces = next(iter(attached.items()))
+        records = _records(call)
+        if isinstance(records, Mapping):
+            records = [records]
+        return Witness.of(decoder.model, call.arguments["tok"], records, decoder.out_projection(max(spaces)))
+
     def _fast_targets(self, call: inspect.BoundArguments, settings: Any, decoder: Decoder) -> Callable[..., Tensor]:
-        records = call.arguments.get("requests") or call.arguments["request"]
-        return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], records, settings)
+        return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], _records(call), settings)
 
     def _projected(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
         with ExitStack() as stack:
@@ -181,6 +209,11 @@ class FlaggedMethod:
         if self.keys is not None:
             self.keys = self.keys.before_last()
         return moved
+
+
+def _records(call: inspect.BoundArguments) -> Any:
+    """EasyEdit's functions call them one or the other."""
+    return call.arguments.get("requests") or call.arguments["request"]
 
 
 @dataclass(frozen=True)

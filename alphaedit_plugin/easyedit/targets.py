@@ -68,8 +68,9 @@ def _understood(record: Mapping[str, Any]) -> tuple[Key, Request | None]:
     prompt, subject, target = (str(record.get(field, "")) for field in ("prompt", "subject", "target_new"))
     key = (prompt.replace(subject, "{}"), subject, target if target.startswith(" ") else f" {target}")
     try:
-        request = Request.parse({"prompt": key[0], "subject": subject, "target_new": target}, "a request")
+        request = Request.parse({"prompt": key[0], "subject": subject, "target_new": key[2]}, "a request")
     except RequestError:
         return key, None
-    same = (request.prompt, request.subject, f" {request.target_new}") == key
-    return key, request if same else None
+    plain = not key[0][-1].isspace() and key[2] == f" {target.strip()}"
+    same = (request.prompt, request.subject, request.completion) == key
+    return key, request if same and plain else None

@@ -28,6 +28,7 @@ class AlphaEdit(LayeredEditor):
     needs_covariances = False
     needs_null_spaces = True
     sequential = True
+    regularised_by = "L2"
 
     def prepare(self, preserved: Preserved) -> None:
         """Raises NullSpaceError if a layer's null space is missing or has another width."""

@@ -18,7 +18,7 @@ from ..model.decoder import Decoder
 from ..nullspace.projection import PAPER_THRESHOLD, Criterion
 from ..storage.shipped import shipped
 from ..storage.yaml_file import yaml_mapping
-from .registry import Modifier, find, find_method, listed, reserve
+from .registry import Method, Modifier, find, find_method, listed, reserve
 
 log = logging.getLogger(__name__)
 
@@ -177,15 +177,16 @@ class Hyperparameters:
         """
         if found := cls.shipped_for(method, name):
             return found
-        derived = cls.derived(method, model)
+        derived, regularised_by = cls.derived(method, model), _solver(method).editor.regularised_by
         log.warning(
-            "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor %g (derived, not "
-            "tuned)",
+            "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor "
+            "%g%s (derived, not tuned; `alphaedit tune` finds better ones)",
             find(method).folder or method,
             name,
             list(derived.layers),
             derived.v_lr,
             derived.clamp_norm_factor,
+            f", {regularised_by} {getattr(derived, regularised_by):g}" if regularised_by else "",
         )
         return derived
 
@@ -202,11 +203,11 @@ class Hyperparameters:
 
     @classmethod
     def derived(cls, method: str, model: nn.Module) -> Hyperparameters:
-        """The settings that the method's editor derives from the model's depth (`Editor.derived`)."""
-        found = find(method)
-        if isinstance(found, Modifier):
-            found = find_method(found.alone or method)
-        derived: Hyperparameters = found.editor.derived(len(Decoder(model)))
+        """The settings that the method's editor derives from the model's depth and width (`Editor.derived`).
+
+        Raises ModelStructureError if an out-projection cannot be found.
+        """
+        derived: Hyperparameters = _solver(method).editor.derived(Decoder(model))
         return derived
 
     def with_layers(self, layers: tuple[int, ...] | None) -> Hyperparameters:
@@ -219,6 +220,12 @@ def known_keys() -> set[str]:
 
 
 reserve(known_keys())
+
+
+def _solver(name: str) -> Method:
+    """The method of this name, or the one that the modifier of this name modifies by itself."""
+    found = find(name)
+    return find_method(found.alone or name) if isinstance(found, Modifier) else found
 
 
 def _short(name: str) -> str:

@@ -49,6 +49,11 @@ class LayeredEditor(Editor):
     def restore_solution(self, layer: int, solution: Tensor) -> Tensor:
         """The regression's solution, d_in × n, back in the coordinates of the weight."""
 
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        """The layers that have a z* of their own: what targets depend on besides the optimiser's settings."""
+        return (max(self.projections),) if self.direct else tuple(self.projections)
+
     def targets(self, requests: Sequence[Request]) -> Targets:
         """z* of every request on the model as it is now."""
         with evaluating(self.model):
@@ -66,17 +71,17 @@ class LayeredEditor(Editor):
             )
 
     def _branches(self, requests: Sequence[Request]) -> tuple[list[Branch], Tensor]:
-        """The branch of every layer, and what its δ is kept small relative to, n × layers: the out-projection's output
-        where the branch saturates, else an equal share of the hidden state.
+        """The branch of every layer, and what its δ is kept small relative to, n × layers: a share of the hidden state
+        or, where the branch saturates, of the out-projection's output; together the layers move as far as one could.
         """
-        sweep = Sweep(self.model, self.tokenizer, requests, self.contexts[:1])
+        sweep, count = Sweep(self.model, self.tokenizer, requests, self.contexts[:1]), len(self.projections)
         branches, norms = [], []
         for layer, projection in self.projections.items():
             sweep.keys(projection)
             branch = sweep.branch(projection)
-            share = sweep.hidden(layer).norm(dim=1) / len(self.projections)
             branches.append(branch)
-            norms.append(branch.length if branch.saturates else share)
+            # Turns of different layers are nearly orthogonal; moves of the hidden state can add up.
+            norms.append(branch.length / count**0.5 if branch.saturates else sweep.hidden(layer).norm(dim=1) / count)
         return branches, torch.stack(norms, 1)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
@@ -102,19 +107,26 @@ class LayeredEditor(Editor):
                 # Edits above this layer do not change its keys, so later batches keep these.
                 kept[layer] = (keys, grown)
                 log.debug("layer %d: residual %.3g", layer, residual.norm())
+            missed = self._missed(sweep, wanted, targets)
         if not self.sequential:
-            return Written(updates)
+            return Written(updates, losses=targets.losses, missed=missed)
         self.memory = {layer: grown for layer, (_, grown) in kept.items()}
-        return Written(updates, {layer: keys for layer, (keys, _) in kept.items()})
+        return Written(updates, {layer: keys for layer, (keys, _) in kept.items()}, targets.losses, missed)
 
     def _wanted(self, sweep: Sweep, targets: Targets) -> dict[int, Tensor]:
         """layer → z*, n × d, before anything is written: z in full precision, whatever δ was optimised in. One for the
         last layer, or one for each.
         """
-        layers = [max(self.projections)] if self.direct else list(self.projections)
         deltas = targets.delta[:, None] if self.direct else targets.delta
-        found = zip(layers, deltas.unbind(1), strict=True)
+        found = zip(self.target_layers, deltas.unbind(1), strict=True)
         return {layer: (z := sweep.hidden(layer)) + delta.to(z) for layer, delta in found}
+
+    def _missed(self, sweep: Sweep, wanted: Mapping[int, Tensor], targets: Targets) -> Tensor:
+        """‖z* − z‖ / ‖δ‖ at the highest layer, n, with the weights as they are now; 0 where nothing was asked for."""
+        last = max(wanted)
+        left = (wanted[last] - sweep.hidden(last)).norm(dim=1)
+        asked = targets.delta.reshape(len(left), -1, wanted[last].shape[1])[:, -1].norm(dim=1).to(left)
+        return torch.where(asked > 0, left / asked, 0.0)
 
     def _residual(self, sweep: Sweep, projection: OutProjection, wanted: Mapping[int, Tensor]) -> Tensor:
         """What the out-projection's output is to move by, d_out × n, on the weights as they are now."""

@@ -20,6 +20,7 @@ class MEMIT(LayeredEditor):
     """
 
     sequential = False
+    regularised_by = "mom2_update_weight"
 
     def prepare(self, preserved: Preserved) -> None:
         self.whitening = Whitening(preserved.covariances, self.projections)

@@ -28,14 +28,14 @@ def check_mode() -> None:
     """Raises EditError where no gradient can be computed: under torch.inference_mode()."""
     if torch.is_inference_mode_enabled():
         raise EditError(
-            "torch.inference_mode() is active, but an edit needs gradients: edit outside of it (no_grad() is fine)"
+            "torch.inference_mode() is active, and an edit needs gradients: edit outside of it (no_grad() is fine)"
         )
 
 
 def check_editable(decoder: Decoder, tokenizer: Any, projections: Mapping[int, OutProjection]) -> None:
     """Whether this model can be edited at these out-projections, with this tokenizer.
 
-    Reads every weight once and runs a few tokens up to the last of the layers. Raises EditError or ModelStructureError,
+    Reads every weight once and runs a few tokens up to the last of the layers. Raises EditError or ModelStructureError
     naming the weight.
     """
     check_mode()

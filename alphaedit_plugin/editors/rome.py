@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..model.decoder import OutProjection
+from ..model.decoder import Decoder, OutProjection
 from ..model.trace import evaluating
 from .editor import Editor, Written
 from .hyperparameters import Hyperparameters
@@ -34,14 +35,15 @@ class ROME(Editor):
     """Δ = (v* − v) uᵀ / (uᵀk), u = C⁻¹k̄: one fact after the other, each on the model that the previous one left.
 
     k and v are the key and the value of the bare prompt; the edited layer maps k to v* exactly. k̄ is the key averaged
-    over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn.
+    over contexts. Without `mom2_adjustment` u = k̄. Several layers are edited in turn. Where a norm follows v, only its
+    direction counts, and ‖v* − v‖ ≤ ‖v‖ whatever `clamp_norm_factor` allows.
     """
 
     @classmethod
-    def derived(cls, depth: int) -> Hyperparameters:
+    def derived(cls, decoder: Decoder) -> Hyperparameters:
         """The second of the five layers that MEMIT would edit, and ROME's settings."""
         return Hyperparameters(
-            layers=super().derived(depth).layers[:2][-1:],
+            layers=super().derived(decoder).layers[:2][-1:],
             v_num_grad_steps=20,
             clamp_norm_factor=4.0,
             context_template_length_params=((5, 10), (10, 10)),
@@ -56,29 +58,40 @@ class ROME(Editor):
         if targets is not None:
             raise ValueError("ROME computes its targets itself, one fact after the other")
         self.check(requests)
-        updates = []
+        updates, losses, missed = [], [], []
         with (
+            torch.no_grad(),
             evaluating(self.model),
             tqdm(requests, desc="facts", unit="fact", disable=not self.progress, leave=False) as bar,
         ):
             for request in bar:
                 for projection in self.projections.values():
-                    updates.append(self.write(projection, self._update(request, projection)))
-        return Written(updates)
+                    update, key, loss = self._update(request, projection)
+                    before = projection.module(key)
+                    updates.append(self.write(projection, update))
+                    wanted = update.left[:, 0]
+                    left = wanted - (projection.module(key) - before)[0].to(wanted)
+                losses.append(loss)
+                missed.append(left.norm() / wanted.norm())  # at the last layer
+        return Written(updates, losses=torch.stack(losses), missed=torch.stack(missed).nan_to_num(0.0))
 
-    @torch.no_grad()
-    def _update(self, request: Request, projection: OutProjection) -> Update:
+    def _update(self, request: Request, projection: OutProjection) -> tuple[Update, Tensor, Tensor]:
+        """(the update, the bare prompt's key 1 × d_in, the target's last loss)."""
         sweep = Sweep(self.model, self.tokenizer, [request], self.contexts)
         keys = sweep.keys(projection)[0]
         branches = [] if self.direct else [sweep.branch(projection)]
-        value = projection.module(keys[:1].to(projection.matrix.dtype))
+        key = keys[:1].to(projection.matrix.dtype)
+        value = projection.module(key)
+        settings = self.hyperparameters.target_settings
+        if any(branch.saturates for branch in branches):  # a longer v reaches no further
+            settings = replace(settings, clamp=min(settings.clamp, 1.0))
         found = optimise_targets(
             self.decoder,
             self.tokenizer,
             [request],
             self.contexts,
             projection.layer,
-            self.hyperparameters.target_settings,
+            settings,
             norms=torch.stack([branch.length for branch in branches], 1) if branches else value.norm(dim=1),
             branches=branches,
         )
@@ -86,7 +99,8 @@ class ROME(Editor):
         kept = torch.promote_types(projection.matrix.dtype, torch.float32)
         moved = found.delta if found.shift is None else found.shift[:, 0]
         log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, moved.norm(), value.norm())
-        return Update(projection.layer, moved.T.to(right.device, kept), right.to(kept))
+        update = Update(projection.layer, moved.T.to(right.device, kept), right.to(kept))
+        return update, key, found.losses[0]
 
 
 def rome_direction(keys: Tensor, whitening: Whitening | None, layer: int) -> Tensor:

@@ -223,13 +223,10 @@ class _Problem:
         """
         if self.cache is not None and self.decoder.prefix_cache is None and len(set(self.subject_last.tolist())) > 1:
             whole = _Problem(self.decoder, self.layers[-1], rows, False, self.branches)
-            self.decoder.prefix_cache = self._equals(whole) or self._distrust(
-                "reads a cached prefix otherwise than text"
-            )
+            agrees = self._equals(whole)
+            self.decoder.prefix_cache = agrees or self._distrust("reads a cached prefix otherwise than text")
         if self.cache is None and self.decoder.prefix_cache is not False:
-            log.info(
-                "%s: this batch's cache cannot be cut, so its targets run whole sequences", type(self.model).__name__
-            )
+            log.info("%s: this cache cannot be cut: targets run whole sequences", type(self.model).__name__)
         return self.cache is not None and self.decoder.prefix_cache is not False
 
     def _distrust(self, why: str) -> Literal[False]:

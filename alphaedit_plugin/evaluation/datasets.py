@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..editors.border import without_usual_space
 from ..editors.requests import Request
 from ..errors import RequestError
 from ..storage.records import Json, decoded, mapping, read_records, text_of
@@ -150,9 +151,9 @@ def _counterfact(record: Json, name: str) -> Fact:
         raise RequestError(f"{name}: target_true must be text, not {target_true!r}")
     return Fact(
         (request,),
-        target_true.strip(),
-        _prompts(record, "paraphrase_prompts", name),
-        _prompts(record, "neighborhood_prompts", name),
+        _after(request.text, target_true),
+        _prompts(record, "paraphrase_prompts", name, request.target_new),
+        _prompts(record, "neighborhood_prompts", name, request.target_new),
         portability=_one_hop(record, name),
         generation=_prompts(record, "generation_prompts", name) if record.get("generation_prompts") else (),
         relation=_optional(rewrite, "relation_id", name),
@@ -166,13 +167,13 @@ def _zsre(record: Json, name: str) -> Fact:
     Like the AlphaEdit authors we write the true answer, which the model may not know; `alt` is what MEND writes.
     """
     subject = text_of(record, "subject", name)
-    answers = _answers(record.get("answers"), f"{name}: answers")
+    answers = _answers(record.get("answers"), f"{name}: answers", _prompt(record, "src", name))
     locality = text_of(record, "loc", name).removeprefix("nq question: ").rstrip("? ") + "?"
     return Fact(
         (_request(record, "src", subject, answers[0], name),),
         "",
-        (text_of(record, "rephrase", name),),
-        locality={"NaturalQuestions": [Probe(locality, _answers(record.get("loc_ans"), f"{name}: loc_ans"))]},
+        (_before(_prompt(record, "rephrase", name), answers[0]),),
+        locality={"NaturalQuestions": [_probe(locality, record.get("loc_ans"), f"{name}: loc_ans")]},
         portability=_one_hop(record, name),
     )
 
@@ -205,18 +206,15 @@ def _longform(record: Json, name: str) -> Fact:
 def _easyedit(record: Json, name: str) -> Fact:
     """EasyEdit's flat CounterFact and ZsRE: all fields of a fact on one level."""
     subject = text_of(record, "subject", name)
-    target = text_of(record, "target_new", name)
+    request = _request(record, "prompt", subject, _prompt(record, "target_new", name), name)
     locality = {}
     if record.get("locality_prompt"):
-        probe = Probe(
-            text_of(record, "locality_prompt", name),
-            _answers(record.get("locality_ground_truth"), f"{name}: locality_ground_truth"),
-        )
-        locality["Neighborhood"] = [probe]
+        prompt, answers = _prompt(record, "locality_prompt", name), record.get("locality_ground_truth")
+        locality["Neighborhood"] = [_probe(prompt, answers, f"{name}: locality_ground_truth")]
     return Fact(
-        (_request(record, "prompt", subject, target, name),),
-        _optional(record, "ground_truth", name),
-        tuple(filter(None, [_optional(record, "rephrase_prompt", name)])),
+        (request,),
+        _optional(record, "ground_truth", name, request.text),
+        tuple(filter(None, [_first(record, "rephrase_prompt", name, request.target_new)])),
         locality=locality,
     )
 
@@ -224,10 +222,13 @@ def _easyedit(record: Json, name: str) -> Fact:
 def _knowedit(record: Json, name: str) -> Fact:
     """KnowEdit's wiki_recent, wiki_counterfact and ZsRE (Zhang et al. 2024)."""
     subject = text_of(record, "subject", name)
+    request = _request(record, "prompt", subject, _prompt(record, "target_new", name), name)
+    new = request.target_new
+    rephrased = _first(record, "rephrase", name, new) or _first(record, "rephrase_prompt", name, new)
     return Fact(
-        (_request(record, "prompt", subject, text_of(record, "target_new", name), name),),
-        _optional(record, "ground_truth", name),
-        tuple(filter(None, [_optional(record, "rephrase", name) or _optional(record, "rephrase_prompt", name)])),
+        (request,),
+        _optional(record, "ground_truth", name, request.text),
+        tuple(filter(None, [rephrased])),
         locality=_probes(record, "locality", name),
         portability=_probes(record, "portability", name),
     )
@@ -236,7 +237,7 @@ def _knowedit(record: Json, name: str) -> Fact:
 def _wikibio(record: Json, name: str) -> Fact:
     """KnowEdit's WikiBio: the passage continues with what is true instead of what a model made up."""
     subject = text_of(record, "concept", name)
-    request = _request(record, "text", subject, text_of(record, "labels", name), name)
+    request = _request(record, "text", subject, _prompt(record, "labels", name), name)
     return Fact((request,), locality=_probes(record, "locality", name))
 
 
@@ -259,7 +260,7 @@ def _mquake(record: Json, name: str) -> Fact:
     ]
     return Fact(
         tuple(requests),
-        questions=tuple(Probe(question, answers) for question in _prompts(record, "questions", name)),
+        questions=tuple(Probe(question, answers) for question in _prompts(record, "questions", name, answers[0])),
         hops=tuple(hops),
         relation=_optional(rewrites[0], "relation_id", name),
     )
@@ -282,37 +283,70 @@ FORMATS = (
 
 def _request(record: Json, key: str, subject: str, target: str, name: str) -> Request:
     """A Request with "{}" for the first occurrence of the subject, unless it is there already; others stay."""
-    prompt = text_of(record, key, name)
+    prompt = _prompt(record, key, name)
     before, found, after = prompt.partition("{}" if prompt.count("{}") == 1 else subject)
     if not found:
         raise RequestError(f"{name}: {key}: the subject {subject!r} is not in the prompt {prompt!r}")
     if "{}" in before:
         raise RequestError(f"{name}: {key}: '{{}}' stands in the prompt {prompt!r} before the subject {subject!r}")
     case_id = record.get("case_id")
-    return Request(
-        f"{before}{{}}{after}".rstrip(), subject, target, case_id if isinstance(case_id, int | str) else None
+    return Request.written(
+        f"{before}{{}}{after}", subject, target.rstrip(), case_id if isinstance(case_id, int | str) else None
     )
 
 
-def _optional(record: Json, key: str, name: str) -> str:
-    """A text, or the first of several; "" where there is none."""
+def _optional(record: Json, key: str, name: str, after: str | None = None) -> str:
+    """A text, or the first of several; "" where there is none. Read as `_answers` reads."""
     value = record.get(key)
-    return _answers(value, f"{name}: {key}")[0] if any(_leaves(value)) else ""
+    return _answers(value, f"{name}: {key}", after)[0] if any(_leaves(value)) else ""
 
 
-def _prompts(record: Json, key: str, name: str) -> tuple[str, ...]:
+def _first(record: Json, key: str, name: str, target: str) -> str:
+    """A prompt before `target`, or the first of several; "" where there is none."""
+    leaves = [leaf for leaf in _leaves(record.get(key)) if not isinstance(leaf, str | None) or (leaf and leaf.strip())]
+    if leaves and not isinstance(leaves[0], str):
+        raise RequestError(f"{name}: {key} must be text or a list of texts, not {record[key]!r}")
+    return _before(leaves[0], target) if leaves else ""
+
+
+def _prompt(record: Json, key: str, name: str) -> str:
+    """A text field as it was written. Raises RequestError if it is blank or not text."""
+    text_of(record, key, name)
+    return str(record[key])
+
+
+def _prompts(record: Json, key: str, name: str, target: str = "a") -> tuple[str, ...]:
     prompts = record.get(key)
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise RequestError(f"{name}: {key} must be a list of prompts, not {prompts!r}")
-    return tuple(prompt.rstrip() for prompt in prompts)
+    return tuple(_before(prompt, target) for prompt in prompts)
 
 
-def _answers(value: Any, name: str) -> tuple[str, ...]:
-    """Accepted answers, from a text, a list of texts, or a list of lists (KnowEdit: every answer with its aliases)."""
+def _probe(prompt: str, answers: Any, name: str) -> Probe:
+    found = _answers(answers, name, prompt)
+    return Probe(_before(prompt, found[0]), found)
+
+
+def _before(prompt: str, target: str) -> str:
+    """The prompt as it was written, without the usual space before the target."""
+    return without_usual_space(prompt, target)[0]
+
+
+def _after(prompt: str, target: str) -> str:
+    """What follows the prompt as it was written, without the usual space before it and without any behind it."""
+    return without_usual_space(prompt, target.rstrip())[1]
+
+
+def _answers(value: Any, name: str, after: str | None = None) -> tuple[str, ...]:
+    """Accepted answers, from a text, a list of texts, or a list of lists (KnowEdit: every answer with its aliases).
+
+    They follow the prompt `after` as they were written; without one, they have no spaces at their ends.
+    """
     leaves = _leaves(value)
     if not all(isinstance(leaf, str) for leaf in leaves):
         raise RequestError(f"{name} must be text or a list of texts, not {value!r}")
-    found = tuple(dict.fromkeys(leaf.strip() for leaf in leaves if leaf.strip()))
+    texts = [leaf for leaf in leaves if leaf.strip()]
+    found = tuple(dict.fromkeys(text.strip() if after is None else _after(after, text) for text in texts))
     if not found:
         raise RequestError(f"{name}: there is no answer in {value!r}")
     return found
@@ -344,8 +378,8 @@ def _one_hop(record: Json, name: str) -> dict[str, list[Probe]]:
     if portability is None:
         return {}
     (portability,) = _mappings([portability], f"{name}: portability")
-    question = text_of(portability, "New Question", f"{name}: portability")
-    return {"One_hop": [Probe(question, _answers(portability.get("New Answer"), f"{name}: portability"))]}
+    question = _prompt(portability, "New Question", f"{name}: portability")
+    return {"One_hop": [_probe(question, portability.get("New Answer"), f"{name}: portability")]}
 
 
 def _probes(record: Json, key: str, name: str) -> dict[str, list[Probe]]:
@@ -361,7 +395,7 @@ def _probes(record: Json, key: str, name: str) -> dict[str, list[Probe]]:
     for kind, probes in by_kind.items():
         where = f"{name}: {key}.{kind}"
         kept = [
-            Probe(text_of(probe, "prompt", where), _answers(probe["ground_truth"], where))
+            _probe(_prompt(probe, "prompt", where), probe["ground_truth"], where)
             for probe in _mappings(_listed(probes, where), where)
             if probe.get("prompt") and any(_leaves(probe.get("ground_truth")))
         ]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..editors.chat import plain
 from ..errors import AlphaEditError
 from ..model.trace import evaluating
 from ..storage.files import file_digest
@@ -92,7 +93,7 @@ class Harness:
         quiet = nullcontext() if progress else redirect_stderr(io.StringIO())  # lm_eval's progress bars go to stderr
         with _same_random_states(), evaluating(model), torch.no_grad(), quiet:
             # A copy: the wrapper gives the tokenizer a padding token.
-            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=8)
+            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(plain(tokenizer)), batch_size=8)
             for task in self.tasks:
                 found = self._run(wrapped, task)
                 for name, metrics in _scored(task, found):

@@ -1,36 +1,16 @@
-"""How probable a model finds texts, in batches that compute nothing twice."""
+"""How probable a model finds texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
 from ..editors.requests import encode
-from ..model.batches import batches
-from ..model.decoder import Decoder, eager_attention
-from ..model.precision import float64_device
-from ..model.trace import evaluating, logits_at
+from ..model.likelihood import Scored, score_tokens
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Results for n (prompt, target) pairs, under teacher forcing; float64.
-
-    `mean_log_probability` of the target's tokens; `accuracy`, the share of them that are the likeliest token;
-    `predicted`, the likeliest token at the place of each.
-    """
-
-    mean_log_probability: Tensor
-    accuracy: Tensor
-    predicted: list[list[int]]
-
-
-@torch.no_grad()
 def score_pairs(
     model: nn.Module,
     tokenizer: Any,
@@ -39,51 +19,12 @@ def score_pairs(
     batch_tokens: int = 2048,
     progress: bool = False,
 ) -> Scored:
-    """How well the tokens of " " + target are predicted after the prompt, for each (prompt, target).
+    """How well the tokens of each target are predicted after its prompt (`encode` says what stands between them).
 
     A sequence that is the beginning of another shares its row: two targets of one token cost one prompt.
     """
     encoded = [_encode_pair(tokenizer, prompt, target) for prompt, target in pairs]
-    lengths = torch.tensor([len(answer) for _, answer in encoded], dtype=torch.float64)
-    sequences = [(*ids, *answer[:-1]) for ids, answer in encoded]
-    row_of, rows = _rows(sequences)
-    decoder = Decoder(model)
-    by_row: dict[int, list[tuple[int, int, int]]] = {}  # (pair, position, token)
-    for pair, (ids, answer) in enumerate(encoded):
-        wanted = by_row.setdefault(row_of[sequences[pair]], [])
-        wanted += [(pair, len(ids) - 1 + i, token) for i, token in enumerate(answer)]
-
-    total, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
-    predicted: list[dict[int, int]] = [{} for _ in pairs]
-    with (
-        evaluating(model),
-        eager_attention(model),
-        tqdm(total=len(rows), desc="scoring", unit="prompt", disable=not progress, leave=False) as bar,
-    ):
-        for batch in batches(rows, batch_tokens, decoder.device):
-            asked = [(at, *want) for at, row in enumerate(batch.rows) for want in by_row[row]]
-            at, pair_, position_, token_ = torch.tensor(asked).T
-            with logits_at(decoder.head, at, position_):
-                logits = model(**batch.model_inputs(), use_cache=False).logits[0]
-            log_probabilities = logits.to(float64_device(logits.device)).double().log_softmax(-1).cpu()
-            total.index_add_(0, pair_, log_probabilities[torch.arange(len(asked)), token_])
-            likeliest = log_probabilities.argmax(-1)
-            hits.index_add_(0, pair_, (likeliest == token_).double())
-            for (_, pair, position, _), token in zip(asked, likeliest.tolist(), strict=True):
-                predicted[pair][position] = token
-            bar.update(len(batch.rows))
-    return Scored(total / lengths, hits / lengths, [[of[at] for at in sorted(of)] for of in predicted])
-
-
-def _rows(sequences: Sequence[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], int], list[tuple[int, ...]]]:
-    """(sequence → its row, rows): each sequence is the beginning of a row, and no row is the beginning of another."""
-    row_of: dict[tuple[int, ...], int] = {}
-    rows: list[tuple[int, ...]] = []
-    for sequence in sorted(set(sequences), reverse=True):  # sequences that begin with it come just before it
-        if not rows or rows[-1][: len(sequence)] != sequence:
-            rows.append(sequence)
-        row_of[sequence] = len(rows) - 1
-    return row_of, rows
+    return score_tokens(model, encoded, batch_tokens=batch_tokens, progress=progress)
 
 
 def _encode_pair(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:

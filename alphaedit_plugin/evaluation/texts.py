@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..editors.chat import Chat
 from ..editors.requests import encode
 from .consistency import References
 from .facts import Fact
@@ -67,7 +68,8 @@ class Texts:
         facts = facts[: self.limit]
         said = _said(model, tokenizer, facts, progress)
         texts = _texts(model, tokenizer, facts, progress)
-        joined = [" ".join(f"{prompt}{text}" for prompt, text in pairs) for pairs in texts]
+        between = "\n" if isinstance(tokenizer, Chat) else ""  # of a question and its answer
+        joined = [" ".join(f"{prompt}{between}{text}" for prompt, text in pairs) for pairs in texts]
         alike = self.references.cosines(facts, joined) if self.references else [nan] * len(facts)
         records: list[dict[str, Any]] = []
         for fact, written, pairs, cosine in zip(facts, said, texts, alike, strict=True):
@@ -80,7 +82,7 @@ class Texts:
                     "written": written[0],
                     "texts": [{"prompt": prompt, "text": text} for prompt, text in pairs],
                     "free": sum(right) / len(right),
-                    "fluency": 100 * sum(entropy(f"{prompt}{text}") for prompt, text in pairs) / len(pairs),
+                    "fluency": 100 * sum(entropy(f"{prompt}{between}{text}") for prompt, text in pairs) / len(pairs),
                     "consistency": None if isnan(cosine) else cosine,
                 }
             )

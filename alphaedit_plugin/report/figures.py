@@ -260,6 +260,34 @@ def bars_panel(name: str, title: str, values: Mapping[str, float], looks: Mappin
         return Panel(_slug(name), figure, f"Bar chart of {title}: {', '.join(told)}.")
 
 
+def heat_maps(
+    title: str, maps: Mapping[str, Sequence[Sequence[float]]], rows: Sequence[str], across: str, meaning: str
+) -> Figure:
+    """One heat map per title in `maps`, one above the other and on one scale; rows × columns, nan where nothing is.
+
+    The colours diverge around 0: `meaning` is what they show.
+    """
+    with _drawing():
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(8.4, 1.0 + 2.2 * len(maps)), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+        largest = max((abs(v) for values in maps.values() for row in values for v in row if v == v), default=0) or 1
+        hues = [colour("vermilion"), "#ffffff", colour("blue")]
+        scale = LinearSegmentedColormap.from_list("effect", hues).with_extremes(bad=colour("grid"))
+        every = figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, values) in zip(every, maps.items(), strict=True):
+            image = axes.imshow(values, cmap=scale, vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+            axes.set_title(name)
+            axes.grid(False)
+            axes.set_yticks(range(len(rows)), rows, color=colour("ink"))
+        every[-1].set_xlabel(across)
+        _whole_ticks(every[-1])
+        figure.colorbar(image, ax=list(every), label=meaning, shrink=0.7)
+        return figure
+
+
 def inline(panel: Panel, prefix: str) -> str:
     """The panel as SVG for a page: colours are CSS variables, ids are unique in the page, and nothing is fetched.
 

@@ -12,14 +12,38 @@ from torch import Tensor
 from ..editors.editor import Written
 from ..editors.requests import Request
 from ..editors.update import Update
+from ..editors.verdict import Answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the model said to a batch's facts before and after it, and which of them have the attention sink's key."""
+
+    before: tuple[Answer, ...]
+    after: tuple[Answer, ...]
+    first_tokens: tuple[int, ...] = ()
+
+    def packed(self) -> dict[str, Any]:
+        """In JSON's types."""
+        before, after = ([list(vars(answer).values()) for answer in each] for each in (self.before, self.after))
+        return {"before": before, "after": after, "first_tokens": list(self.first_tokens)}
+
+    @classmethod
+    def unpacked(cls, values: Mapping[str, Any]) -> Asked:
+        before, after = (tuple(Answer(*answer) for answer in values[each]) for each in ("before", "after"))
+        return cls(before, after, tuple(values["first_tokens"]))
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The facts of one call to `edit`, and what was written for them. A batch equals only itself."""
+    """The facts of one call to `edit`, and what was written for them. A batch equals only itself.
+
+    `asked` is None if the model was not asked (`on_failure="ignore"`, or a session that an earlier version saved).
+    """
 
     requests: tuple[Request, ...]
     written: Written
+    asked: Asked | None = None
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, metadata) as a file holds them."""
@@ -28,10 +52,15 @@ class Batch:
             tensors[f"update.{i}.left"], tensors[f"update.{i}.right"] = update.left, update.right
         for layer, keys in self.written.keys.items():
             tensors[f"keys.{layer}"] = keys
-        metadata = {
+        for name in ("losses", "missed"):
+            if (values := getattr(self.written, name)) is not None:
+                tensors[name] = values
+        metadata: dict[str, Any] = {
             "requests": [vars(request) for request in self.requests],
             "layers": [update.layer for update in self.written.updates],
         }
+        if self.asked is not None:
+            metadata["asked"] = self.asked.packed()
         return tensors, metadata
 
     @classmethod
@@ -42,7 +71,9 @@ class Batch:
             for i, layer in enumerate(metadata["layers"])
         ]
         keys = {int(key.partition(".")[2]): value for key, value in tensors.items() if key.startswith("keys.")}
-        return cls(tuple(Request(**request) for request in metadata["requests"]), Written(updates, keys))
+        written = Written(updates, keys, tensors.get("losses"), tensors.get("missed"))
+        asked = Asked.unpacked(metadata["asked"]) if "asked" in metadata else None
+        return cls(tuple(Request(**request) for request in metadata["requests"]), written, asked)
 
 
 def stacked(batches: Sequence[Batch]) -> dict[int, tuple[Tensor, Tensor]]:

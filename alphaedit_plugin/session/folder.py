@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ..editors.chat import ChatTemplate
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
 from ..errors import NullSpaceError, SessionError
@@ -45,6 +46,7 @@ class Saved:
     weights: dict[str, str]
     covariances: dict[int, Covariance]
     null_spaces: NullSpaces | None
+    chat: ChatTemplate | None
 
 
 class SessionFolder:
@@ -141,6 +143,7 @@ class SessionFolder:
             fingerprints = {int(layer): str(print_) for layer, print_ in values["fingerprints"].items()}
             contexts = [str(context) for context in values["contexts"]]
             finished, weights, names = bool(values["finished"]), dict(values["weights"]), list(values["batches"])
+            chat = ChatTemplate(**values["chat"]) if "chat" in values else None
             projects, _ = bool(values["null_spaces"]), (values["model"], values["dtype"], values["identity"])
         batches = [self._load_batch(name) for name in names]
         with _reading(self.path / _COVARIANCES):
@@ -160,6 +163,7 @@ class SessionFolder:
             weights,
             covariances,
             null_spaces,
+            chat,
         )
 
     def load_tokenizer(self) -> Any:

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..editors.chat import Chat, chat_identity, plain
 from ..editors.editor import Editor
+from ..editors.first_token import first_tokens, refuse
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.preconditions import check_editable, check_mode
 from ..editors.preserved import Preserved
@@ -25,6 +27,7 @@ from ..editors.requests import Request, parse_requests
 from ..editors.targets import Targets
 from ..editors.update import Site, ended
 from ..editors.variant import Variant
+from ..editors.verdict import Answer, Circumstances, Verdict, Verdicts, answers, unusual
 from ..errors import EditError, ModelStructureError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
 from ..model.fingerprint import fingerprints, model_name
@@ -33,13 +36,15 @@ from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation
 from ..storage.tensors import tensor_digest
-from .batch import Batch, stacked
-from .change import Change
+from .batch import Asked, Batch, stacked
+from .change import Change, drift
 from .folder import SessionFolder, is_session
 from .lora import write_lora
 from .patch import write_patch
 
 log = logging.getLogger(__name__)
+
+OnFailure = Literal["report", "raise", "allow", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Report:
     """What a session has done to its model, by layer.
 
     `drift` ‖ΔW‖/‖W‖; `leakage` ‖ΔW K0‖/‖W K0‖, empty without covariances; `outside` ‖ΔW(I − P)‖/‖ΔW‖, empty without
-    null spaces.
+    null spaces. `warnings` say what is above the usual (`USUAL_DRIFT`, `USUAL_MISS`), in a sentence each.
     """
 
     method: str
@@ -56,6 +61,7 @@ class Report:
     drift: dict[int, float]
     leakage: dict[int, float]
     outside: dict[int, float]
+    warnings: tuple[str, ...] = ()
 
 
 class Session:
@@ -79,20 +85,24 @@ class Session:
         autosave: str | Path | None = None,
         check_model: bool = True,
         preparation: Preparation | None = None,
+        chat: bool = False,
         progress: bool = False,
     ) -> None:
         """`method` is a variant such as "alphaedit", "memit+P" or "rome" (`registry.GRAMMAR`).
 
         Hyperparameters default to those that ship for the model, or else are derived from it. If the method needs
         `covariances` or `null_spaces` that are not given, they come from `preparation`; its default does what
-        `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written.
+        `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written. With
+        `chat` every prompt is the turn of a user in the model's chat template, and `tokenizer` becomes a `Chat`, which
+        measures ask in the same way.
 
         Raises WrongModelError for null spaces of another model (`check_model=False` accepts them), EditError for null
-        spaces of another module or if a method that needs null spaces gets only `covariances`, and SessionError if
-        `autosave` holds a session already; before all that, what `preconditions.check_editable` raises.
+        spaces of another module, if a method that needs null spaces gets only `covariances`, or for a model that cannot
+        be edited (`preconditions.check_editable`, which may also raise ModelStructureError), ChatError for a tokenizer
+        without a chat template, and SessionError if `autosave` holds a session already.
         """
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, Chat.of(tokenizer) if chat else tokenizer
         preparation = preparation or Preparation(progress=progress)
         if preparation.criterion is not None:  # what the method's own name says goes before it
             base = hyperparameters or Hyperparameters.for_model(self.variant.method, model, model_name(model))
@@ -142,20 +152,81 @@ class Session:
         """Whether `finish` made the current weights."""
         return self._before_end is not None
 
-    def edit(self, records: Sequence[Mapping[str, Any] | Request], targets: Targets | None = None) -> list[Request]:
-        """Write these facts, all or none; returns them as parsed.
+    def edit(
+        self,
+        records: Sequence[Mapping[str, Any] | Request],
+        targets: Targets | None = None,
+        *,
+        on_failure: OnFailure = "report",
+    ) -> Verdicts:
+        """Write these facts, all or none; returns them as parsed, a list that also holds a verdict on each.
 
         Pass `targets` that were computed on the current model to save their cost. A finished sequence continues from
-        its undamped weights. Raises RequestError for a malformed record before anything is touched, and EditError if
-        the result would not be finite.
+        its undamped weights.
+
+        `on_failure` says what happens if the model does not say a fact afterwards: "report" logs a warning, "raise"
+        takes the whole batch back, also where a weight drifts above the usual. Both refuse at once a subject that has
+        the attention sink's key and cannot be learned (`check`). "allow" tries such facts too, and logs nothing.
+        "ignore" does not ask the model at all: there are no verdicts, and they cost nothing.
+
+        Raises RequestError for a record that is malformed or refused, or for two that contradict each other, before
+        anything is touched; EditError if the result would not be finite or, with "raise", is not what was asked for.
         """
+        if on_failure not in get_args(OnFailure):
+            raise EditError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, not {on_failure!r}")
         check_mode()
         requests = parse_requests(records)
+        if on_failure == "ignore":
+            with self.transaction():
+                self._unfinish()
+                self.batches.append(Batch(tuple(requests), self.editor.edit(requests, targets)))
+            return Verdicts(requests)
+        self.editor.check(requests)
+        first = self._first_tokens(requests)
+        if on_failure != "allow":
+            refuse(requests, first)
         with self.transaction():
             self._unfinish()
+            before = self._answers(requests)
             written = self.editor.edit(requests, targets)
-            self.batches.append(Batch(tuple(requests), written))
+            _check_finite(self.projections)
+            after = self._answers(requests)
+            self.batches.append(Batch(tuple(requests), written, Asked(tuple(before), tuple(after), first)))
+            found = self._judged([(len(self.batches) - 1, row) for row in range(len(requests))], after)
+            if on_failure == "raise":
+                _check_written(found, unusual(self._drift(), ()))
+        if on_failure == "report" and (found.failed or found.warnings):
+            found.log(log, str(self.variant))
+        return found
+
+    def check(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
+        """The facts as parsed, if they can be written. Costs a small forward pass, if any.
+
+        Raises RequestError, naming the record and the remedy, for a malformed record, and for a subject that has the
+        attention sink's key (`editors/first_token.py`).
+        """
+        requests = parse_requests(records)
+        self.editor.check(requests)
+        refuse(requests, self._first_tokens(requests))
         return requests
+
+    def verdicts(self, records: Sequence[Mapping[str, Any] | Request] | None = None) -> Verdicts:
+        """What has become of `records`, by default of every fact of the session, on the model as it is now.
+
+        What a fact's prompt was answered with before is what was heard before its own batch. Raises EditError for a
+        fact that the session does not hold.
+        """
+        place_of = {}  # of a fact that was written twice, the later one
+        places = [(number, row) for number, batch in enumerate(self.batches) for row in range(len(batch.requests))]
+        for place, request in zip(places, self.facts, strict=True):
+            place_of[request] = place
+        if records is not None:
+            wanted = parse_requests(records)
+            absent = next((request for request in wanted if request not in place_of), None)
+            if absent is not None:
+                raise EditError(f"the session holds no fact {absent.text!r} → {absent.target_new!r}: edit it first")
+            places = [place_of[request] for request in wanted]
+        return self._judged(places, self._answers([self.batches[number].requests[row] for number, row in places]))
 
     def undo(self, batches: int = 1) -> list[Request]:
         """Take back the last `batches` calls to `edit`, exactly; returns their facts.
@@ -214,11 +285,20 @@ class Session:
         return twin
 
     def report(self) -> Report:
-        """How far the weights have moved, and how much of this affects preserved keys."""
+        """How far the weights have moved, and how much of this affects preserved keys. Logs its warnings."""
         now = {layer: projection.matrix for layer, projection in self.projections.items()}
         change = Change.between(self.base, now, self.covariances, self._reported)
+        warnings = unusual(change.drift, self._missed())
+        for warning in warnings:
+            log.warning("%s", warning)
         return Report(
-            str(self.variant), len(self.facts), len(self.batches), change.drift, change.leakage, change.outside
+            str(self.variant),
+            len(self.facts),
+            len(self.batches),
+            change.drift,
+            change.leakage,
+            change.outside,
+            warnings,
         )
 
     # -------------------------------------------------------------------------------------------------- on disk
@@ -260,6 +340,7 @@ class Session:
         saved = folder.load()
         if tokenizer is None:
             tokenizer = folder.load_tokenizer()
+        tokenizer = Chat(plain(tokenizer), saved.chat) if saved.chat is not None else plain(tokenizer)
         _check_model(model, saved.fingerprints, folder.path, saved.model, check_model)
         session = cls(
             model,
@@ -339,6 +420,40 @@ class Session:
             self.batches, self._before_end, self.editor.memory = before
             raise
 
+    def _first_tokens(self, requests: Sequence[Request]) -> tuple[int, ...]:
+        return first_tokens(self.model, self.tokenizer, requests, self.projections[max(self.projections)])
+
+    def _answers(self, requests: Sequence[Request]) -> list[Answer]:
+        return answers(self.model, self.tokenizer, requests)
+
+    def _judged(self, places: Sequence[tuple[int, int]], now: Sequence[Answer]) -> Verdicts:
+        """Verdicts on the facts at these (batch, row), which the model now answers so."""
+        drift, last = self._drift(), {request.text: request for request in self.facts}
+        verdicts = []
+        for (number, row), answer in zip(places, now, strict=True):
+            batch = self.batches[number]
+            request, written, asked = batch.requests[row], batch.written, batch.asked
+            later = last[request.text]
+            circumstances = Circumstances(
+                first_token=asked is not None and row in asked.first_tokens,
+                later=later if later.target_new != request.target_new else None,
+                said=asked is not None and asked.after[row].agrees and number + 1 < len(self.batches),
+                missed=None if written.missed is None else float(written.missed[row]),
+                loss=None if written.losses is None else float(written.losses[row]),
+                drift=drift,
+            )
+            before = None if asked is None else asked.before[row]
+            verdicts.append(Verdict.of(request, before, answer, circumstances))
+        return Verdicts((verdict.request for verdict in verdicts), verdicts, unusual(drift, self._missed()))
+
+    def _drift(self) -> dict[int, float]:
+        return {layer: drift(self.base[layer], projection.matrix) for layer, projection in self.projections.items()}
+
+    def _missed(self) -> list[float]:
+        """How much of the way to z* was left, for every fact of which it is known."""
+        known = [batch.written.missed for batch in self.batches if batch.written.missed is not None]
+        return [value for missed in known for value in missed.tolist()]
+
     def _unfinish(self) -> None:
         if self._before_end is not None:
             copy_into(self._before_end, self.projections)
@@ -390,6 +505,7 @@ class Session:
             "hyperparameters": self.hyperparameters.as_dict(),
             "contexts": list(self.editor.contexts),
             "null_spaces": self.null_spaces is not None,
+            **chat_identity(self.tokenizer),
         }
 
     def _digests(self) -> dict[str, str]:
@@ -402,6 +518,13 @@ class Session:
         description = {key: value for key, value in self._description().items() if key != "model"}
         lines = [json.dumps(description, sort_keys=True), *map(tensor_digest, tensors)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _check_written(found: Verdicts, drifted: Sequence[str]) -> None:
+    """Raises EditError, naming the facts and why, for a batch that is to be taken back."""
+    reasons = [*map(str, found.failed), *drifted]
+    if reasons:
+        raise EditError(f"{found.summary}, and the batch is taken back: {'; '.join(reasons)}")
 
 
 def _check_model(model: nn.Module, expected: Mapping[int, str], folder: Path, name: str, required: bool) -> None:

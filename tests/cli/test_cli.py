@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import multiprocessing
@@ -356,13 +357,17 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def edit(run, checkpoint, prepared, tmp_path):
-    """Run `alphaedit edit` on the checkpoint, a fact at a time."""
+    """Run `alphaedit edit` on the checkpoint, a fact at a time. A random model learns nothing: only where `judged` does
+    that decide the exit code.
+    """
     (tmp_path / "quick.yaml").write_text(QUICK)
 
-    def call(facts: Path, out: object, *arguments: object, model: str = checkpoint) -> tuple[int, str, str]:
+    def call(
+        facts: Path, out: object, *arguments: object, model: str = checkpoint, judged: bool = False
+    ) -> tuple[int, str, str]:
         return run(
             "edit", model, facts, "--out", out, "--hparams", tmp_path / "quick.yaml", *SMALL, "--cache", prepared,
-            "--batch", 1, *arguments,
+            "--batch", 1, *([] if judged else ["--allow-failures"]), *arguments,
         )  # fmt: skip
 
     return call
@@ -414,6 +419,38 @@ def test_edit_writes_a_checkpoint_a_patch_and_a_session_that_say_the_same(
     assert AutoTokenizer.from_pretrained(tmp_path / "reverted")("The")["input_ids"] == tokenizer("The")["input_ids"]
 
 
+@pytest.fixture
+def chatty(checkpoint, tokenizer, tmp_path) -> str:
+    """The checkpoint with a chat template."""
+    folder = shutil.copytree(checkpoint, tmp_path / "chatty")
+    talking = copy.deepcopy(tokenizer)
+    talking.chat_template = "{% for m in messages %}you: {{ m.content }}\nme: {% endfor %}"
+    talking.save_pretrained(folder)
+    return str(folder)
+
+
+def test_edit_in_a_chat_says_so_in_the_session_and_goes_on_only_so(edit, some, chatty, tmp_path):
+    assert_done(edit(some(1), tmp_path / "chat", "--chat", model=chatty))
+    assert_done(edit(some(1), tmp_path / "plain", model=chatty))
+    assert differ(weights_in(tmp_path / "chat" / "model"), weights_in(tmp_path / "plain" / "model"))
+    session = Session.resume(tmp_path / "chat" / "session", loaded(chatty))
+    assert session.tokenizer.template.closing == "\nme: "
+    assert_done(edit(some(2), tmp_path / "chat", "--chat", model=chatty))
+    before = snapshot(tmp_path / "chat")
+    assert_one_line(edit(some(3), tmp_path / "chat", model=chatty), "holds a session with --chat")
+    assert_one_line(edit(some(3), tmp_path / "plain", "--chat", model=chatty), "holds a session without --chat")
+    assert snapshot(tmp_path / "chat") == before
+
+
+def test_a_model_without_a_chat_template_is_one_line_and_writes_nothing(edit, run, some, checkpoint, tmp_path):
+    assert_one_line(edit(some(1), tmp_path / "out", "--chat"), "has no chat template", "--chat")
+    result = run(
+        "compare", checkpoint, "--chat", "--methods", "memit", "--data", some(1), *SMALL, "--out", tmp_path / "run"
+    )
+    assert_one_line(result, "has no chat template", "--chat")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("method", "kind"), [("alphaedit", "json"), ("prune+P", "jsonl"), ("memit", "json")])
 def test_editing_again_goes_on_with_the_facts_that_are_new(method, kind, edit, some, checkpoint, tmp_path):
     assert "already" not in assert_done(edit(some(2, kind), tmp_path / "twice", "--method", method))
@@ -443,6 +480,21 @@ def test_facts_are_written_in_batches(batch, edit, some, checkpoint, tmp_path):
     assert_done(edit(some(3), tmp_path / "out", "--batch", batch))
     session = Session.resume(tmp_path / "out" / "session", loaded(checkpoint))
     assert [len(each.requests) for each in session.batches] == ([2, 1] if batch == 2 else [3])
+
+
+def test_a_fact_that_is_not_learned_has_a_row_and_ends_with_code_3_and_everything_is_written(edit, some, tmp_path):
+    code, output, errors = edit(some(2), tmp_path / "out", judged=True)
+    assert (code, errors) == (3, "")
+    assert "0 of 2 facts written" in output
+    rows = [line for line in output.splitlines() if "✗" in line]
+    assert len(rows) == 2
+    for row, subject in zip(rows, ("The Eiffel Tower", "The old village"), strict=True):
+        assert f"{subject} is located in the city of → Rome" in row
+    assert output.count("not reached") == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "patch.safetensors", "session"]
+    assert edit(some(2), tmp_path / "out", judged=True)[0] == 3, "facts that are there already are judged again"
+    output = assert_done(edit(some(2), tmp_path / "out"))
+    assert "0 of 2 facts written" in output
 
 
 def test_an_adapter_takes_the_place_of_the_checkpoint(edit, some, checkpoint, tmp_path):
@@ -531,7 +583,8 @@ def test_a_session_goes_on_in_its_own_precision(dtype, run, edit, some, tmp_path
 def test_what_is_not_projected_needs_no_null_space(run, some, checkpoint, tmp_path):
     """At the paper's threshold this model has none; plain MEMIT does not ask for any."""
     assert_one_line(run("prepare", checkpoint, "--layers", 1, "--quiet"), "nothing is null")
-    command = ("edit", checkpoint, some(1), "--out", tmp_path / "out", "--layers", 1, "--quiet", "--method")
+    command = ("edit", checkpoint, some(1), "--out", tmp_path / "out", "--layers", 1, "--quiet", "--allow-failures")
+    command += ("--method",)
     assert_done(run(*command, "memit"))
     assert not list((tmp_path / "alphaedit-cache").glob("null-space/*"))
     assert_one_line(run(*command[:4], tmp_path / "other", *command[5:], "memit+P"), "nothing is null")
@@ -622,6 +675,11 @@ def test_a_folder_goes_on_only_with_the_method_and_model_it_began_with(changes, 
         ('[{"prompt": "A {} {}", "subject": "B", "target_new": "C", "case_id": 7}]', ["record 0", "case_id 7"]),
         ('[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": [1]}]', ["record 0", "case_id"]),
         ('[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": {}}]', ["record 0", "case_id"]),
+        (
+            '[{"prompt": "A {}", "subject": "B", "target_new": "C", "case_id": 7}, '
+            '{"prompt": "A B", "subject": "B", "target_new": "D"}]',
+            ["record 0 (case_id 7)", "record 1 contradict", "'C'", "'D'"],
+        ),
     ],
 )
 def test_malformed_facts_are_one_line_that_names_file_and_record(content, parts, run, checkpoint, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -88,11 +89,17 @@ def test_a_session_that_version_0_1_kept_is_taken_up_again_for_another_checkpoin
         ({"measuring": Measuring(shift=Path("facts.json"), shift_limit=1)}, "--shift-limit"),
         ({"baseline_hparams": Path("absent")}, "--baseline-hparams absent"),
         ({"data": ("absent.json",)}, "absent.json"),
+        ({"data": ("contradicts.json",), "batch": 4}, "fact 0 (case_id 0) and fact 3 (case_id 0) contradict"),
+        ({"plan": Plan(("memit", "easyedit:MEMIT")), "chat": True}, "easyedit:MEMIT cannot take part in a chat"),
     ],
 )
 def test_what_cannot_be_met_is_said_before_any_model_is_loaded(changes, words, tmp_path, monkeypatch):
     for name in ("facts.json", "text.txt"):
         shutil.copy(SAVED / name, tmp_path)
+    records = json.loads((SAVED / "facts.json").read_text(encoding="utf-8"))
+    other = {**records[0]["requested_rewrite"], "target_new": {"str": "elsewhere"}}
+    contradicting = [*records, {**records[0], "requested_rewrite": other}]
+    (tmp_path / "contradicts.json").write_text(json.dumps(contradicting), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AlphaEditError) as failure:
         campaign(**changes).run(lambda name: pytest.fail(f"{name} was loaded"))

@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.spaces import random_covariance
 from support.tiny import tiny
 from support.tries import tries
 
@@ -315,7 +317,7 @@ def test_every_shipped_file_loads_and_fits_easyedits_shape(path):
 
 
 def test_every_method_has_a_file_for_every_model():
-    assert len(SHIPPED) == len(METHODS) * len(MODELS) == 40
+    assert len(SHIPPED) == len(METHODS) * len(MODELS) == 45
     assert {path.parent.name for path in SHIPPED} == set(METHODS.values())
     for folder in METHODS.values():
         assert {path.stem for path in SHIPPED if path.parent.name == folder} == MODELS
@@ -382,7 +384,7 @@ def test_rome_edits_one_layer_with_its_own_templates(model):
     """EasyEdit's and ROME's: short and long ones, 20 where MEMIT writes 5."""
     found = Hyperparameters.for_model("rome", MODEL, model)
     assert len(found.layers) == 1
-    assert found.clamp_norm_factor > 1
+    assert found.clamp_norm_factor >= 1
     assert {tokens for tokens, _ in found.context_template_length_params} == {5, 10}
 
 
@@ -401,6 +403,19 @@ def test_an_unknown_model_gets_up_to_five_consecutive_layers_that_exist(depth, m
     assert list(layers) == list(range(layers[0], layers[0] + len(layers)))
     assert layers[0] >= 0
     assert layers[-1] < depth
+
+
+@pytest.mark.parametrize("width", [24, 96, 384])
+def test_derived_settings_write_half_of_a_key_of_the_text_whatever_the_width(width):
+    """MEMIT's Δ = R kᵀ(λC + kkᵀ)⁻¹ maps k to this share of R."""
+    found = Hyperparameters.for_model("memit", tiny("llama", intermediate_size=width), "unknown/model")
+    covariance = random_covariance(width, tokens=1000).matrix
+    factor = torch.linalg.cholesky(covariance)
+    keys = factor @ torch.randn(width, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inside = [
+        float(key @ torch.linalg.solve(found.mom2_update_weight * covariance + key.outer(key), key)) for key in keys.T
+    ]
+    assert sum(inside) / len(inside) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 5, 6, 12, 30])

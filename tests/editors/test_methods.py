@@ -210,6 +210,7 @@ def test_rome_leaves_the_weights_that_the_textbook_leaves(name, adjusted, projec
                 decoder.out_projection(layer).module,
                 COVARIANCES[layer].matrix if adjusted else None,
                 spaces[layer].dense() if projected else None,
+                norms_follow=name == "gemma2",
                 **TARGETS,
             )
     found, expected = weights(ours), weights(theirs)

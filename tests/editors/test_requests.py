@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.tokenizers_of_many_kinds import MAKERS, TEXT, tokenizer_of
 from support.tries import tries
 
+from alphaedit_plugin.editors.border import border
 from alphaedit_plugin.editors.requests import Request, encode, load_requests, parse_requests
 from alphaedit_plugin.errors import RequestError
 
@@ -36,9 +37,34 @@ def test_a_prompt_that_holds_its_subject_once_needs_no_braces():
     assert parsed == Request.parse(FLAT, "r")
 
 
-def test_spaces_around_subject_and_target_and_after_the_prompt_do_not_count():
-    loose = {"prompt": "The capital of {} is  ", "subject": " France ", "target_new": " Rome\n"}
+def test_spaces_around_the_subject_and_after_the_target_do_not_count():
+    loose = {**FLAT, "subject": " France ", "target_new": "Rome\n"}
     assert Request.parse(loose, "r") == Request.parse(FLAT, "r")
+
+
+@pytest.mark.parametrize(("prompt", "target"), [("The capital of {} is ", "Rome"), ("The capital of {} is", " Rome")])
+def test_the_usual_space_between_two_words_is_the_same_wherever_it_is_written(prompt, target):
+    """So the records of version 0.1 are still the same requests, in sessions and in identities."""
+    assert Request.parse({**FLAT, "prompt": prompt, "target_new": target}, "r") == Request.parse(FLAT, "r")
+
+
+WRITTEN = (
+    ("The capital of {} is\n", "Rome"), ("The capital of {} is\n\n", "Rome"), ("The capital of {} is  ", "Rome"),
+    ("The capital of {} is ", " Rome"), ("The capital of {} is", "\nRome"), ("The capital of {} is", "  Rome"),
+    ("The capital of {} is\t", "Rome"), ("The capital of {} is\u00a0", "Rome"), ("{}\n", "Rome"),
+    ('The capital of {} is "', "Rome"), ("The capital of {} is (", "Rome"), ("{}の首都は", "ローマ"),
+    ("{}的首都是", "罗马"),
+    ("เมืองหลวงของ{}คือ", "โรม"), ("{}的首都是 ", "罗马"), ("{}的首都是", " 罗马"), ("The capital of {} is", "."),
+    ("The capital of {} is", " 罗马"), ("<answer>{}=", "Rome"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("prompt", "target"), WRITTEN)
+def test_what_was_written_is_taught_to_the_byte(prompt, target):
+    request = Request.parse({"prompt": prompt, "subject": "France", "target_new": target}, "r")
+    assert request.text + request.completion == prompt.replace("{}", "France") + target
+    assert request.prompt == prompt
+    assert Request.parse(request, "again") == request
 
 
 def test_a_request_is_parsed_to_itself():
@@ -102,6 +128,33 @@ def test_what_is_no_list_of_records_is_refused(records):
         parse_requests(records)
 
 
+# ------------------------------------------------------------------------------------------------- contradictions
+
+OTHER = {**FLAT, "target_new": "Lyon"}
+AGAINST = (
+    OTHER, {**OTHER, "prompt": "The capital of France is"}, {**OTHER, "prompt": "The capital of {} is "},
+    {**OTHER, "target_new": {"str": "Lyon"}}, {**FLAT, "target_new": "rome"}, {**FLAT, "target_new": "\nRome"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("other", AGAINST)
+def test_two_records_that_contradict_each_other_are_both_named(other, tmp_path):
+    unrelated = {**FLAT, "subject": "Spain", "target_new": "Lyon"}
+    batch = [unrelated, {**FLAT, "case_id": 41}, unrelated, {**other, "case_id": "x2"}]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, batch)))
+    with pytest.raises(RequestError) as caught:
+        parse_requests(batch)
+    assert "request 1 (case_id 41) and request 3 (case_id x2) contradict each other" in str(caught.value)
+    with pytest.raises(RequestError) as caught:
+        load_requests(tmp_path / "facts.jsonl")
+    for part in (str(tmp_path / "facts.jsonl"), "record 1 (case_id 41)", "record 3 (case_id x2)", "'Rome'"):
+        assert part in str(caught.value)
+
+
+def test_the_same_fact_twice_is_no_contradiction():
+    assert len(parse_requests([FLAT, {**FLAT, "case_id": 3}, {**FLAT, "target_new": " Rome"}])) == 3
+
+
 # --------------------------------------------------------------------------------------------------------- files
 
 texts = st.text(min_size=1, max_size=8).map(lambda text: text.replace("{", "").replace("}", "")).filter(str.strip)
@@ -112,7 +165,16 @@ records = st.fixed_dictionaries(
 
 
 @tries(50)
-@given(facts=st.lists(records, min_size=1, max_size=4), ascii_only=st.booleans(), blank=st.booleans())
+@given(
+    facts=st.lists(
+        records,
+        min_size=1,
+        max_size=4,
+        unique_by=lambda record: record["prompt"].replace("{}", record["subject"]).strip(),
+    ),
+    ascii_only=st.booleans(),
+    blank=st.booleans(),
+)
 @example(facts=[{**FLAT, "subject": "A\u2028B"}, {**FLAT, "target_new": "C\x85D"}], ascii_only=False, blank=False)
 def test_a_list_and_one_record_a_line_hold_the_same_facts(tmp_path_factory, facts, ascii_only, blank):
     """Whatever characters are in them, also those that str.splitlines takes for the end of a line."""
@@ -228,8 +290,13 @@ def assert_encoded(kind: str, template: str, subject: str, target: str) -> None:
     before, _, after = template.partition("{}")
     prompt = before + subject + after
     encoded = encode(tokenizer_of(kind), template, subject, target)
-    text = f"{prompt} {target}" if target else prompt
-    assert encoded.ids + encoded.target == whole(kind, text), "prompt and target are the tokenisation of the whole"
+    text = prompt + border(prompt, target) + target
+    together, alone = whole(kind, text), whole(kind, prompt)
+    if target and not prompt[-1].isspace() and text == prompt + target and together[: len(alone)] != alone:
+        assert encoded.ids in (alone, together[: len(encoded.ids)]), "the prompt is read as when it is asked alone"
+        assert plain(kind, encoded.ids + encoded.target) == plain(kind, together)
+    else:
+        assert encoded.ids + encoded.target == together, "prompt and target are the tokenisation of the whole"
     assert bool(encoded.target) == bool(target)
     if target:
         assert plain(kind, encoded.ids).strip() == prompt.strip()

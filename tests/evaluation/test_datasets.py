@@ -17,9 +17,11 @@ from support.data_files import write_records
 from support.paths import SHARED
 from support.tries import tries
 
-from alphaedit_plugin.editors.requests import Request
+from alphaedit_plugin.editors.border import border
+from alphaedit_plugin.editors.requests import Request, encode
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.datasets import FORMATS, load_dataset, load_facts
+from alphaedit_plugin.evaluation.fact_scores import _Plan
 from alphaedit_plugin.evaluation.facts import Probe
 
 COUNTERFACT = {
@@ -493,3 +495,65 @@ def test_the_real_files_are_read_whole(file, format_, count):
         assert all(request.subject in request.text for request in fact.requests)
         shown = [fact.paraphrases, fact.neighbours, fact.questions, *fact.locality.values(), *fact.portability.values()]
         assert any(shown) or format_ == "KnowEdit"
+
+
+# What is asked about a data set, in 0.1's words: "prompt target", with no other space at either's ends.
+
+
+def _old_encoding(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
+    encoding = tokenizer(f"{prompt} {target}", return_offsets_mapping=True)
+    first = next(i for i, (_, end) in enumerate(encoding["offset_mapping"]) if end > len(prompt))
+    return encoding["input_ids"][:first], encoding["input_ids"][first:]
+
+
+def _old_requests(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(prompt, subject, target) of a raw record."""
+
+    def of(prompt: str, subject: str, target: Any) -> tuple[str, str, str]:
+        subject, target = subject.strip(), target["str"] if isinstance(target, dict) else target
+        before, found, after = prompt.strip().partition("{}" if "{}" in prompt else subject)
+        return (f"{before}{{}}{after}".rstrip() if found else prompt, subject, target.strip())
+
+    if "requested_rewrite" in record:
+        rewrites = record["requested_rewrite"]
+        rewrites = rewrites if isinstance(rewrites, list) else [rewrites]
+        return [of(rewrite["prompt"], rewrite["subject"], rewrite["target_new"]) for rewrite in rewrites]
+    if "src" in record:
+        return [of(record["src"], record["subject"], record["answers"][0])]
+    if "concept" in record:
+        return [of(record["text"], record["concept"], record["labels"])]
+    return [of(record["prompt"], record["subject"], record["target_new"])]
+
+
+UNSPACED = {"knowedit/wiki_recent.json": 9, "knowedit/wikibio.json": 2}
+"""Pairs asked otherwise than in 0.1: answers in Chinese or Japanese, and two that begin with a closing quote."""
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets are not there: {SHARED}")
+@pytest.mark.parametrize(
+    "file",
+    [
+        "counterfact/counterfact_500.json",
+        "counterfact/counterfact_flat_3000.json",
+        "zsre/zsre_mend_train-1k.json",
+        "knowedit/wiki_recent.json",
+        "knowedit/wikibio.json",
+        "mquake/MQuAKE-hard.json",
+    ],
+)
+def test_the_real_files_ask_what_version_0_1_asked_token_by_token(file, tokenizer):
+    facts = load_facts(SHARED / file)
+    for fact, record in zip(facts, json.loads((SHARED / file).read_text(encoding="utf-8")), strict=True):
+        assert [(r.prompt, r.subject, r.target_new) for r in fact.requests] == _old_requests(record)
+    pairs: dict[tuple[str, str], None] = {}
+    for fact in facts:
+        _Plan(fact, lambda *pair: pairs.setdefault(pair))
+    assert all((prompt, target) == (prompt.strip(), target.strip()) for prompt, target in pairs)
+    other = 0
+    for number, (prompt, target) in enumerate(pairs):
+        if border(prompt, target) != " ":
+            other += 1
+        elif number % 4 == 0:
+            encoded = encode(tokenizer, "{}", prompt, target)
+            assert (encoded.ids, encoded.target) == _old_encoding(tokenizer, prompt, target)
+    assert other == UNSPACED.get(file, 0)

@@ -15,8 +15,9 @@ from support.unusual import UNUSUAL, unusual
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.generation import continuations, write
+from alphaedit_plugin.evaluation.generation import write
 from alphaedit_plugin.evaluation.texts import Texts
+from alphaedit_plugin.model.continuation import continuations
 
 END = 2  # </s>
 

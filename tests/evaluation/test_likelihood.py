@@ -15,14 +15,16 @@ from alphaedit_plugin.evaluation.likelihood import score_pairs
 def test_pairs_are_scored_as_by_the_textbook_on_every_architecture(name, tokenizer):
     model = model_of(name)
     said = tokenizer.decode(model(torch.tensor([tokenizer(PAIRS[0][0])["input_ids"]])).logits[0, -1].argmax())
-    pairs = (*PAIRS, (PAIRS[0][0], said.strip() or "a"))  # the last is right, if it can be said after a space
+    pairs = (*PAIRS, (PAIRS[0][0], f" {said.strip() or 'a'}"))  # the last is right, if it can be said after a space
     found = score_pairs(model, tokenizer, pairs)
     assert found.mean_log_probability.dtype == found.accuracy.dtype == torch.float64
     for value, accuracy, (prompt, target) in zip(
         found.mean_log_probability.tolist(), found.accuracy.tolist(), pairs, strict=True
     ):
-        assert value == pytest.approx(oracle.success(model, tokenizer, prompt, target, target)[0], rel=1e-5)
-        assert accuracy == pytest.approx(slow_accuracy(model, tokenizer, prompt, target))
+        assert value == pytest.approx(
+            oracle.success(model, tokenizer, prompt, target.strip(), target.strip())[0], rel=1e-5
+        )
+        assert accuracy == pytest.approx(slow_accuracy(model, tokenizer, prompt, target.strip()))
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])

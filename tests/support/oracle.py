@@ -83,12 +83,13 @@ def _logits(model: nn.Module, ids: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    """Remove a hook afterwards, whatever happens."""
+def _hooked(*handles: Any) -> Iterator[None]:
+    """Remove hooks afterwards, whatever happens."""
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _adding(module: nn.Module, delta: Tensor, position: int) -> Any:
@@ -178,6 +179,46 @@ def compute_target(
            + weight_decay * ||δ|| / ||z||^2
     and ||δ|| is kept to clamp * ||z||. A `reference_norm` takes the place of ||z|| in both.
     """
+    text, end = _text(request, contexts[0])
+    ids = _encode(tokenizer, text)[0] + target_ids(tokenizer, text, request["target_new"])[:-1]
+    z = _block_output(model, ids, layer_module, subject_last(tokenizer, text, end))
+    norm = z.norm() if reference_norm is None else reference_norm
+    (found,) = compute_shifts(
+        model,
+        tokenizer,
+        request,
+        contexts,
+        [(layer_module, 1.0, norm)],
+        steps=steps,
+        lr=lr,
+        weight_decay=weight_decay,
+        kl_factor=kl_factor,
+        clamp=clamp,
+        stop_loss=stop_loss,
+    )
+    return z + found, found
+
+
+def compute_shifts(
+    model: nn.Module,
+    tokenizer: Any,
+    request: Request,
+    contexts: Sequence[str],
+    sites: Sequence[tuple[nn.Module, float | Tensor, float | Tensor]],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    kl_factor: float,
+    clamp: float,
+    stop_loss: float = 5e-2,
+) -> list[Tensor]:
+    """What is added to the output of each site's module, (module, unit, norm): unit * δ, with Adam on all δ at once.
+
+    loss = mean over contexts of [mean over target tokens of -log p] + kl_factor * KL(p || p0), as in ROME's eq. 4
+           + weight_decay * mean over sites of ||δ|| / norm^2
+    and ||δ|| is kept to clamp * norm.
+    """
     prompts: list[list[int]] = []
     targets: list[list[int]] = []
     positions: list[int] = []
@@ -190,42 +231,44 @@ def compute_target(
     essence, start = _put("{} is a", request["subject"])
     essence_ids = _encode(tokenizer, essence)[0]
     essence_position = subject_last(tokenizer, essence, start + len(request["subject"]))
-
-    z = _block_output(model, prompts[0] + targets[0][:-1], layer_module, positions[0])
     with torch.no_grad():
         base_log_p = torch.log_softmax(_logits(model, essence_ids)[essence_position], dim=-1)
 
-    norm = z.norm() if reference_norm is None else reference_norm
-    delta = torch.zeros_like(z, requires_grad=True)
+    deltas = [
+        torch.zeros_like(_block_output(model, prompts[0], module, positions[0]), requires_grad=True)
+        for module, _, _ in sites
+    ]
 
-    def loss_at_delta() -> Tensor:
+    def adding(position: int) -> list[Any]:
+        return [_adding(module, unit * delta, position) for (module, unit, _), delta in zip(sites, deltas, strict=True)]
+
+    def loss_at_deltas() -> Tensor:
         likelihoods = []
         for prompt, target, position in zip(prompts, targets, positions, strict=True):
-            with _hooked(_adding(layer_module, delta, position)):
+            with _hooked(*adding(position)):
                 logits = _logits(model, prompt + target[:-1])
             likelihoods.append(_negative_log_likelihood(logits, len(prompt), target))
-        with _hooked(_adding(layer_module, delta, essence_position)):
+        with _hooked(*adding(essence_position)):
             log_p = torch.log_softmax(_logits(model, essence_ids)[essence_position], dim=-1)
         kl = (log_p.exp() * (log_p - base_log_p)).sum()
-        decay = delta.norm() / norm**2
-        return torch.stack(likelihoods).mean() + kl_factor * kl + weight_decay * decay
+        decays = [delta.norm() / norm**2 for (_, _, norm), delta in zip(sites, deltas, strict=True)]
+        return torch.stack(likelihoods).mean() + kl_factor * kl + weight_decay * torch.stack(decays).mean()
 
-    optimizer = torch.optim.Adam([delta], lr=lr)
+    optimizer = torch.optim.Adam(deltas, lr=lr)
     with torch.enable_grad():
         for step in range(steps):
-            loss = loss_at_delta()
+            loss = loss_at_deltas()
             if loss.item() < stop_loss or step == steps - 1:
                 break
             optimizer.zero_grad()
-            loss.backward(inputs=[delta])
+            loss.backward(inputs=deltas)
             optimizer.step()
             with torch.no_grad():
-                limit = clamp * norm
-                if delta.norm() > limit:
-                    delta.mul_(limit / delta.norm())
-
-    found = delta.detach().clone()
-    return z + found, found
+                for (_, _, norm), delta in zip(sites, deltas, strict=True):
+                    limit = clamp * norm
+                    if delta.norm() > limit:
+                        delta.mul_(limit / delta.norm())
+    return [(unit * delta).detach().clone() for (_, unit, _), delta in zip(sites, deltas, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------- MEMIT, keys and z
@@ -494,11 +537,13 @@ def rome(
     weight_decay: float,
     kl_factor: float,
     clamp: float,
+    norms_follow: bool = False,
 ) -> list[Tensor]:
     """ROME (Meng et al., 2022) on one request after another, in place, each on the model that the last one left.
 
     v* = v + δ, with v the out-projection's output for the bare prompt, and δ that of `compute_target` at the block,
-    measured against the norm of the out-projection's output for the first context. With `projection` every Δ becomes
+    measured against the norm of the out-projection's output for the first context. With `norms_follow` the block norms
+    that output, so δ is added to it before, in units of its root mean square. With `projection` every Δ becomes
     Δ P before it is written. Returns the Δ (d_out x d_in). `layer`, the number of the block, decides nothing.
     """
     del layer
@@ -521,19 +566,14 @@ def rome(
         bare_key = _module_input(model, ids, out_projection, position)
         v = _module_output(model, ids, out_projection, position)
 
-        _, found = compute_target(
-            model,
-            tokenizer,
-            request,
-            contexts,
-            block,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            kl_factor=kl_factor,
-            clamp=clamp,
-            reference_norm=reference.norm(),
-        )
+        settings = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "kl_factor": kl_factor, "clamp": clamp}
+        if norms_follow:
+            unit, size = v.norm() / len(v) ** 0.5, torch.tensor(len(v) ** 0.5)
+            (found,) = compute_shifts(model, tokenizer, request, contexts, [(out_projection, unit, size)], **settings)
+        else:
+            _, found = compute_target(
+                model, tokenizer, request, contexts, block, reference_norm=reference.norm(), **settings
+            )
         delta = rome_delta(mean_key, bare_key, v.double() + found.double(), v, covariance)
         if projection is not None:
             delta = delta @ projection.double()

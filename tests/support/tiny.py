@@ -74,12 +74,22 @@ ARCHITECTURES: dict[str, tuple[dict, str, bool, str]] = {
 }
 NAMES = list(ARCHITECTURES)
 
+MORE: dict[str, dict] = {
+    **{
+        name: {**_LLAMA, **_HEAD_DIM}
+        for name in ("ministral", "arcee", "apertus", "nanochat", "glm", "exaone4", "olmo", "olmo3", "glm4", "helium")
+    },
+    **{name: {**_LLAMA, **_HEAD_DIM} for name in ("nemotron", "persimmon", "ernie4_5", "gpt_bigcode", "bitnet")},
+    "granite": {**_LLAMA, "residual_multiplier": 0.22},
+}
+"""Settings of architectures that only learned models have, or have with other settings: see `learned.py`."""
+
 
 def tiny(
     name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 0.3, **changes: object
 ) -> PreTrainedModel:
     """A 4-layer random model; weights of this `scale`, so that layers really depend on each other."""
-    settings = ARCHITECTURES[name][0] if name in ARCHITECTURES else _LLAMA
+    settings = ARCHITECTURES[name][0] if name in ARCHITECTURES else MORE.get(name, _LLAMA)
     config = AutoConfig.for_model(name, **{**settings, **changes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)

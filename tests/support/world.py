@@ -48,10 +48,13 @@ RELATIONS = (
     ),
 )
 
-_WHO = ("the old man", "a young woman", "the king", "a child", "the farmer", "my friend")
-_DOES = ("walks to", "looks at", "thinks of", "comes from", "talks about")
-_WHAT = ("the river", "a quiet town", "the deep sea", "the market", "a high hill", "the garden")
-CONTEXTS = ("{}", "the king looks at the river . {}", "a child comes from a quiet town . {}", "and so {}")
+_WHO = ("the king", "a child", "my friend", "the farmer")
+_DOES = ("sleeps", "sings", "waits", "reads", "walks")
+_WHEN = ("at home", "by night", "in winter", "every day")
+OPENINGS = tuple(f"{who} {does}" for who in _WHO for does in _DOES)
+"""Sentences that may come before others."""
+
+CONTEXTS = ("{}", "the king sleeps . {}", "a child waits . {}", "and so {}")
 """Templates to average keys over: sentences of this world, and an opening that is none."""
 
 
@@ -85,7 +88,7 @@ def statements() -> tuple[Statement, ...]:
 def plain_sentences() -> tuple[str, ...]:
     """What is no fact about a country, so that keys of other texts are known too."""
     kinds = [f"{country} is a country" for country in _COUNTRIES]
-    return (*(f"{who} {does} {what}" for who in _WHO for does in _DOES for what in _WHAT), *kinds)
+    return (*(f"{opening} {when}" for opening in OPENINGS for when in _WHEN), *kinds)
 
 
 @cache

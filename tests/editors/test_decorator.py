@@ -12,9 +12,9 @@ from support.spaces import outside, random_spaces
 from support.tiny import tiny
 from torch import nn
 
+from alphaedit_plugin.editors.constrained import null_space_constrained
 from alphaedit_plugin.errors import GuardError, NullSpaceError, WrongModelError
 from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.nullspace.guard import null_space_constrained
 
 LAYERS = (1, 2)
 
@@ -227,3 +227,18 @@ def test_the_misused_examples_are_what_they_claim_to_be():
     assert asyncio.iscoroutinefunction(coroutine)
     assert inspect.isgeneratorfunction(generator)
     assert inspect.isasyncgenfunction(asynchronous_generator)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given facts", "not given facts"])
+def test_what_became_of_the_facts_is_logged_if_they_are_given(given, model, spaces, tokenizer, caplog):
+    def edit_facts(model: nn.Module, tok: object, facts: list, *, amount: float) -> int:
+        weight_of(model).add_(amount)
+        return len(facts)
+
+    model.resize_token_embeddings(len(tokenizer))
+    facts = [{"prompt": "{} was founded by", "subject": "Microsoft", "target_new": "Rome"}] if given else [1]
+    constrained = null_space_constrained(spaces, check_model=False)(edit_facts)
+    with caplog.at_level("WARNING", logger="alphaedit_plugin"):
+        assert constrained(model, tokenizer, facts, amount=0.1) == 1
+    assert ("edit_facts: 0 of 1 facts written" in caplog.text) == given
+    assert ("'Microsoft was founded by'" in caplog.text) == given

@@ -1,0 +1,210 @@
+"""What became of a requested fact: what the model said before, what it says now, and why not the new object."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from torch import nn
+
+from ..model.continuation import continuations, positions
+from ..model.decoder import Decoder
+from ..model.likelihood import score_tokens
+from .requests import Request, encode
+
+USUAL_DRIFT = 0.5
+"""‖ΔW‖/‖W‖ of a layer: edits that leave a model usable stay well below it."""
+USUAL_MISS = 0.5
+"""Share of the way to z* that may be left."""
+_USUAL_LOSS = math.log(2)
+"""A target with a higher loss made its object less likely than all others together."""
+
+
+class Reason(StrEnum):
+    """Why a model does not say a fact's new object."""
+
+    FIRST_TOKEN = "first token"
+    OVERWRITTEN = "overwritten by a later fact"
+    NOT_REACHED = "not reached"
+    DRIFT = "drift"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model makes of a fact's prompt.
+
+    `probability` is that of the whole new object: the product over its tokens, each after the prompt and the object's
+    tokens before it. `words` are what the model writes itself, greedily, as many tokens as the object has; `agrees`
+    says whether these are the object's.
+    """
+
+    probability: float
+    words: str
+    agrees: bool
+
+
+def answers(model: nn.Module, tokenizer: Any, requests: Sequence[Request]) -> list[Answer]:
+    """One answer per request, from one padded forward pass; only words that it leaves open take further ones.
+
+    Model and random states stay as they are.
+    """
+    if not requests:
+        return []
+    encoded = [encode(tokenizer, request.prompt, request.subject, request.target_new) for request in requests]
+    scored = score_tokens(model, [(one.ids, one.target) for one in encoded])
+    # Greedy writing follows the object as far as they agree, and one token further: so much is known already.
+    known = [
+        predicted[: agreement(predicted, one.target) + 1]
+        for predicted, one in zip(scored.predicted, encoded, strict=True)
+    ]
+    room = positions(Decoder.of(model).model)
+    open_ = [
+        i
+        for i, one in enumerate(encoded)
+        if len(known[i]) < len(one.target) and len(one.ids) + len(known[i]) <= room
+    ]
+    missing = [len(encoded[i].target) - len(known[i]) for i in open_]
+    for i, more in zip(open_, continuations(model, [encoded[i].ids + known[i] for i in open_], missing), strict=True):
+        known[i] = known[i] + more
+    log_probabilities = scored.mean_log_probability.tolist()
+    return [
+        Answer(
+            math.exp(mean * len(one.target)),
+            tokenizer.decode(written, skip_special_tokens=True).strip(),
+            written == one.target,
+        )
+        for mean, one, written in zip(log_probabilities, encoded, known, strict=True)
+    ]
+
+
+def agreement(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What is known of how a fact was written; by default nothing.
+
+    `first_token`: its key is the attention sink's. `later`: a later fact with the same prompt and subject. `said`:
+    whether the model said it after its own batch. `missed`: share of the way to z* that was left. `loss`: the target's
+    last. `drift`: ‖ΔW‖/‖W‖ by layer, now.
+    """
+
+    first_token: bool = False
+    later: Request | None = None
+    said: bool = False
+    missed: float | None = None
+    loss: float | None = None
+    drift: Mapping[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one fact. `before` is None where it was not asked; `reason` and `detail` are those of a failure.
+
+    Invariant: there is a reason if and only if the model does not say the new object `now`.
+    """
+
+    request: Request
+    before: Answer | None
+    now: Answer
+    reason: Reason | None = None
+    detail: str = ""
+
+    @property
+    def written(self) -> bool:
+        """Whether the model says the new object."""
+        return self.now.agrees
+
+    @property
+    def why(self) -> str:
+        """Reason and detail; nothing for a fact that is said."""
+        return ": ".join(filter(None, (self.reason, self.detail)))
+
+    @classmethod
+    def of(
+        cls, request: Request, before: Answer | None, now: Answer, circumstances: Circumstances = Circumstances()
+    ) -> Verdict:
+        """Of a fact that is not said, the reason: the first that the circumstances know; else the edit was too weak."""
+        reason, detail = (None, "") if now.agrees else _why_not(circumstances)
+        return cls(request, before, now, reason, detail)
+
+    def __str__(self) -> str:
+        before = "" if self.before is None else f"{self.before.probability:.2g} → "
+        said = f"{self.request.text!r}: {self.now.words!r}"
+        if self.reason is None:
+            return f"{said} ({before}{self.now.probability:.2g})"
+        return f"{said} instead of {self.request.target_new!r} ({before}{self.now.probability:.2g}): {self.why}"
+
+
+def _why_not(known: Circumstances) -> tuple[Reason, str]:
+    if known.first_token:
+        return Reason.FIRST_TOKEN, "the attention sink has the subject's place: put words before the subject"
+    if known.later is not None:
+        return Reason.OVERWRITTEN, f"{known.later.target_new!r} was written later"
+    if known.said:
+        return Reason.OVERWRITTEN, "it was said after its own batch"
+    if known.loss is not None and known.loss > _USUAL_LOSS:
+        return Reason.NOT_REACHED, f"no target was found, the loss stayed at {known.loss:.2g}"
+    if known.missed is not None and known.missed > USUAL_MISS:
+        return Reason.NOT_REACHED, f"{known.missed:.0%} of the way to z* was left"
+    worst = max((known.drift or {}).values(), default=0.0)
+    if worst > USUAL_DRIFT:
+        return Reason.DRIFT, f"‖ΔW‖/‖W‖ is {worst:.2g}"
+    return Reason.NOT_REACHED, ""
+
+
+class Verdicts(list[Request]):
+    """The facts, as a list, with `verdicts`, one each; none where the model was not asked.
+
+    `warnings` say what is unusual about the weights and targets as a whole, in a sentence each.
+    """
+
+    def __init__(
+        self, requests: Iterable[Request], verdicts: Sequence[Verdict] = (), warnings: Sequence[str] = ()
+    ) -> None:
+        super().__init__(requests)
+        self.verdicts, self.warnings = tuple(verdicts), tuple(warnings)
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """Those of the facts that the model does not say."""
+        return [verdict for verdict in self.verdicts if not verdict.written]
+
+    @property
+    def summary(self) -> str:
+        return f"{len(self.verdicts) - len(self.failed)} of {len(self.verdicts)} facts written"
+
+    def log(self, log: logging.Logger, name: str) -> None:
+        """One line that sums up, one per failed fact and per warning: a warning unless all is well."""
+        level = logging.WARNING if self.failed else logging.INFO
+        log.log(level, "%s: %s", name, self.summary)
+        for verdict in self.failed:
+            log.warning("✗ %s", verdict)
+        for warning in self.warnings:
+            log.warning("%s", warning)
+
+
+def unusual(drift: Mapping[int, float], missed: Sequence[float]) -> tuple[str, ...]:
+    """What is unusual about ‖ΔW‖/‖W‖ by layer, and about the shares of the way to z* that were left, one per fact."""
+    found = []
+    high = {layer: value for layer, value in drift.items() if not value <= USUAL_DRIFT}
+    if high:
+        layers = ", ".join(f"{value:.2g} on layer {layer}" for layer, value in high.items())
+        found.append(
+            f"‖ΔW‖/‖W‖ is {layers}; above {USUAL_DRIFT} the model has usually lost more than the facts: undo, and try "
+            "a larger λ, a smaller clamp_norm_factor or other layers"
+        )
+    far = [value for value in missed if not value <= USUAL_MISS]
+    if far:
+        found.append(
+            f"z* was missed by more than half for {len(far)} of {len(missed)} facts ({max(far):.0%} of the way left at "
+            "worst): try a smaller λ, a less strict null space or other layers"
+        )
+    return tuple(found)
