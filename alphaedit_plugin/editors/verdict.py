@@ -63,9 +63,7 @@ def answers(model: nn.Module, tokenizer: Any, requests: Sequence[Request]) -> li
     ]
     room = positions(Decoder.of(model).model)
     open_ = [
-        i
-        for i, one in enumerate(encoded)
-        if len(known[i]) < len(one.target) and len(one.ids) + len(known[i]) <= room
+        i for i, one in enumerate(encoded) if len(known[i]) < len(one.target) and len(one.ids) + len(known[i]) <= room
     ]
     missing = [len(encoded[i].target) - len(known[i]) for i in open_]
     for i, more in zip(open_, continuations(model, [encoded[i].ids + known[i] for i in open_], missing), strict=True):

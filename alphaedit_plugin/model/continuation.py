@@ -128,7 +128,6 @@ def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Call
     live = [text for text in texts if not text.over]
     cache: Any
     caches = decoder.takes("past_key_values")
-    cache: Any
     cache, done = _shared_cache(model, live, decoder.device) if caches else (None, 0)
     upto = min((len(text.ids) for text in live), default=0)
     while live:

@@ -26,9 +26,8 @@ from support.learned import learned
 FACTS = world.counterfacts(8)
 REQUESTS = [fact.request for fact in FACTS]
 LAYERED = Hyperparameters(
-    layers=(1, 2),
+    layers=(0, 1, 2),
     v_lr=0.2,
-    clamp_norm_factor=1.5,
     mom2_update_weight=5.0,
     L2=0.05,
     null_space=Criterion(nullity=0.7),
@@ -48,14 +47,13 @@ class Outcome:
 
     @property
     def cosine(self) -> float:
-        """The least cosine between what the hidden states at the last layer moved by and what was wanted."""
-        return float(torch.cosine_similarity(self.wanted[:, -1], self.achieved[:, -1], dim=-1).min())
+        """The median cosine between what the hidden states at the last layer moved by and what was wanted."""
+        return float(torch.cosine_similarity(self.wanted[:, -1], self.achieved[:, -1], dim=-1).median())
 
     @property
     def length(self) -> float:
-        """Of their lengths, the ratio achieved / wanted that is furthest from 1."""
-        ratios = self.achieved[:, -1].norm(dim=-1) / self.wanted[:, -1].norm(dim=-1)
-        return float(ratios[(ratios - 1).abs().argmax()])
+        """The median ratio of their lengths, achieved / wanted."""
+        return float((self.achieved[:, -1].norm(dim=-1) / self.wanted[:, -1].norm(dim=-1)).median())
 
 
 class Bed:
@@ -71,8 +69,16 @@ class Bed:
         self.null_spaces: NullSpaces = null_spaces_of(
             self.statistics, LAYERED.null_space, store=Store(folder / "store")
         )
+        # Where attention and feed-forward part are parallel, the first keys are those of single tokens, too few.
+        self.layers = tuple(
+            layer
+            for layer, covariance in self.statistics.covariances.items()
+            if torch.linalg.matrix_rank(covariance.matrix) == len(covariance.matrix)
+        )
 
     def session(self, method: str, hyperparameters: Hyperparameters = LAYERED) -> Session:
+        if hyperparameters is LAYERED:
+            hyperparameters = LAYERED.with_layers(self.layers)
         return Session(
             self.model,
             self.tokenizer,
