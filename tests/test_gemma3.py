@@ -29,10 +29,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def gemma():
-    """(model, tokenizer, eight facts, hyperparameters, statistics): what MEMIT derives, one layer further up."""
+    """(model, tokenizer, eight facts, the hyperparameters that ship, statistics)."""
     model, tokenizer = load(GEMMA)
     facts = load_facts(shipped("examples/facts.json"))[::20][:8]
-    hyperparameters = Hyperparameters.derived("memit", model).with_layers((3, 4, 5, 6, 7))
+    hyperparameters = Hyperparameters.for_model("memit", model, GEMMA)
     statistics = prepare_statistics(
         model, tokenizer, hyperparameters.layers, source=shipped("examples/heldout.txt"), tokens=4000
     )
@@ -95,7 +95,7 @@ def test_methods_in_the_null_space_teach_facts_too(gemma, edited, method):
             tokenizer,
             method,
             spaces,
-            hyperparameters=hyperparameters,
+            hyperparameters=Hyperparameters.for_model(method.partition("+")[0], model, GEMMA),
             covariances=statistics.covariances,
             contexts=session.editor.contexts,
         )
