@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from alphaedit_plugin.comparison.campaign import Campaign, cell_folder
 from alphaedit_plugin.comparison.measuring import Measuring
 from alphaedit_plugin.comparison.run_folder import read_run
 from alphaedit_plugin.comparison.studies import Plan
+from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.errors import AlphaEditError
 from alphaedit_plugin.model.fingerprint import fingerprints
 from alphaedit_plugin.model.loading import load
@@ -32,6 +34,8 @@ def saved(tmp_path, monkeypatch) -> Path:
     """The working directory of a run of version 0.1: model, facts, text and run folder."""
     shutil.copytree(SAVED, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
+    derived = Hyperparameters.derived  # which gave every model a λ of 15,000
+    monkeypatch.setattr(Hyperparameters, "derived", lambda *args: replace(derived(*args), mom2_update_weight=15_000.0))
     expected = NullSpaces.load("null_spaces.safetensors").provenance["fingerprints"]
     model = load("model")[0]
     if fingerprints(model, [2])[2] != expected["2"]:
@@ -58,7 +62,7 @@ def campaign(**changes) -> Campaign:
 def test_nothing_that_version_0_1_measured_is_edited_or_measured_again(saved, monkeypatch):
     before = [comparison.rows for comparison in read_run(saved / "run")]
     assert [len(rows) for rows in before] == [1 + 2 * len(METHODS)]
-    monkeypatch.setattr(Session, "edit", lambda *_: pytest.fail("edited again"))
+    monkeypatch.setattr(Session, "edit", lambda *_, **__: pytest.fail("edited again"))
     monkeypatch.setattr(
         "alphaedit_plugin.evaluation.fact_scores.FactScores.__call__", lambda *_, **__: pytest.fail("measured again")
     )
@@ -69,7 +73,9 @@ def test_nothing_that_version_0_1_measured_is_edited_or_measured_again(saved, mo
 def test_a_session_that_version_0_1_kept_is_taken_up_again_for_another_checkpoint(saved, monkeypatch):
     edited = []
     edit = Session.edit
-    monkeypatch.setattr(Session, "edit", lambda self, *args: edited.append(str(self.variant)) or edit(self, *args))
+    monkeypatch.setattr(
+        Session, "edit", lambda self, *args, **options: edited.append(str(self.variant)) or edit(self, *args, **options)
+    )
     campaign(plan=Plan(("memit",)), measuring=Measuring(held_out=saved / "facts.json")).run(load)
     assert edited == []  # another text is measured, on the edits that were kept
     (comparison,) = read_run(saved / "run")

@@ -197,7 +197,7 @@ def test_what_was_measured_before_a_kill_is_kept(killed_at, uninterrupted, token
 
         monkeypatch.setattr(measure, "__call__", counted)
     edit = Session.edit
-    monkeypatch.setattr(Session, "edit", lambda self, *args: (edits.append(self), edit(self, *args))[1])
+    monkeypatch.setattr(Session, "edit", lambda self, *a, **o: (edits.append(self), edit(self, *a, **o))[1])
     model = fresh()
     with pytest.raises(Interrupted):
         compared(model, tokenizer, RESUMED, folder=tmp_path / "run", every=2)
@@ -212,7 +212,9 @@ def test_a_folder_of_results_is_added_to_and_never_confused_with_other_settings(
     first = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
     edits = []
     edit = Session.edit
-    monkeypatch.setattr(Session, "edit", lambda self, *a: (edits.append(self.variant.solver), edit(self, *a))[1])
+    monkeypatch.setattr(
+        Session, "edit", lambda self, *a, **o: (edits.append(self.variant.solver), edit(self, *a, **o))[1]
+    )
     again = compared(model, tokenizer, ["memit"], folder=tmp_path / "run")
     assert again.rows == first.rows
     assert edits == []
@@ -236,7 +238,7 @@ def test_a_variant_is_the_same_whatever_is_compared_beside_it(tokenizer, tmp_pat
         few.of_layers([1]), provenance={**few.provenance, "fingerprints": {"1": few.provenance["fingerprints"]["1"]}}
     )
     first = compared(model, tokenizer, ["rome"], folder=tmp_path / "run", statistics=few)
-    monkeypatch.setattr(Session, "edit", lambda *_: pytest.fail("edited again"))
+    monkeypatch.setattr(Session, "edit", lambda *_, **__: pytest.fail("edited again"))
     again = compared(model, tokenizer, ["rome"], folder=tmp_path / "run")
     assert again.rows == first.rows
 
@@ -251,7 +253,7 @@ def test_a_variant_is_the_same_however_model_and_text_are_called(tokenizer, tmp_
     options = {"folder": tmp_path, "settings": {"data": "/home/me/facts"}}
     edits = []
     edit = Session.edit
-    monkeypatch.setattr(Session, "edit", lambda *given: edits.append(0) or edit(*given))
+    monkeypatch.setattr(Session, "edit", lambda *given, **o: edits.append(0) or edit(*given, **o))
     again = compared(model, tokenizer, ["memit+P"], statistics=replace(known, provenance=elsewhere), **options)
     assert again.rows == first.rows
     assert not edits
@@ -301,7 +303,7 @@ def test_covariances_of_unknown_text_are_known_by_their_numbers():
 def test_other_measures_need_no_edits_where_the_sessions_were_kept(tokenizer, tmp_path, monkeypatch):
     model = fresh()
     first = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, measures=[FactScores()])
-    monkeypatch.setattr(Session, "edit", lambda *_: pytest.fail("edited again"))
+    monkeypatch.setattr(Session, "edit", lambda *_, **__: pytest.fail("edited again"))
     more = compared(model, tokenizer, RESUMED, folder=tmp_path / "run", keep_sessions=True, every=2)
     assert all(row.metrics.keys() >= {"perplexity", "efficacy"} for row in more.rows)
     for row in first.rows:
@@ -315,7 +317,7 @@ def test_kept_sessions_go_on_to_more_facts_and_give_up_what_differs(tokenizer, t
     expected = compared(model, tokenizer, ["alphaedit", "rome"], facts=4)
     compared(model, tokenizer, ["alphaedit", "rome"], folder=tmp_path / "run", keep_sessions=True)
     edit = Session.edit
-    monkeypatch.setattr(Session, "edit", lambda self, *a: (edits.append(len(a[0])), edit(self, *a))[1])
+    monkeypatch.setattr(Session, "edit", lambda self, *a, **o: (edits.append(len(a[0])), edit(self, *a, **o))[1])
     longer = compared(model, tokenizer, ["alphaedit", "rome"], folder=tmp_path / "run", facts=4)
     assert edits == [2, 2]
     assert list(map(timeless, longer.rows)) == list(map(timeless, expected.rows))
@@ -324,7 +326,7 @@ def test_kept_sessions_go_on_to_more_facts_and_give_up_what_differs(tokenizer, t
 def test_several_that_work_in_one_folder_share_the_work(uninterrupted, tokenizer, tmp_path, monkeypatch):
     """Each edit is made by one of them, and the one that waits returns everything."""
     edits, edit, failures = [], Session.edit, []
-    monkeypatch.setattr(Session, "edit", lambda self, *a: (edits.append(self), edit(self, *a))[1])
+    monkeypatch.setattr(Session, "edit", lambda self, *a, **o: (edits.append(self), edit(self, *a, **o))[1])
 
     def work() -> None:
         try:

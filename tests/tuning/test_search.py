@@ -93,7 +93,9 @@ def test_when_the_time_is_over_the_best_so_far_counts(
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert not model._forward_pre_hooks
     edits, edit = [], Session.edit
-    monkeypatch.setattr(Session, "edit", lambda self, *given: edits.append(1) or edit(self, *given))
+    monkeypatch.setattr(
+        Session, "edit", lambda self, *given, **options: edits.append(1) or edit(self, *given, **options)
+    )
     second = tune(model, tokenizer, pilot, "memit", **arguments)
     assert second.finished
     assert list(second.trials[: len(first.trials)]) == list(first.trials)

@@ -65,7 +65,7 @@ def test_what_is_in_the_ledger_is_not_tried_again(model, tokenizer, pilot, prepa
     variant = Variant.parse("memit")
     first = Trials(model, tokenizer, variant, pilot, preparation, path)(start)
     with monkeypatch.context() as patched:
-        patched.setattr(Session, "edit", lambda *_: pytest.fail("it was tried before"))
+        patched.setattr(Session, "edit", lambda *_, **__: pytest.fail("it was tried before"))
         assert Trials(model, tokenizer, variant, pilot, preparation, path)(start) == first
     others = [
         Trials(model, tokenizer, variant, pilot[:2], preparation, path)(start),
