@@ -40,8 +40,8 @@ def continuations(
 
     Raises RequestError for a start longer than the model's positions.
     """
-    model = Decoder.of(model).model  # without what may be around it
-    room = positions(model)
+    inside = Decoder.of(model).model
+    room = positions(inside)
     for start in starts:
         if len(start) > room:
             raise RequestError(f"a prompt has {len(start)} tokens, but the model has only {room} positions")
@@ -49,7 +49,7 @@ def continuations(
     longest = [min(len(start) + limit, room) for start, limit in zip(starts, limits, strict=True)]
     written: list[list[int]] = [[] for _ in starts]
     choose = _Chooser(banned, top_k)
-    with evaluating(model), eager_attention(model):
+    with evaluating(model), eager_attention(inside):
         for rows in _batches(order, longest, batch_tokens):
             texts = [_Text(starts[row], longest[row], ends, finished, seed) for row in rows]
             _advance(model, texts, choose, on_text)

@@ -44,7 +44,6 @@ def score_tokens(
     sequences = [(*ids, *answer[:-1]) for ids, answer in pairs]
     row_of, rows = _rows(sequences)
     decoder = Decoder.of(model)
-    model = decoder.model  # without what may be around it
     by_row: dict[int, list[tuple[int, int, int]]] = {}  # (pair, position, token)
     for pair, (ids, answer) in enumerate(pairs):
         wanted = by_row.setdefault(row_of[sequences[pair]], [])
@@ -54,7 +53,7 @@ def score_tokens(
     predicted: list[dict[int, int]] = [{} for _ in pairs]
     with (
         evaluating(model),
-        eager_attention(model),
+        eager_attention(decoder.model),  # the model itself is run with what may be around it
         tqdm(total=len(rows), desc="scoring", unit="prompt", disable=not progress, leave=False) as bar,
     ):
         for batch in batches(rows, batch_tokens, decoder.device):

@@ -221,7 +221,7 @@ class Session:
         for place, request in zip(places, self.facts, strict=True):
             place_of[request] = place
         if records is not None:
-            wanted = parse_requests(records)
+            wanted = [Request.parse(record, f"request {index}") for index, record in enumerate(records)]
             absent = next((request for request in wanted if request not in place_of), None)
             if absent is not None:
                 raise EditError(f"the session holds no fact {absent.text!r} → {absent.target_new!r}: edit it first")

@@ -168,11 +168,11 @@ def test_a_run_that_was_killed_goes_on_and_repeats_nothing(killed_at, uninterrup
     """Killed in the middle of an edit, once or several times."""
     calls, edit = [], Session.edit
 
-    def counted(self, *args):
+    def counted(self, *args, **options):
         calls.append(self)
         if len(calls) in killed_at:
             raise Interrupted
-        return edit(self, *args)
+        return edit(self, *args, **options)
 
     monkeypatch.setattr(Session, "edit", counted)
     for _ in killed_at:
