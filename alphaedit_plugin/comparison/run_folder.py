@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class RunFolder:
     def finished(self, session: Path) -> None:
         """Remove a session that is no longer needed: all of its points are measured and saved."""
         shutil.rmtree(session, ignore_errors=True)
-        if session.parent.is_dir() and not any(session.parent.iterdir()):
+        with suppress(OSError):  # other sessions lie there, or another process was quicker
             session.parent.rmdir()
 
     @contextmanager
