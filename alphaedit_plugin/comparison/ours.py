@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class _OurEntry(Entry):
         self.layers = self.watched = self.hyperparameters.layers
         self.ends = self.variant.ends
 
-    @property
+    @cached_property
     def identity(self) -> Mapping[str, Any]:
         trajectory = self.variant.trajectory
         values = trajectory.hyperparameters(self.ground.model, self.ground.name, self.hyperparameters)

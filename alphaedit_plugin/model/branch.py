@@ -83,14 +83,14 @@ def probe(projection: OutProjection, block: Any, run: Callable[[], Any], last: T
     in the rounding of the hidden state.
     """
 
-    def returned(change: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """(u, the block's output), both n × d, after `change` to u."""
+    def returned(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(u, what the block puts out after `change` to u), both n × d."""
         seen: list[Tensor] = []
 
-        def moved(_module: Any, _args: Any, output: Tensor) -> Tensor | None:
+        def moved(_module: Any, _args: Any, output: Tensor) -> Tensor:
             rows = _rows(output, last)
             seen.append(rows.double())
-            return None if change is None else _with_rows(output, last, change(rows).to(output))
+            return _with_rows(output, last, change(rows).to(output))
 
         def keep(_module: Any, _args: Any, output: Any) -> None:
             seen.append(_rows(first_stream(hidden_states(output), projection.d_out), last).double())
@@ -100,8 +100,7 @@ def probe(projection: OutProjection, block: Any, run: Callable[[], Any], last: T
             run()
         return seen[0], seen[1]
 
-    value, _ = returned()
-    _, without = returned(torch.zeros_like)
+    value, without = returned(torch.zeros_like)
     root_mean_square = value.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
     times = (without.square().mean(1, keepdim=True).sqrt() / root_mean_square).clamp(1.0, 1e4)
     signs = torch.ones_like(value)
