@@ -116,7 +116,7 @@ class FlaggedMethod:
         if edited is not model:  # copy=True: the copy's P is that of the original model
             keep(edited, hparams, self.name, self._moved())
         if witness is not None:
-            witness.tell(edited, self.name)
+            witness.tell(next(iter(attached)) if edited is model else edited, self.name)
         return edited, weights or before
 
     def base(self, original: Apply, call: inspect.BoundArguments) -> Any:
@@ -164,7 +164,7 @@ class FlaggedMethod:
         records = _records(call)
         if isinstance(records, Mapping):
             records = [records]
-        return Witness.of(decoder.model, call.arguments["tok"], records, decoder.out_projection(max(spaces)))
+        return Witness.of(decoder, call.arguments["tok"], records, decoder.out_projection(max(spaces)))
 
     def _fast_targets(self, call: inspect.BoundArguments, settings: Any, decoder: Decoder) -> Callable[..., Tensor]:
         return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], _records(call), settings)

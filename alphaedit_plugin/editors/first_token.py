@@ -26,7 +26,7 @@ to 0.22; in layer 0, where the sink has not formed yet, 0.31."""
 
 
 def first_tokens(
-    model: nn.Module, tokenizer: Any, requests: Sequence[Request], projection: OutProjection
+    model: nn.Module | Decoder, tokenizer: Any, requests: Sequence[Request], projection: OutProjection
 ) -> tuple[int, ...]:
     """Which of `requests` have the attention sink's key in this layer, by position in the list.
 
@@ -38,7 +38,7 @@ def first_tokens(
     if not first:
         return ()
     tokens = sorted(set(first.values()))
-    resembles = _resembles_others(model, projection, tokens, _spread(tokenizer, {*tokens}))
+    resembles = _resembles_others(Decoder.of(model), projection, tokens, _spread(tokenizer, {*tokens}))
     return tuple(i for i, token in first.items() if resembles[tokens.index(token)])
 
 
@@ -66,14 +66,14 @@ def _spread(tokenizer: Any, without: set[int]) -> list[int]:
 
 @torch.no_grad()
 def _resembles_others(
-    model: nn.Module, projection: OutProjection, tokens: Sequence[int], others: Sequence[int]
+    decoder: Decoder, projection: OutProjection, tokens: Sequence[int], others: Sequence[int]
 ) -> list[bool]:
     """Whether each of `tokens` has, as a text's first, the key that the `others` have there."""
     asked = [*tokens, *others]
     # Each token comes first in one text of two tokens, where its key is as if it stood alone, and second in another.
-    texts = torch.tensor([asked, asked[1:] + asked[:1]], device=Decoder(model).device).T
-    with evaluating(model):
-        seen = inputs_of({0: projection.module}, lambda: model(input_ids=texts, use_cache=False), last=0)[0]
+    texts = torch.tensor([asked, asked[1:] + asked[:1]], device=decoder.device).T
+    with evaluating(decoder.given):
+        seen = inputs_of({0: projection.module}, lambda: decoder.given(input_ids=texts, use_cache=False), last=0)[0]
     seen = seen.reshape(len(asked), 2, -1)  # OPT flattens batch and tokens
     first = _cosines(seen[: len(tokens), 0], seen[len(tokens) :, 0]).median(-1).values
     # Positions that are learned make all keys of a place alike to some degree; the sink goes far beyond that.

@@ -47,26 +47,27 @@ class Answer:
     agrees: bool
 
 
-def answers(model: nn.Module, tokenizer: Any, requests: Sequence[Request]) -> list[Answer]:
+def answers(model: nn.Module | Decoder, tokenizer: Any, requests: Sequence[Request]) -> list[Answer]:
     """One answer per request, from one padded forward pass; only words that it leaves open take further ones.
 
     Model and random states stay as they are.
     """
     if not requests:
         return []
+    decoder = Decoder.of(model)
     encoded = [encode(tokenizer, request.prompt, request.subject, request.target_new) for request in requests]
-    scored = score_tokens(model, [(one.ids, one.target) for one in encoded])
+    scored = score_tokens(decoder, [(one.ids, one.target) for one in encoded])
     # Greedy writing follows the object as far as they agree, and one token further: so much is known already.
     known = [
         predicted[: agreement(predicted, one.target) + 1]
         for predicted, one in zip(scored.predicted, encoded, strict=True)
     ]
-    room = positions(Decoder.of(model).model)
+    room = positions(decoder.model)
     open_ = [
         i for i, one in enumerate(encoded) if len(known[i]) < len(one.target) and len(one.ids) + len(known[i]) <= room
     ]
     missing = [len(encoded[i].target) - len(known[i]) for i in open_]
-    for i, more in zip(open_, continuations(model, [encoded[i].ids + known[i] for i in open_], missing), strict=True):
+    for i, more in zip(open_, continuations(decoder, [encoded[i].ids + known[i] for i in open_], missing), strict=True):
         known[i] = known[i] + more
     log_probabilities = scored.mean_log_probability.tolist()
     return [

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..model.decoder import OutProjection
+from ..model.decoder import Decoder, OutProjection
 from .first_token import first_tokens
 from .requests import Request, parse_requests
 from .verdict import Circumstances, Verdict, Verdicts, answers
@@ -23,7 +23,7 @@ class Witness:
     It changes neither model nor random states, and what it cannot read or ask is no reason for a call to fail.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, records: Any, projection: OutProjection) -> None:
+    def __init__(self, model: nn.Module | Decoder, tokenizer: Any, records: Any, projection: OutProjection) -> None:
         """`projection` is the last one that may be edited. Raises RequestError for records that are no facts."""
         self.tokenizer = tokenizer
         self.requests = parse_requests(records)
@@ -31,7 +31,7 @@ class Witness:
         self.before = answers(model, tokenizer, self.requests)
 
     @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any, records: Any, projection: OutProjection) -> Witness | None:
+    def of(cls, model: nn.Module | Decoder, tokenizer: Any, records: Any, projection: OutProjection) -> Witness | None:
         """The same, or None if these are no facts that we understand."""
         try:
             return cls(model, tokenizer, records, projection)
@@ -40,7 +40,7 @@ class Witness:
             return None
 
     @classmethod
-    def of_call(cls, model: nn.Module, arguments: Iterable[Any], projection: OutProjection) -> Witness | None:
+    def of_call(cls, model: nn.Module | Decoder, arguments: Iterable[Any], projection: OutProjection) -> Witness | None:
         """The same for a call with these arguments, or None unless a tokenizer and facts are among them."""
         given = list(arguments)
         tokenizer = next((value for value in given if isinstance(value, PreTrainedTokenizerBase)), None)
@@ -49,7 +49,7 @@ class Witness:
             return None
         return cls.of(model, tokenizer, records, projection)
 
-    def verdicts(self, model: nn.Module) -> Verdicts:
+    def verdicts(self, model: nn.Module | Decoder) -> Verdicts:
         """On the model as it is now."""
         now = answers(model, self.tokenizer, self.requests)
         return Verdicts(
@@ -60,7 +60,7 @@ class Witness:
             ],
         )
 
-    def tell(self, model: nn.Module, name: str) -> None:
+    def tell(self, model: nn.Module | Decoder, name: str) -> None:
         """Log the verdicts, as those of `name`."""
         try:
             self.verdicts(model).log(log, name)

@@ -21,7 +21,7 @@ _WORTH_SHARING = 16
 
 @torch.no_grad()
 def continuations(
-    model: nn.Module,
+    model: nn.Module | Decoder,
     starts: Sequence[Tokens],
     limits: Sequence[int],
     *,
@@ -40,8 +40,8 @@ def continuations(
 
     Raises RequestError for a start longer than the model's positions.
     """
-    inside = Decoder.of(model).model
-    room = positions(inside)
+    decoder = Decoder.of(model)
+    room = positions(decoder.model)
     for start in starts:
         if len(start) > room:
             raise RequestError(f"a prompt has {len(start)} tokens, but the model has only {room} positions")
@@ -49,10 +49,10 @@ def continuations(
     longest = [min(len(start) + limit, room) for start, limit in zip(starts, limits, strict=True)]
     written: list[list[int]] = [[] for _ in starts]
     choose = _Chooser(banned, top_k)
-    with evaluating(model), eager_attention(inside):
+    with evaluating(decoder.given), eager_attention(decoder.model):
         for rows in _batches(order, longest, batch_tokens):
             texts = [_Text(starts[row], longest[row], ends, finished, seed) for row in rows]
-            _advance(model, texts, choose, on_text)
+            _advance(decoder, texts, choose, on_text)
             for row, text in zip(rows, texts, strict=True):
                 written[row] = text.new
     return written
@@ -120,15 +120,15 @@ class _Chooser:
         return tokens.gather(1, torch.searchsorted(reached, drawn, right=True)).flatten().tolist()
 
 
-def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Callable[[], Any]) -> None:
+def _advance(decoder: Decoder, texts: Sequence[_Text], choose: _Chooser, on_text: Callable[[], Any]) -> None:
     """Write all `texts` to their ends with one cache; a finished text leaves it."""
-    decoder = Decoder(model)
+    model: Any = decoder.given
     for _ in range(sum(text.over for text in texts)):
         on_text()
     live = [text for text in texts if not text.over]
     cache: Any
     caches = decoder.takes("past_key_values")
-    cache, done = _shared_cache(model, live, decoder.device) if caches else (None, 0)
+    cache, done = _shared_cache(decoder, live) if caches else (None, 0)
     upto = min((len(text.ids) for text in live), default=0)
     while live:
         step = torch.tensor([text.ids[done if cache is not None else 0 : upto] for text in live])
@@ -151,14 +151,15 @@ def _advance(model: Any, texts: Sequence[_Text], choose: _Chooser, on_text: Call
         live = [live[row] for row in keep]
 
 
-def _shared_cache(model: Any, texts: Sequence[_Text], device: torch.device) -> tuple[Any, int]:
+def _shared_cache(decoder: Decoder, texts: Sequence[_Text]) -> tuple[Any, int]:
     """(cache, its length) of the tokens that all texts begin with, read once; (None, 0) if they are few."""
     columns = zip(*(text.ids[:-1] for text in texts), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     if len(texts) < 2 or shared < _WORTH_SHARING:
         return None, 0
-    ids = torch.tensor([texts[0].ids[:shared]], device=device)
-    with logits_at(Decoder(model).head, torch.tensor([0]), torch.tensor([-1])):
+    ids = torch.tensor([texts[0].ids[:shared]], device=decoder.device)
+    model: Any = decoder.given
+    with logits_at(decoder.head, torch.tensor([0]), torch.tensor([-1])):
         cache: Any = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
     if not hasattr(cache, "batch_repeat_interleave"):
         return None, 0

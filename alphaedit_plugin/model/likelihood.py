@@ -30,7 +30,7 @@ class Scored:
 
 @torch.no_grad()
 def score_tokens(
-    model: nn.Module,
+    model: nn.Module | Decoder,
     pairs: Sequence[tuple[Tokens, Tokens]],
     *,
     batch_tokens: int = 2048,
@@ -52,7 +52,7 @@ def score_tokens(
     total, hits = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
     predicted: list[dict[int, int]] = [{} for _ in pairs]
     with (
-        evaluating(model),
+        evaluating(decoder.given),
         eager_attention(decoder.model),  # the model itself is run with what may be around it
         tqdm(total=len(rows), desc="scoring", unit="prompt", disable=not progress, leave=False) as bar,
     ):
@@ -60,7 +60,7 @@ def score_tokens(
             asked = [(at, *want) for at, row in enumerate(batch.rows) for want in by_row[row]]
             at, pair_, position_, token_ = torch.tensor(asked).T
             with logits_at(decoder.head, at, position_):
-                logits = model(**batch.model_inputs(), use_cache=False).logits[0]
+                logits = decoder.given(**batch.model_inputs(), use_cache=False).logits[0]
             log_probabilities = logits.to(float64_device(logits.device)).double().log_softmax(-1).cpu()
             total.index_add_(0, pair_, log_probabilities[torch.arange(len(asked)), token_])
             likeliest = log_probabilities.argmax(-1)

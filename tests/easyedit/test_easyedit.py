@@ -728,9 +728,11 @@ def test_an_added_method_is_ours(name, flag, tokenizer, tmp_path):
 def test_the_shipped_files_load_into_easyedits_classes_and_ours(tmp_path):
     from alphaedit_plugin.storage.shipped import shipped
 
+    models = {path.name for path in shipped("hparams/AlphaEdit").glob("*.yaml")}
+    assert {"gpt2-xl.yaml", "llama3-8b.yaml"} <= models
     for name in ("ROME", "MEMIT", "RECT", "PRUNE", "AlphaEdit"):
         paths = sorted(shipped(f"hparams/{name}").glob("*.yaml"))
-        assert len(paths) == 8
+        assert {path.name for path in paths} == models
         for path in paths:
             text = path.read_text(encoding="utf-8")
             if name in METHODS:  # what is ours and EasyEdit's own classes do not know
