@@ -53,6 +53,10 @@ class SessionError(AlphaEditError):
     """A session cannot be saved or resumed; model and files are unchanged."""
 
 
+class SessionInUseError(SessionError):
+    """A session's folder belongs to another Session, in this process or another one; nothing was changed."""
+
+
 class TuningError(AlphaEditError):
     """Nothing could be traced or tuned: the facts do not show anything, or the budget was over too soon."""
 

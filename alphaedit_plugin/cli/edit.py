@@ -48,7 +48,7 @@ def edit(
     from ..session.session import Session
     from .preparing import Prepared
 
-    requests = load_requests(facts)
+    requests = load_requests(facts, batch)
     variant = Variant.parse(method)
     folder = out / SESSION
     if is_session(folder):
@@ -75,15 +75,16 @@ def edit(
             chat=chat,
             progress=not quiet,
         )
-    known = set(session.facts)
-    todo = [request for request in requests if request not in known]
+    todo = session.to_do(requests)
     if len(todo) < len(requests):
         console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
-    if todo and not allow_failures:
-        session.check(todo)
+    batches = [todo[start : start + batch] for start in range(0, len(todo), batch)]
+    for facts_of_batch in batches:
+        if not allow_failures:
+            session.check(facts_of_batch)
     with tqdm(total=len(todo), desc=str(variant), unit="fact", disable=quiet) as bar:
-        for start in range(0, len(todo), batch):
-            bar.update(len(session.edit(todo[start : start + batch], on_failure="allow")))
+        for facts_of_batch in batches:
+            bar.update(len(session.edit(facts_of_batch, on_failure="allow")))
     export(session, out, lora=lora, whole=not lora)
     verdicts = session.verdicts(requests)
     console.print(verdict_table(verdicts))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from ..editors.keys import context_templates
 from ..editors.layered import LayeredEditor
 from ..editors.targets import Targets
 from ..editors.variant import Variant
+from ..errors import SessionError, SessionInUseError
 from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.snapshot import put_back
@@ -27,6 +30,8 @@ from ..session.session import Session
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
 from .run_folder import keep_spent, spent_in
+
+log = logging.getLogger(__name__)
 
 
 class OurMethod(Contender):
@@ -80,31 +85,41 @@ class _OurEntry(Entry):
             tqdm(total=last.edits, desc=label, unit="fact", disable=not place.progress) as bar,
         ):
             session, spent = self._session(course, place)
-            targets, shared = (None, 0.0) if session.batches else self._first_targets(session, course, place)
-            bar.update(len(session.facts))
-            for batch in course.batches[len(session.batches) : last.batches]:
-                started = time.perf_counter()
-                session.edit(batch, None if session.batches else targets, on_failure="ignore")
-                spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
-                if place.session is not None:
-                    keep_spent(place.session, spent)
-                bar.update(len(batch))
-            for at in course.checkpoints:
-                for entry in together:
-                    with session.at(at.batches, end=entry.variant.at_end(entry.hyperparameters)) as ending:
-                        now = {layer: projection.matrix for layer, projection in session.projections.items()}
-                        yield Stop(entry.name, at, model, spent[at.batches - 1] + ending, session.base, now)
+            with session:
+                targets, shared = (None, 0.0) if session.batches else self._first_targets(session, course, place)
+                bar.update(len(session.facts))
+                for batch in course.batches[len(session.batches) : last.batches]:
+                    started = time.perf_counter()
+                    session.edit(batch, None if session.batches else targets, on_failure="ignore")
+                    spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
+                    if place.session is not None:
+                        keep_spent(place.session, spent)
+                    bar.update(len(batch))
+                for at in course.checkpoints:
+                    for entry in together:
+                        with session.at(at.batches, end=entry.variant.at_end(entry.hyperparameters)) as ending:
+                            now = {layer: projection.matrix for layer, projection in session.projections.items()}
+                            yield Stop(entry.name, at, model, spent[at.batches - 1] + ending, session.base, now)
 
     def _session(self, course: Course, place: Workplace) -> tuple[Session, list[float]]:
         """A session of the variant with the edits that were made already, and its seconds after each batch."""
         if place.session is not None and is_session(place.session):
-            return self._resumed(place.session, course, place.progress)
+            try:
+                return self._resumed(place.session, course, place.progress)
+            except SessionInUseError:
+                raise
+            except SessionError as failure:
+                log.warning("%s. Its edits are made anew", failure)
+                shutil.rmtree(place.session)
+        return self._begun(place), []
+
+    def _begun(self, place: Workplace) -> Session:
         model, tokenizer = self.ground.model, self.ground.tokenizer
         lengths = self.hyperparameters.context_template_length_params
         if lengths not in place.contexts:
             with evaluating(model):
                 place.contexts[lengths] = context_templates(model, tokenizer, lengths)
-        session = Session(
+        return Session(
             model,
             tokenizer,
             self.variant.trajectory,
@@ -116,7 +131,6 @@ class _OurEntry(Entry):
             check_model=False,
             progress=place.progress,
         )
-        return session, []
 
     def _resumed(self, folder: Path, course: Course, progress: bool) -> tuple[Session, list[float]]:
         ground = self.ground

@@ -85,15 +85,20 @@ def parse_requests(records: Sequence[Mapping[str, Any] | Request]) -> list[Reque
     return _consistent((f"request {index}", record) for index, record in enumerate(records))
 
 
-def load_requests(path: str | Path) -> list[Request]:
-    """Requests of a JSON file: a list, or one record per line. Raises RequestError naming file and record."""
+def load_requests(path: str | Path, batch: int | None = None) -> list[Request]:
+    """Requests of a JSON file: a list, or one record per line. Raises RequestError naming file and record.
+
+    If so many are written at a time, `batch`, a later batch may correct an earlier one; otherwise no two may contradict
+    each other.
+    """
     names = ((f"{path}, record {index}", record) for index, record in enumerate(read_records(Path(path), "facts")))
-    return _consistent((name, mapping(record, name)) for name, record in names)
+    return _consistent(((name, mapping(record, name)) for name, record in names), batch)
 
 
-def _consistent(named: Iterable[tuple[str, Mapping[str, Any] | Request]]) -> list[Request]:
+def _consistent(named: Iterable[tuple[str, Mapping[str, Any] | Request]], batch: int | None = None) -> list[Request]:
     parsed = [(name, Request.parse(record, name)) for name, record in named]
-    check_consistent(parsed)
+    for start in range(0, len(parsed), batch or max(1, len(parsed))):
+        check_consistent(parsed[start : start + batch] if batch else parsed)
     return [request for _, request in parsed]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..nullspace.covariance import Covariance
@@ -57,6 +58,36 @@ def leakage(before: Tensor, after: Tensor, covariance: Covariance) -> float:
     w = before.double()
     delta = after.double() - w
     return max(0.0, float(((delta @ c) * delta).sum() / ((w @ c) * w).sum())) ** 0.5
+
+
+_PROBES = 8
+
+
+def sketch(before: Tensor, after: Tensor) -> list[float]:
+    """A few numbers by which two changes of a weight, d_out × d_in, can be compared: uᵢᵀ ΔW vᵢ for fixed uᵢ and vᵢ.
+
+    The entries of uᵢ and vᵢ spread over [−1, 1], so each number is of the order of ‖ΔW‖ / 2, and so is the difference
+    of two sketches to that of the changes.
+    """
+    delta = (after.double() - before.double()).cpu()
+    left, right = (
+        torch.sin(
+            torch.outer(torch.arange(1, _PROBES + 1).double() * golden, torch.arange(1, size + 1).double() ** 1.5)
+        )
+        for golden, size in zip((1.618033988749895, 1.324717957244746), delta.shape, strict=True)
+    )
+    return ((left @ delta) * right).sum(1).tolist()
+
+
+def same_change(one: Sequence[float], other: Sequence[float], before: Tensor, after: Tensor) -> bool:
+    """Whether two sketches differ by no more than rounding does that differs between two machines.
+
+    That is a change in the last bit of some of the weights, or a thousandth of ΔW.
+    """
+    weight = float(before.double().norm())
+    delta = float((after.double() - before.double()).norm())
+    allowed = 1e-3 * delta + 0.3 * torch.finfo(before.dtype).eps * weight
+    return len(one) == len(other) and all(abs(a - b) <= 4 * allowed for a, b in zip(one, other, strict=True))
 
 
 def outside(before: Tensor, after: Tensor, space: NullSpace) -> float:

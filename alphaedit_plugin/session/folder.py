@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import platform
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..editors.chat import ChatTemplate
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
-from ..errors import NullSpaceError, SessionError
+from ..errors import AlphaEditError, SessionError, SessionInUseError
 from ..nullspace.covariance import Covariance, packed_by_layer, unpacked_by_layer
 from ..nullspace.null_spaces import NullSpaces
-from ..storage.files import write_text
+from ..restoring import restoring
+from ..storage.json_file import read_json, write_json
 from ..storage.tensors import read_tensors, write_tensors
 from .batch import Batch
 
@@ -30,11 +38,20 @@ _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER = (
     "covariances.safetensors",
     "tokenizer",
 )
+_PARTS = (MANIFEST, _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER)
+_LOCK, _OWNER = ".lock", ".owner.json"
+_BATCH_NAME = re.compile(r"\d{6,}(-\d+)?\.safetensors")
+_PATIENCE = 5
+"""How often a folder is read again because its owner saved meanwhile."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The content of a session's folder. `weights` are digests of the edited weights, by layer."""
+    """The content of a session's folder.
+
+    `weights` are digests of the edited weights, by layer, and `moved` what `change.sketch` makes of how far they moved;
+    None in the folder of an earlier version.
+    """
 
     variant: Variant
     hyperparameters: Hyperparameters
@@ -44,6 +61,8 @@ class Saved:
     batches: list[Batch]
     finished: bool
     weights: dict[str, str]
+    moved: dict[str, list[float]] | None
+    identity: str
     covariances: dict[int, Covariance]
     null_spaces: NullSpaces | None
     chat: ChatTemplate | None
@@ -52,14 +71,82 @@ class Saved:
 class SessionFolder:
     """A session on disk.
 
-    Invariant: the folder holds every batch that its manifest names, complete. The manifest is written last and
-    atomically, so a crash at any moment leaves the session as before or after a save, never between. The folder does
-    not hold the model.
+    Invariants. The folder holds every batch that its manifest names, complete. The manifest is written last and
+    atomically, so a crash at any moment leaves the session as before or after a save, never between. One object at a
+    time may write, the one that has claimed the folder; and it writes only over the manifest that it wrote or read
+    last, so that edits of two are never mixed. The folder does not hold the model.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._names: dict[Batch, str] = {}  # file names of the batches known to be in this folder
+        self._known: set[str] = set()  # stamps of the manifests that this object read, wrote, or was about to write
+        self._lock: FileLock | None = None
+        self._process = os.getpid()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.release()
+
+    # ------------------------------------------------------------------------------------------------- ownership
+
+    def claim(self) -> None:
+        """Own the folder until `release`, or until this object or its process ends.
+
+        Raises SessionInUseError, saying who owns it, or SessionError if it cannot be written.
+        """
+        if self._lock is not None:
+            return
+        lock = FileLock(self.path / _LOCK)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise SessionInUseError(
+                f"{self.path} is in use by {self._owner()}: close that session (Session.close()) or end its process; "
+                "to look at the edits meanwhile, resume with read_only=True"
+            ) from None
+        except OSError as failure:
+            raise SessionError(
+                f"cannot write {self.path}: {failure}. Choose another folder, or resume with read_only=True"
+            ) from failure
+        self._lock = lock
+        owner = {"pid": os.getpid(), "machine": platform.node(), "since": datetime.now().isoformat(" ", "seconds")}
+        with suppress(OSError):  # only said to those who want the folder too
+            (self.path / _OWNER).write_text(json.dumps(owner), encoding="utf-8")
+
+    def release(self) -> None:
+        """Give the folder back; what `claim` alone put there goes."""
+        if self._lock is None or os.getpid() != self._process:  # in a fork, the folder stays the parent's
+            return
+        with suppress(OSError):
+            (self.path / _OWNER).unlink(missing_ok=True)
+        self._lock.release()
+        self._lock = None
+        if not self.holds_session:
+            with suppress(OSError):  # not empty: somebody else's
+                (self.path / _LOCK).unlink(missing_ok=True)
+                self.path.rmdir()
+
+    @restoring
+    def claimed(self) -> Iterator[None]:
+        """Own the folder for the block at least."""
+        owned = self._lock is not None
+        try:
+            self.claim()
+            yield
+        finally:
+            if not owned:
+                self.release()
+
+    def _owner(self) -> str:
+        try:
+            owner = json.loads((self.path / _OWNER).read_text(encoding="utf-8"))
+            here = owner["machine"] == platform.node()
+            which = "another Session of this process" if here and owner["pid"] == os.getpid() else "another process"
+            return f"{which} ({owner['pid']} on {owner['machine']}, since {owner['since']})"
+        except (OSError, ValueError, LookupError, TypeError):
+            return "somebody else"
 
     @property
     def holds_session(self) -> bool:
@@ -78,18 +165,36 @@ class SessionFolder:
         """Save exactly these batches; those that are in the folder already are not written again.
 
         `values` go into the manifest; its "identity" is a hash of all that never changes during a session. Raises
-        SessionError if something cannot be written, or if the folder holds a session of another identity.
+        SessionInUseError if another object owns the folder, SessionError if something cannot be written, or if the
+        folder holds a session that this object did not write or read last.
         """
-        if not self.holds_session:
-            self._save_foundations(tokenizer, covariances, null_spaces)
-        elif read_manifest(self.path).get("identity") != values["identity"]:
-            raise SessionError(f"{self.path} holds another session: choose another folder")
-        names = {}
-        for index, batch in enumerate(batches):
-            name = self._names.get(batch)
-            names[batch] = name if name and (self._batches / name).exists() else self._save_batch(batch, index)
-        self._save_manifest(values, list(names.values()))
-        self._names = names
+        with self.claimed():
+            found = self._stamp()
+            if found is not None and found not in self._known:
+                raise SessionError(
+                    f"{self.path} holds another session, or another Session has saved there since: resume what it "
+                    "holds, or choose another folder. Nothing was changed"
+                )
+            fresh = [path for path in map(self.path.joinpath, _PARTS) if found is None and not path.exists()]
+            if found is None:
+                self._names = {}
+            try:
+                if found is None:
+                    self._save_foundations(tokenizer, covariances, null_spaces)
+                names = {}
+                for index, batch in enumerate(batches):
+                    name = self._names.get(batch)
+                    names[batch] = name if name and (self._batches / name).exists() else self._save_batch(batch, index)
+                stamp = self._save_manifest(values, list(names.values()))
+            except BaseException:
+                for path in fresh:
+                    _remove(path)
+                raise
+            self._known, self._names = {stamp}, names
+
+    def _stamp(self) -> str | None:
+        """What tells the manifest in the folder from others; None if there is none."""
+        return _stamp(read_manifest(self.path)) if self.holds_session else None
 
     @property
     def _batches(self) -> Path:
@@ -105,14 +210,17 @@ class SessionFolder:
         write_tensors(self._batches / name, *batch.packed(), SessionError)
         return name
 
-    def _save_manifest(self, values: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Write the manifest: only from now on does the folder hold the batches of these names."""
-        text = json.dumps({"format": FORMAT, **values, "batches": list(names)}, indent=1, ensure_ascii=False)
-        write_text(self.path / MANIFEST, text, SessionError)
+    def _save_manifest(self, values: Mapping[str, Any], names: Sequence[str]) -> str:
+        """Write the manifest: only from now on does the folder hold the batches of these names. Returns its stamp."""
+        manifest = {"format": FORMAT, **values, "batches": list(names)}
+        stamp = _stamp(manifest)
+        self._known |= {stamp}  # before it is written: an interrupt may come right after
+        write_json(self.path / MANIFEST, manifest, SessionError)
         for path in self._batches.glob("*.safetensors"):
             if path.name not in names:
                 with suppress(OSError):  # the file does no harm: the next save tries again
                     path.unlink()
+        return stamp
 
     def _save_foundations(
         self, tokenizer: Any, covariances: Mapping[int, Covariance], null_spaces: NullSpaces | None
@@ -124,17 +232,34 @@ class SessionFolder:
         try:
             if null_spaces is not None:
                 null_spaces.save(self.path / _NULL_SPACES)
-        except NullSpaceError as failure:
+        except AlphaEditError as failure:
             raise SessionError(str(failure)) from failure
         try:
             tokenizer.save_pretrained(self.path / _TOKENIZER)
-        except (OSError, NotImplementedError, AttributeError) as failure:
+        except Exception as failure:  # tokenizers raises no type of its own
             raise SessionError(f"cannot save the tokenizer to {self.path / _TOKENIZER}: {failure}") from failure
 
     # -------------------------------------------------------------------------------------------------- reading
 
     def load(self) -> Saved:
-        """All that was saved, except the tokenizer. Raises SessionError, naming the file, if something is damaged."""
+        """All that was saved, except the tokenizer. Raises SessionError, naming the file, if something is damaged.
+
+        If the folder's owner saves meanwhile, it is read again.
+        """
+        for left in reversed(range(_PATIENCE)):
+            before = self._stamp()
+            try:
+                saved = self._load()
+            except SessionError:
+                if not left or before == self._stamp():
+                    raise
+                continue
+            if before == self._stamp():
+                self._known = {str(before)}
+                return saved
+        raise SessionError(f"{self.path} is being written all the time: resume it when its owner has ended")
+
+    def _load(self) -> Saved:
         manifest = self.path / MANIFEST
         values = read_manifest(self.path)
         with _reading(manifest):
@@ -143,8 +268,10 @@ class SessionFolder:
             fingerprints = {int(layer): str(print_) for layer, print_ in values["fingerprints"].items()}
             contexts = [str(context) for context in values["contexts"]]
             finished, weights, names = bool(values["finished"]), dict(values["weights"]), list(values["batches"])
+            if len({*names}) < len(names) or not all(_BATCH_NAME.fullmatch(name) for name in names):
+                raise ValueError("a batch's name is no plain file name, or occurs twice")
             chat = ChatTemplate(**values["chat"]) if "chat" in values else None
-            projects, _ = bool(values["null_spaces"]), (values["model"], values["dtype"], values["identity"])
+            projects, _ = bool(values["null_spaces"]), (values["model"], values["dtype"])
         batches = [self._load_batch(name) for name in names]
         with _reading(self.path / _COVARIANCES):
             needed = variant.needs_covariances
@@ -161,6 +288,8 @@ class SessionFolder:
             batches,
             finished,
             weights,
+            values.get("moved"),
+            str(values["identity"]),
             covariances,
             null_spaces,
             chat,
@@ -194,13 +323,22 @@ def is_session(folder: Path) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a session. Raises SessionError, naming the file, if there is no session or it is damaged."""
     path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
-        raise SessionError(f"{folder} holds no session: cannot read {path} ({failure})") from failure
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not path.exists():
+        raise SessionError(f"{folder} holds no session: there is no {path}")
+    values = read_json(path, SessionError)
+    if values.get("format") != FORMAT:
         raise SessionError(f"{path} is no session of this version of alphaedit-plugin")
     return values
+
+
+def _stamp(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder of ours, if that is possible."""
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -37,8 +37,8 @@ from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation
 from ..storage.tensors import tensor_digest
 from .batch import Asked, Batch, stacked
-from .change import Change, drift
-from .folder import SessionFolder, is_session
+from .change import Change, drift, same_change, sketch
+from .folder import Saved, SessionFolder, is_session, read_manifest
 from .lora import write_lora
 from .patch import write_patch
 
@@ -92,14 +92,15 @@ class Session:
 
         Hyperparameters default to those that ship for the model, or else are derived from it. If the method needs
         `covariances` or `null_spaces` that are not given, they come from `preparation`; its default does what
-        `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written. With
+        `alphaedit prepare` does. With `autosave` every batch is saved to that folder as soon as it is written, and the
+        folder is this session's until `close`, or until the session or its process ends. With
         `chat` every prompt is the turn of a user in the model's chat template, and `tokenizer` becomes a `Chat`, which
         measures ask in the same way.
 
         Raises WrongModelError for null spaces of another model (`check_model=False` accepts them), EditError for null
         spaces of another module, if a method that needs null spaces gets only `covariances`, or for a model that cannot
         be edited (`preconditions.check_editable`, which may also raise ModelStructureError), ChatError for a tokenizer
-        without a chat template, and SessionError if `autosave` holds a session already.
+        without a chat template, and SessionError if `autosave` holds a session already or cannot be written.
         """
         self.variant = method if isinstance(method, Variant) else Variant.parse(method)
         self.model, self.tokenizer = model, Chat.of(tokenizer) if chat else tokenizer
@@ -133,9 +134,12 @@ class Session:
         self.autosave = Path(autosave) if autosave is not None else None
         self._before_end: dict[int, Tensor] | None = None
         self._fingerprints: dict[int, str] | None = None
+        self._identified: str | None = None
         self._folders: dict[Path, SessionFolder] = {}
-        if self.autosave is not None and is_session(self.autosave):
-            raise SessionError(f"{self.autosave} holds a session already: resume it, or choose another folder")
+        if self.autosave is not None:
+            if is_session(self.autosave):
+                raise SessionError(f"{self.autosave} holds a session already: resume it, or choose another folder")
+            self._folder(self.autosave).claim()
 
     @property
     def projections(self) -> dict[int, OutProjection]:
@@ -198,6 +202,24 @@ class Session:
         if on_failure == "report" and (found.failed or found.warnings):
             found.log(log, str(self.variant))
         return found
+
+    def to_do(self, requests: Sequence[Request]) -> list[Request]:
+        """Those of a list of facts that must still be written, in order, for the session to hold what the list says.
+
+        If the session ends with the beginning of the list, as after a kill, the rest of the list is left. Of this, a
+        fact is written unless it is in force at that place: the last one written with its prompt and subject.
+        """
+        written = self.facts
+        begun = next(
+            n for n in range(min(len(written), len(requests)), -1, -1) if written[len(written) - n :] == requests[:n]
+        )
+        in_force = {request.text: request.target_new for request in written}
+        left = []
+        for request in requests[begun:]:
+            if in_force.get(request.text) != request.target_new:
+                left.append(request)
+                in_force[request.text] = request.target_new
+        return left
 
     def check(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
         """The facts as parsed, if they can be written. Costs a small forward pass, if any.
@@ -307,18 +329,34 @@ class Session:
         """Write the session to a folder: what it needs to continue, its tokenizer, and one file per batch.
 
         The folder does not hold the model. Batches saved before are not written again; a crash at any moment leaves the
-        folder as before or after the call, never between. Raises SessionError if it cannot be written, or if the folder
-        holds another session.
+        folder as before or after the call, never between. Raises SessionError if it cannot be written, if the folder
+        holds another session or another Session has saved there since, and SessionInUseError if one owns it.
         """
-        folder = self._folders.setdefault(Path(path).resolve(), SessionFolder(path))
+        folder = self._folder(path)
         values = {
             **self._description(),
             "finished": self.finished,
             "weights": self._digests(),
+            "moved": self._moved(),
             "identity": self._identity(),
         }
         needed = self.covariances if self.variant.needs_covariances else {}
         folder.save(self.batches, values, self.tokenizer, needed, self.null_spaces)
+
+    def close(self) -> None:
+        """Give the folder of `autosave` back, so that another Session can go on with it.
+
+        A closed session can still be used. It owns its folder only while it saves, and no longer saves there as soon as
+        somebody else has.
+        """
+        for folder in self._folders.values():
+            folder.release()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def resume(
@@ -328,20 +366,39 @@ class Session:
         tokenizer: Any = None,
         *,
         check_model: bool = True,
+        read_only: bool = False,
         progress: bool = False,
     ) -> Session:
         """The session that was saved to `path`. Its edits are written into `model` again; it goes on autosaving there.
 
         `model` must be the one that the session began with, unedited. The tokenizer is read from the folder unless
-        given. Raises SessionError if the folder holds no complete session, WrongModelError for another model.
+        given. With `read_only` the folder may belong to another Session, and is left alone: what is edited further is
+        not saved.
+
+        Raises SessionError if the folder holds no complete session, or if what it holds does not lead to the weights
+        that it knows; SessionInUseError, saying who, if it belongs to another Session; WrongModelError for another
+        model.
         """
         check_mode()
+        read_manifest(Path(path))  # otherwise a folder without a session would be claimed
         folder = SessionFolder(path)
+        if not read_only:
+            folder.claim()
+        try:
+            return cls._resumed(folder, model, tokenizer, check_model, read_only, progress)
+        except BaseException:
+            folder.release()
+            raise
+
+    @classmethod
+    def _resumed(
+        cls, folder: SessionFolder, model: nn.Module, tokenizer: Any, check_model: bool, read_only: bool, progress: bool
+    ) -> Session:
         saved = folder.load()
         if tokenizer is None:
             tokenizer = folder.load_tokenizer()
         tokenizer = Chat(plain(tokenizer), saved.chat) if saved.chat is not None else plain(tokenizer)
-        _check_model(model, saved.fingerprints, folder.path, saved.model, check_model)
+        same = _is_model(model, saved.fingerprints, folder.path, saved.model, check_model)
         session = cls(
             model,
             tokenizer,
@@ -361,11 +418,31 @@ class Session:
             if saved.finished:
                 session.finish()
             _check_finite(session.projections)
-        if session._digests() != saved.weights:
-            log.warning("%s: the weights differ from those saved in their last bits (another machine?)", folder.path)
-        session.autosave, session._fingerprints = folder.path, saved.fingerprints
-        session._folders[folder.path.resolve()] = folder
+            session._fingerprints = saved.fingerprints
+            session._check_as_saved(saved, folder.path, same)
+        if not read_only:
+            session.autosave = folder.path
+            session._folders[folder.path.resolve()] = folder
         return session
+
+    def _check_as_saved(self, saved: Saved, path: Path, same_model: bool) -> None:
+        """Raises SessionError unless this session is the one that was saved; warns about rounding."""
+        if same_model and self._identity() != saved.identity:
+            raise SessionError(
+                f"{path} is damaged: its settings, statistics or null spaces are not those that the session began "
+                "with. Take a copy of the session, or begin anew"
+            )
+        if self._digests() == saved.weights:
+            return
+        if same_model and saved.moved is not None:
+            for layer, projection in self.projections.items():
+                base, now = self.base[layer], projection.matrix
+                if not same_change(sketch(base, now), saved.moved.get(str(layer), ()), base, now):
+                    raise SessionError(
+                        f"{path} does not lead to the weights of layer {layer} that were saved: its batches are not "
+                        "those of this session. Take a copy of the session, or begin anew"
+                    )
+        log.warning("%s: the weights differ from those saved in their last bits (another machine?)", path)
 
     def to_patch(self, path: str | Path) -> None:
         """Write the edit as one small safetensors file, for `patch.apply_patch` and `revert_patch`, bit for bit.
@@ -511,8 +588,19 @@ class Session:
     def _digests(self) -> dict[str, str]:
         return {str(layer): tensor_digest(projection.matrix) for layer, projection in self.projections.items()}
 
+    def _moved(self) -> dict[str, list[float]]:
+        return {str(layer): sketch(self.base[layer], each.matrix) for layer, each in self.projections.items()}
+
+    def _folder(self, path: str | Path) -> SessionFolder:
+        return self._folders.setdefault(Path(path).resolve(), SessionFolder(path))
+
     def _identity(self) -> str:
         """A hash of all that never changes during the session; a folder continues a session only if they agree."""
+        if self._identified is None:
+            self._identified = self._hash()
+        return self._identified
+
+    def _hash(self) -> str:
         tensors = [self.covariances[layer].upper.triu() for layer in self.covariances if self.variant.needs_covariances]
         tensors += [space.factor for space in (self.null_spaces or {}).values()]
         description = {key: value for key, value in self._description().items() if key != "model"}
@@ -527,8 +615,8 @@ def _check_written(found: Verdicts, drifted: Sequence[str]) -> None:
         raise EditError(f"{found.summary}, and the batch is taken back: {'; '.join(reasons)}")
 
 
-def _check_model(model: nn.Module, expected: Mapping[int, str], folder: Path, name: str, required: bool) -> None:
-    """Raises WrongModelError unless the model is the one that the session in `folder` began with."""
+def _is_model(model: nn.Module, expected: Mapping[int, str], folder: Path, name: str, required: bool) -> bool:
+    """Whether the model is the one that the session in `folder` began with; if that is `required`, WrongModelError."""
     try:
         found = fingerprints(model, list(expected))
         wrong = [layer for layer in expected if found[layer] != expected[layer]]
@@ -536,13 +624,14 @@ def _check_model(model: nn.Module, expected: Mapping[int, str], folder: Path, na
     except ModelStructureError as failure:
         why = str(failure)
     if not why:
-        return
+        return True
     if required:
         raise WrongModelError(
             f"the session in {folder} began with {name}, not with the given {model_name(model)} ({why}): give the "
             "unedited model it began with, or check_model=False"
         )
     log.warning("the session in %s began with %s, not with the given %s (%s)", folder, name, model_name(model), why)
+    return False
 
 
 def _fitting(null_spaces: NullSpaces, session: Session) -> NullSpaces:

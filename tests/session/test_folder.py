@@ -175,6 +175,7 @@ def test_a_session_is_resumed_after_undoing(autosave, method, tokenizer, tmp_pat
     write(first, 4)
     if not autosave:
         first.save(tmp_path / "s")
+    first.close()
     resumed = Session.resume(tmp_path / "s", model_of_kind())
     assert_same_session(resumed, reference("llama", tokenizer, method, 0, 4))
     resumed.undo()
@@ -196,7 +197,7 @@ def test_a_finished_session_is_resumed_damped_and_goes_on_undamped(method, kind,
     assert differ(everything(resumed.model), undamped)
     write(resumed, 2)
     assert_same_session(resumed, reference(kind, tokenizer, method, 0, 1, 2))
-    assert not Session.resume(tmp_path / "s", model_of_kind(kind)).finished
+    assert not Session.resume(tmp_path / "s", model_of_kind(kind), read_only=True).finished
     resumed.undo()
     assert_same(everything(resumed.model), undamped)
 
@@ -211,6 +212,7 @@ def test_what_was_resumed_goes_on_saving_itself_in_its_folder(tokenizer, tmp_pat
 def test_a_moved_folder_is_resumed_where_it_is(tokenizer, tmp_path):
     first = session_of(model_of_kind(), tokenizer, "alphaedit", autosave=tmp_path / "s")
     write(first, 0)
+    first.close()
     (tmp_path / "s").rename(tmp_path / "moved")
     resumed = Session.resume(tmp_path / "moved", model_of_kind())
     write(resumed, 1)
@@ -225,6 +227,7 @@ def test_a_session_that_saves_itself_can_be_saved_to_a_second_place_too(method, 
     first.save(tmp_path / "there")
     assert_folder_holds(tmp_path / "there", first)
     assert_folder_holds(tmp_path / "here", first)
+    first.close()
     resumed = Session.resume(tmp_path / "here", model_of_kind())
     shutil.rmtree(tmp_path / "there")
     resumed.save(tmp_path / "there")
@@ -287,6 +290,7 @@ def test_batches_saved_before_are_not_written_again_and_those_undone_disappear(a
     again = saved(write(editing, 3))
     assert one.items() <= again.items()
     assert len(again) == 2
+    editing.close()
     resumed = Session.resume(tmp_path / "s", model_of_kind())
     write(resumed, 4)
     assert again.items() <= identities(tmp_path / "s").items()
@@ -430,6 +434,7 @@ def test_the_models_name_and_the_layers_above_do_not_matter(tokenizer, tmp_path)
         assert torch.equal(resumed.projections[layer].matrix, projection.matrix)
     resumed.undo()
     resumed.edit(FACTS[:1])
+    resumed.close()
     again = Session.resume(tmp_path / "s", named("a third/name", model_of_kind()))
     assert again.facts == resumed.facts
     again.save(tmp_path / "s")
@@ -439,7 +444,7 @@ def test_a_model_that_was_forced_can_be_edited_further(tokenizer, tmp_path):
     edited("llama", tokenizer, "alphaedit", 0).save(tmp_path / "s")
     resumed = Session.resume(tmp_path / "s", model_of_kind(seed=1), check_model=False)
     write(resumed, 1)
-    again = Session.resume(tmp_path / "s", model_of_kind(seed=1), check_model=False)
+    again = Session.resume(tmp_path / "s", model_of_kind(seed=1), check_model=False, read_only=True)
     assert_same_session(again, resumed)
 
 
@@ -477,6 +482,7 @@ def test_a_session_goes_on_where_whole_numbers_were_given_for_others(tokenizer, 
     start = {"hyperparameters": whole, "covariances": covariances_of("llama"), "contexts": CONTEXTS}
     session = Session(model, tokenizer, "memit", **start, autosave=tmp_path / "s", check_model=False)
     session.edit(FACTS[:1])
+    session.close()
     resumed = Session.resume(tmp_path / "s", model_of_kind())
     resumed.edit(FACTS[1:2])
-    assert len(Session.resume(tmp_path / "s", model_of_kind()).batches) == 2
+    assert len(Session.resume(tmp_path / "s", model_of_kind(), read_only=True).batches) == 2

@@ -254,7 +254,7 @@ def test_an_interrupt_right_after_any_step_leaves_a_whole_session_behind(tokeniz
         if failure is None:
             break
         assert_state(editing, two)
-        on_disk = Session.resume(tmp_path / "s", model_of_kind())
+        on_disk = Session.resume(tmp_path / "s", model_of_kind(), read_only=True)
         assert_same_session(on_disk, editing if len(on_disk.batches) == 2 else three)
     assert step >= 4
     assert_same_session(editing, three)
@@ -274,7 +274,7 @@ def test_a_save_of_another_history_that_is_interrupted_leaves_the_one_or_the_oth
     for step in range(100):
         with failing(step, interrupt, after=after):
             failure = raised(lambda: editing.save(tmp_path / "s"))
-        on_disk = Session.resume(tmp_path / "s", model_of_kind())
+        on_disk = Session.resume(tmp_path / "s", model_of_kind(), read_only=True)
         found.add(len(on_disk.facts))
         assert_same_session(on_disk, old if on_disk.facts == old.facts else new)
         if failure is None:

@@ -212,7 +212,7 @@ def test_what_was_prepared_is_saved_with_the_session(method, tokenizer, tmp_path
     first = Session(model_of_kind(), tokenizer, method, hyperparameters=chosen, autosave=tmp_path / "s")
     first.edit(FACTS[:2])
     monkeypatch.setenv("ALPHAEDIT_CACHE", str(tmp_path / "another"))
-    resumed = Session.resume(tmp_path / "s", model_of_kind())
+    resumed = Session.resume(tmp_path / "s", model_of_kind(), read_only=True)
     assert_same_session(resumed, first)
     for each in (first, resumed):
         each.edit(FACTS[2:4])
@@ -332,6 +332,7 @@ def test_any_order_of_calls_comes_to_the_edits_that_are_left(method, autosave, h
             elif call == "save and resume":
                 if not autosave or not place.exists():
                     session.save(place)
+                session.close()
                 session = Session.resume(place, model_of_kind())
             expected = reference("llama", tokenizer, method, *left)
             if session.finished:
@@ -349,7 +350,7 @@ def test_a_session_on_a_copy_of_its_model_goes_on_apart(tokenizer, tmp_path):
     twin = session.on_copy(copied)
     twin.edit(FACTS[1:2])
     assert (session.facts, len(twin.facts)) == (twin.facts[:1], 2)
-    assert len(Session.resume(tmp_path / "s", model_of_kind()).batches) == 1
+    assert len(Session.resume(tmp_path / "s", model_of_kind(), read_only=True).batches) == 1
     session.edit(FACTS[1:2])
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, dict(copied.named_parameters())[name])

@@ -207,7 +207,7 @@ def batch_files(folder: Path) -> list[Path]:
 
 
 def assert_folder_holds(folder: Path, expected: Session, kind: str = "llama") -> None:
-    assert_same_session(Session.resume(folder, model_of_kind(kind)), expected)
+    assert_same_session(Session.resume(folder, model_of_kind(kind), read_only=True), expected)
 
 
 def contents(path: Path) -> tuple:
