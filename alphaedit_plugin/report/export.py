@@ -16,14 +16,16 @@ from ..comparison.results import Comparison, Row
 from ..errors import CompareError
 from ..storage.files import atomic, write_text
 from .columns import Column, columns
+from .words import standing
 
 
 def export(comparisons: Sequence[Comparison], folder: Path) -> None:
     """Write the files for a paper or a notebook. Shares are in percent; only in summary.json they go from 0 to 1.
 
     summary.json has every row with its estimates, without the records; so has summary.csv, with the ends of the
-    intervals. summary.md and summary.tex have one table of last rows per comparison, with the best numbers in bold and
-    half the interval after ±. Raises CompareError if they cannot be written.
+    intervals. summary.md and summary.tex have one table per comparison, of one checkpoint, whose edits stand in its
+    head; the best numbers are in bold, and half the interval comes after ±. Unfinished variants are named below it.
+    Raises CompareError if they cannot be written.
     """
     summary = {
         "comparisons": [{"settings": each.settings, "rows": [*map(_as_json, each.rows)]} for each in comparisons]
@@ -33,20 +35,22 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
     named = len(comparisons) > 1
     markdown, latex = [], []
     for comparison in comparisons:
-        found = columns(comparison.rows)
+        found = columns(comparison.final)
+        head, told = f"variant ({comparison.checkpoint:,} edits)", standing(comparison)
         names = [column.label for column in found]
         cell = cell_title(comparison)
         markdown += [f"**{_plain(cell)}**\n"] if named else []
         markdown.append(
             tabulate(
                 [[f"`{name}`", *cells] for name, cells in _cells(comparison, found, "**{}**", " ± {}")],
-                ["variant", *names],
+                [head, *names],
                 tablefmt="github",
                 disable_numparse=True,
                 colalign=["left", *("right" for _ in names)],
             )
             + "\n"
         )
+        markdown += [f"{_plain(told)}\n"] if told else []
         latex += [f"% {_plain(cell)}"] if named else []
         latex.append(
             tabulate(
@@ -54,13 +58,14 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
                     [rf"\texttt{{{_tex(name)}}}", *map(_tex, cells)]
                     for name, cells in _cells(comparison, found, r"\textbf{{{}}}", r" $\pm$ {}")
                 ],
-                ["variant", *map(_tex, names)],
+                [head, *map(_tex, names)],
                 tablefmt="latex_raw",
                 disable_numparse=True,
                 colalign=["left", *("right" for _ in names)],
             )
-            + ("\n" if named else "")
+            + ("\n" if named and not told else "")
         )
+        latex += [f"% {_plain(told)}" + ("\n" if named else "")] if told else []
     write_text(folder / "summary.md", "\n".join(markdown), CompareError)
     write_text(folder / "summary.tex", "\n".join(latex).rstrip("\n") + "\n", CompareError)
     _csv(comparisons, folder / "summary.csv")
@@ -134,7 +139,7 @@ def _tex(text: str) -> str:
 def _cells(
     comparison: Comparison, found: Sequence[Column], bold: str, interval: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """(variant, cells) per last row: the best numbers in the form `bold`, half intervals in the form `interval`."""
+    """(variant, cells) per row of the checkpoint: the best numbers in the form `bold`, half intervals in the form `interval`."""
     rows = comparison.final
     best = {column.name: column.best(rows) for column in found}
     for row in rows:

@@ -18,7 +18,7 @@ from .figures import Picture
 from .section import Section
 from .sections import over_seeds, sections
 from .style import THEME, styles
-from .words import finding, projection
+from .words import finding, projection, standing
 
 PAGE = "report.html"
 
@@ -60,6 +60,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
                 "settings": comparison.settings,
                 "finding": finding(comparison),
                 "projection": projection(comparison),
+                "standing": standing(comparison),
                 "sections": [_drawn(section, prefix, folder) for section in sections(comparison, looks)],
             }
         )
