@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..errors import SessionError
+from ..visible import visible
 from .console import console
 from .exporting import SESSION, export
 from .loading import resumed
@@ -81,7 +82,7 @@ def edit(
         console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
     if todo and not allow_failures:
         session.check(todo)
-    with tqdm(total=len(todo), desc=str(variant), unit="fact", disable=quiet) as bar:
+    with tqdm(total=len(todo), desc=visible(str(variant)), unit="fact", disable=quiet) as bar:
         for start in range(0, len(todo), batch):
             bar.update(len(session.edit(todo[start : start + batch], on_failure="allow")))
     export(session, out, lora=lora, whole=not lora)

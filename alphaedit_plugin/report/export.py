@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tabulate import tabulate
 
 from ..comparison.results import Comparison, Row
 from ..errors import CompareError
 from ..storage.files import atomic, write_text
+from ..storage.json_file import json_bytes
+from ..visible import visible
 from .columns import Column, columns
 from .words import standing
 
@@ -31,7 +33,8 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
         "comparisons": [{"settings": each.settings, "rows": [*map(_as_json, each.rows)]} for each in comparisons]
     }
     text = json.dumps(_finite(summary), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "summary.json", text + "\n", CompareError)
+    with atomic(folder / "summary.json", CompareError) as temporary:
+        temporary.write_bytes(json_bytes(text + "\n"))
     named = len(comparisons) > 1
     markdown, latex = [], []
     for comparison in comparisons:
@@ -66,8 +69,8 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
             + ("\n" if named and not told else "")
         )
         latex += [f"% {_plain(told)}" + ("\n" if named else "")] if told else []
-    write_text(folder / "summary.md", "\n".join(markdown), CompareError)
-    write_text(folder / "summary.tex", "\n".join(latex).rstrip("\n") + "\n", CompareError)
+    write_text(folder / "summary.md", visible("\n".join(markdown)), CompareError)
+    write_text(folder / "summary.tex", visible("\n".join(latex).rstrip("\n") + "\n"), CompareError)
     _csv(comparisons, folder / "summary.csv")
 
 
@@ -75,7 +78,7 @@ def _csv(comparisons: Sequence[Comparison], path: Path) -> None:
     found = columns(row for comparison in comparisons for row in comparison.rows)
     bounded = [c for c in found if any(c.half(row) for comparison in comparisons for row in comparison.rows)]
     ends = [f"{column.label} {end}" for column in bounded for end in ("from", "to")]
-    with atomic(path, CompareError) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+    with atomic(path, CompareError) as temporary, _opened(temporary) as out:
         writer = csv.writer(out)
         names = [column.label for column in found]
         writer.writerow(["model", "data", "seed", "variant", "edits", *names, *ends])
@@ -89,6 +92,11 @@ def _csv(comparisons: Sequence[Comparison], path: Path) -> None:
                     + ["" if estimate is None else estimate.value for estimate in estimates]
                     + [end for each in intervals for end in ((each.low, each.high) if each else ("", ""))]
                 )
+
+
+def _opened(path: Path) -> TextIO:
+    """For the csv module; halves of characters, as names of files may hold, are written as their escapes."""
+    return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def cell_title(comparison: Comparison) -> str:

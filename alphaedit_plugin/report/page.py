@@ -12,6 +12,7 @@ from typing import Any
 from ..comparison.results import Comparison
 from ..errors import CompareError
 from ..storage.files import write_text
+from ..visible import visible
 from . import figures
 from .export import cell_title
 from .figures import Picture
@@ -75,7 +76,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
         markers=_MARKERS,
         date=comparisons[0].settings.get("date") or date.today().isoformat(),
     )
-    write_text(folder / PAGE, text, CompareError)
+    write_text(folder / PAGE, visible(text), CompareError)
     return folder / PAGE
 
 
