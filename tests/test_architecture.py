@@ -23,7 +23,7 @@ FLOORS = (
     ("nullspace",),
     ("model",),
     ("storage",),
-    ("errors", "restoring"),
+    ("errors", "restoring", "visible"),
 )
 """From top to bottom. Those on one floor know nothing of each other."""
 HEIGHT = {name: len(FLOORS) - i for i, floor in enumerate(FLOORS) for name in floor}

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..errors import SessionError
+from ..visible import visible
 from .console import console
 from .exporting import SESSION, export
 from .loading import resumed
@@ -82,11 +83,11 @@ def edit(
     for facts_of_batch in batches:
         if not allow_failures:
             session.check(facts_of_batch)
-    with tqdm(total=len(todo), desc=str(variant), unit="fact", disable=quiet) as bar:
+    with tqdm(total=len(todo), desc=visible(str(variant)), unit="fact", disable=quiet) as bar:
         for facts_of_batch in batches:
             bar.update(len(session.edit(facts_of_batch, on_failure="allow")))
     export(session, out, lora=lora, whole=not lora)
-    verdicts = session.verdicts(requests)
+    verdicts = session.verdicts([*{request.text: request for request in requests}.values()])  # those in force
     console.print(verdict_table(verdicts))
     if verdicts.failed and not allow_failures:
         sys.exit(FAILED)

@@ -55,6 +55,7 @@ class Cell:
     def __post_init__(self) -> None:
         self.names = [entry.name for entry in self.entries]
         self.place = Workplace(self.progress)
+        self.failed: dict[str, dict[str, str]] = {}
 
     # ---------------------------------------------------------------------------------------------- what is known
 
@@ -125,7 +126,9 @@ class Cell:
 
     def comparison(self) -> Comparison:
         """What is measured so far, for the requested contenders and checkpoints."""
-        return read_cell(self.folder, {**self.settings, "variants": self.names, "points": self.points})
+        failed = {**self.settings.get("failed", {}), **self.failed}
+        asked = {"variants": self.names, "points": self.points, "failed": failed}
+        return read_cell(self.folder, {**self.settings, **asked})
 
     # -------------------------------------------------------------------------------------------------- the work
 
@@ -147,6 +150,12 @@ class Cell:
                     except EditError as failure:  # a method that ruins its model is a result: continue with the others
                         names = ", ".join(entry.name for entry in group)
                         log.warning("%s: %s. Its row is left out", names, failure)
+                        failed = {
+                            entry.name: {"trajectory": self.trajectories[entry.name], "why": str(failure)}
+                            for entry in group
+                        }
+                        self.failed |= failed
+                        self.folder.add_failures(failed)
             left = postponed
         return self.comparison()
 
@@ -160,14 +169,18 @@ class Cell:
 
     def _edit(self, group: Sequence[Entry]) -> None:
         """Make the edits of one trajectory, and measure everything along it."""
-        checkpoints = self.course.checkpoints
-        group = [entry for entry in group if not all(self._is_measured(entry.name, at) for at in checkpoints)]
-        if not group:
-            return
-        first = group[0]
+        checkpoints, first = self.course.checkpoints, group[0]
         # A session is named after its edits, without what happens at the end.
         label = str(first.identity.get("variant", first.name))
         self.place.session = self.folder.session(label, self.trajectories[first.name])
+        group = [entry for entry in group if not all(self._is_measured(entry.name, at) for at in checkpoints)]
+        if group:
+            self._run(group)
+        if self.place.session is not None and not self.keep_sessions:
+            self.folder.finished(self.place.session)
+
+    def _run(self, group: Sequence[Entry]) -> None:
+        first = group[0]
         alike: dict[tuple[int, str], str] = {}
         with closing(first.run(self.course, group, self.place)) as stops:
             for stop in stops:
@@ -184,8 +197,6 @@ class Cell:
                         raise
                     said = f"{type(failure).__name__}: {failure}"  # of a model that another's editor has made
                     raise EditError(f"what {stop.name} made of the model cannot be measured: {said}") from failure
-        if self.place.session is not None and not self.keep_sessions:
-            self.folder.finished(self.place.session)
 
     def _is_measured(self, name: str, at: Checkpoint) -> bool:
         point = self.points[name][at.edits]

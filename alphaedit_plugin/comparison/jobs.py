@@ -19,7 +19,8 @@ def end_with_parent() -> None:
     """In a helper process: end as soon as its parent does."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not sys.stdin, whose lock nobody may hold when the interpreter ends
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

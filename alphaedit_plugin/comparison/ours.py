@@ -27,6 +27,7 @@ from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
 from ..session.folder import is_session
 from ..session.session import Session
+from ..visible import visible
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
 from .run_folder import keep_spent, spent_in
@@ -82,7 +83,7 @@ class _OurEntry(Entry):
         label, last = " ".join(entry.name for entry in together), course.checkpoints[-1]
         with (
             put_back(projections),
-            tqdm(total=last.edits, desc=label, unit="fact", disable=not place.progress) as bar,
+            tqdm(total=last.edits, desc=visible(label), unit="fact", disable=not place.progress) as bar,
         ):
             session, spent = self._session(course, place)
             with session:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ class Comparison:
     `rows` has "before" first, then each variant at its checkpoints, ascending. `settings` is JSON: command (a list of
     words), model, data, format, seed (None: the file's order), edits, batch_size, checkpoints, variants,
     hyperparameters (by variant), statistics, null_spaces (by variant: criterion, and by layer nullity, leakage),
-    spectra (layer → eigenvalues of C, thinned), held_out, environment, left_out.
+    spectra (layer → eigenvalues of C, thinned), held_out, environment, left_out, failed (by variant: why).
     """
 
     rows: list[Row]
@@ -67,11 +68,57 @@ class Comparison:
         return list(dict.fromkeys(row.variant for row in self.rows if row.variant != BEFORE))
 
     @property
+    def checkpoint(self) -> int:
+        """The number of edits at which variants are compared (`shared_checkpoint`)."""
+        return shared_checkpoint([self])
+
+    @property
     def final(self) -> list[Row]:
-        """ "before", and each variant's row with the most edits."""
-        last = {row.variant: row for row in self.rows}
-        return list(last.values())
+        """ "before", and the variants at `checkpoint`: rows that may stand side by side."""
+        return self.at(self.checkpoint)
+
+    def at(self, edits: int) -> list[Row]:
+        """ "before", and each variant's row after `edits` edits if it has one."""
+        return [row for row in self.rows if row.variant == BEFORE or row.edits == edits]
+
+    @property
+    def edits(self) -> int:
+        """The number of edits of the whole course."""
+        return max([self.settings.get("edits") or 0, *(row.edits for row in self.rows)])
+
+    @property
+    def unfinished(self) -> dict[str, int]:
+        """Variants that were not measured after all edits, those that failed among them → the edits they reached."""
+        reached = dict.fromkeys([*(self.settings.get("variants") or ()), *self.variants], 0)
+        for row in self.rows:
+            if row.variant != BEFORE:
+                reached[row.variant] = max(reached[row.variant], row.edits)
+        return {name: edits for name, edits in reached.items() if edits < self.edits}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Unfinished variants that failed, → why."""
+        trajectories = self.settings.get("trajectories") or {}
+        return {
+            name: of["why"]
+            for name, of in (self.settings.get("failed") or {}).items()
+            if name in self.unfinished and trajectories.get(name) == of["trajectory"]
+        }
 
     def of(self, variant: str) -> list[Row]:
         """A variant's checkpoints, ascending."""
         return [row for row in self.rows if row.variant == variant]
+
+
+def shared_checkpoint(comparisons: Sequence[Comparison]) -> int:
+    """The checkpoint that most variants (of all these comparisons together) have reached, the last of several such.
+
+    So once all have reached a checkpoint, that one. Variants that failed are not waited for. 0 if nothing is measured.
+    """
+    reached: Counter[int] = Counter()
+    for comparison in comparisons:
+        failed = comparison.failed
+        reached.update(row.edits for row in comparison.rows if row.variant != BEFORE and row.variant not in failed)
+    if not reached:  # all failed
+        reached.update(row.edits for of in comparisons for row in of.rows if row.variant != BEFORE)
+    return max(reached, key=lambda edits: (reached[edits], edits), default=0)

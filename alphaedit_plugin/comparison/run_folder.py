@@ -4,80 +4,124 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from ..errors import CompareError
 from ..evaluation.measure import Estimate, Measured
-from ..storage.files import write_text
+from ..storage.files import atomic
+from ..storage.json_file import json_bytes, load_json, read_json, write_json
+from ..storage.shape import amount, check_shape, digest, ratio
 from ..storage.tensors import read_tensors, write_tensors
 from .results import BEFORE, Comparison, Row
 
+log = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
+
 SETTINGS, _WEIGHTS = "settings.json", "weights.json"
 _SESSIONS, _SECONDS, _LOCKS = "sessions", "seconds.json", ".locks"
+
+_SETTINGS_SHAPE = {
+    "variants": [str],
+    "points": {str: {int: str}},
+    "measures": {str: {}},
+    "trajectories?": {str: str},
+    "hyperparameters?": {str: {}},
+    "null_spaces?": {str: {"criterion": (str, None), "nullity": {int: int}, "leakage": {int: float}}},
+    "spectra?": {int: [float]},
+    "failed?": {str: {"trajectory": str, "why": str}},
+    "order?": list,
+    "edits?": int,
+    "batch_size?": int,
+    "checkpoints?": [int],
+    "command?": list,
+}
+_WEIGHTS_SHAPE = {"identity": digest, "seconds": amount, "drift": {int: ratio}, "leakage": {int: ratio}}
+_MEASURE_SHAPE = {"identity": digest, "tensors": bool, "records?": digest, "estimates": {str: [(float, None)]}}
 
 
 class RunFolder:
     """One cell of a run: VARIANT/EDITS/MEASURE.json, with the records as .jsonl and tensors as .safetensors beside it.
 
-    Invariants: a measurement is reused only if everything that determines it is the same (its identity); a file is
-    complete or absent; several processes may work on one folder, but only one at a time edits a trajectory. Without a
-    path everything stays in memory.
+    Invariants: a measurement is reused only if everything that determines it is the same (its identity), and its files
+    are what was written (a checksum in each JSON, and of the records in MEASURE.json); a damaged file is named in the
+    log and counts as absent. A file is complete or absent; several processes may work on one folder, but only one at a
+    time edits a trajectory. Without a path everything stays in memory.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._measured: dict[tuple[str, int, str], tuple[str, Measured]] = {}
         self._weights: dict[tuple[str, int], dict[str, Any]] = {}
+        self._damaged: set[Path] = set()
+
+    def _read(self, path: Path, reader: Callable[[Path], Read]) -> Read | None:
+        """What a file holds; None for one that is absent, or damaged, which is said once."""
+        try:
+            return reader(path) if path.exists() else None
+        except (CompareError, OSError) as failure:
+            if path not in self._damaged:
+                log.warning("%s. It counts as not there, and the next run makes it again", failure)
+            self._damaged.add(path)
+            return None
 
     # ----------------------------------------------------------------------------------------------- measurements
 
     def load(self, variant: str, edits: int, measure: str, identity: str) -> Measured | None:
-        """An earlier measurement with this `identity`, or None. Raises CompareError if a file is damaged."""
+        """An earlier measurement with this `identity`, or None."""
         key = (variant, edits, measure)
         if self._measured.get(key, ("", None))[0] != identity and self.path is not None:
-            stem = self._place(variant, edits) / measure
-            values = _read(stem.with_suffix(".json"))
-            if values is not None and values.get("identity") == identity:
-                self._measured[key] = (identity, _measured(stem, values))
-        found, measured = self._measured.get(key, ("", None))
-        return measured if found == identity else None
+            found = self._read(
+                self._place(variant, edits) / f"{measure}.json", lambda path: _measured_in(path, identity)
+            )
+            if found is not None:
+                self._measured[key] = (identity, found)
+        known, measured = self._measured.get(key, ("", None))
+        return measured if known == identity else None
 
     def save(self, variant: str, edits: int, measure: str, identity: str, measured: Measured) -> None:
+        """`identity` is one of `identity_of`. Raises CompareError if it cannot be written."""
         self._measured[variant, edits, measure] = (identity, measured)
         if self.path is None:
             return
         stem = self._place(variant, edits) / measure
         stem.with_suffix(".json").unlink(missing_ok=True)  # it describes the other files
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in measured.records)
-        write_text(stem.with_suffix(".jsonl"), lines, CompareError)
+        lines = json_bytes("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in measured.records))
+        with atomic(stem.with_suffix(".jsonl"), CompareError) as temporary:
+            temporary.write_bytes(lines)
         if measured.tensors:
             write_tensors(stem.with_suffix(".safetensors"), measured.tensors, {"identity": identity}, CompareError)
-        estimates = {name: list(vars(estimate).values()) for name, estimate in measured.estimates.items()}
-        values = {"identity": identity, "tensors": bool(measured.tensors), "estimates": estimates}
-        write_text(stem.with_suffix(".json"), json.dumps(values, indent=1), CompareError)  # last: now it counts
+        values = {
+            "identity": identity,
+            "tensors": bool(measured.tensors),
+            "records": hashlib.sha256(lines).hexdigest(),
+            "estimates": {name: list(vars(estimate).values()) for name, estimate in measured.estimates.items()},
+        }
+        write_json(stem.with_suffix(".json"), values, CompareError)  # last: now it counts
 
     def weights(self, variant: str, edits: int, identity: str) -> dict[str, Any] | None:
         """Seconds, drift and leakage of a point with this `identity`, or None."""
         key = (variant, edits)
         if self._weights.get(key, {}).get("identity") != identity and self.path is not None:
-            values = _read(self._place(variant, edits) / _WEIGHTS)
+            values = self._read(self._place(variant, edits) / _WEIGHTS, _weights_in)
             if values is not None:
                 self._weights[key] = values
         values = self._weights.get(key)
         return values if values is not None and values.get("identity") == identity else None
 
     def save_weights(self, variant: str, edits: int, identity: str, values: Mapping[str, Any]) -> None:
+        """`identity` is one of `identity_of`. Raises CompareError if it cannot be written."""
         self._weights[variant, edits] = {"identity": identity, **values}
         if self.path is not None:
-            text = json.dumps(self._weights[variant, edits], indent=1)
-            write_text(self._place(variant, edits) / _WEIGHTS, text, CompareError)
+            write_json(self._place(variant, edits) / _WEIGHTS, self._weights[variant, edits], CompareError)
 
     def add_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Save and return them, merged with those of earlier variants and measures here on the same facts."""
@@ -85,23 +129,34 @@ class RunFolder:
         if self.path is None:
             return merged
         with self.claim("settings", wait=True):
-            old = _read(self.path / SETTINGS)
-            if isinstance(old, dict) and old.get("cell") == settings["cell"] and _agree(old, settings):
-                for key in ("hyperparameters", "null_spaces", "measures", "trajectories"):
-                    merged[key] = {**old[key], **settings[key]}
+            old = self._read(self.path / SETTINGS, _settings_in)
+            if old is not None and old.get("cell") == settings["cell"] and _agree(old, settings):
+                for key in ("hyperparameters", "null_spaces", "measures", "trajectories", "failed"):
+                    merged[key] = {**old.get(key, {}), **settings.get(key, {})}
                 merged["date"] = old.get("date")
                 merged["variants"] = list(dict.fromkeys([*old["variants"], *settings["variants"]]))
+                known = old.get("trajectories", {})
                 kept = {
                     variant: of
                     for variant, of in old["points"].items()
-                    if settings["trajectories"].get(variant) in (None, old["trajectories"].get(variant))
+                    if settings["trajectories"].get(variant) in (None, known.get(variant))
                 }
                 merged["points"] = {
                     variant: {**kept.get(variant, {}), **settings["points"].get(variant, {})}
                     for variant in (BEFORE, *merged["variants"])
                 }
-            write_text(self.path / SETTINGS, json.dumps(merged, indent=1, ensure_ascii=False), CompareError)
+            write_json(self.path / SETTINGS, merged, CompareError)
         return merged
+
+    def add_failures(self, failed: Mapping[str, Mapping[str, str]]) -> None:
+        """Save that variants failed: each with its `trajectory`, and `why`."""
+        if self.path is None:
+            return
+        with self.claim("settings", wait=True):
+            settings = self._read(self.path / SETTINGS, _settings_in)
+            if settings is not None:
+                settings["failed"] = {**settings.get("failed", {}), **failed}
+                write_json(self.path / SETTINGS, settings, CompareError)
 
     def _place(self, variant: str, edits: int) -> Path:
         assert self.path is not None
@@ -145,25 +200,34 @@ class RunFolder:
 
 
 def spent_in(session: Path) -> list[float]:
-    """The seconds that a session had taken after each of its batches."""
-    values = _read(session / _SECONDS)
-    return [float(value) for value in values] if isinstance(values, list) else []
+    """The seconds that a session had taken after each of its batches; none if the file is absent or damaged."""
+    return RunFolder()._read(session / _SECONDS, _seconds_in) or []
 
 
 def keep_spent(session: Path, seconds: Sequence[float]) -> None:
-    write_text(session / _SECONDS, json.dumps(list(seconds)), CompareError)
+    write_json(session / _SECONDS, {"seconds": list(seconds)}, CompareError)
 
 
 def read_run(folder: Path) -> list[Comparison]:
-    """The comparisons (cells) of a run, as far as they are measured. Raises CompareError for a folder without a run."""
-    found = []
+    """The comparisons (cells) of a run, as far as they are measured; what is damaged is left out and named in the log.
+
+    Raises CompareError for a folder without a run, or if none of its settings can be read.
+    """
+    found, damaged = [], []
     for path in sorted(folder.glob(f"*/{SETTINGS}")):
-        settings = _read(path)
-        if not isinstance(settings, dict) or not {"variants", "points", "measures"} <= settings.keys():
-            raise CompareError(f"{path} holds no settings of a comparison: run `alphaedit compare` again")
+        try:
+            settings = _settings_in(path)
+            if not {"edits", "batch_size"} <= settings.keys():
+                raise CompareError(f"{path} holds no settings of a comparison")
+        except CompareError as failure:
+            damaged.append(failure)
+            continue
         found.append(read_cell(RunFolder(path.parent), settings))
     if not found:
-        raise CompareError(f"there is no comparison in {folder}: give the folder that `alphaedit compare` wrote")
+        said = f": {damaged[0]}" if damaged else ""
+        raise CompareError(f"there is no comparison in {folder}{said}: give the folder that `alphaedit compare` wrote")
+    for failure in damaged:
+        log.warning("%s. Its part of the run is left out: run `alphaedit compare` again", failure)
     return found
 
 
@@ -212,27 +276,54 @@ def _file_name(text: str) -> str:
     )
 
 
-def _read(path: Path) -> Any:
-    """JSON, or None where there is no file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+# ------------------------------------------------------------------------------------------------------ typed files
+#
+# One reader for each kind of file. Those of 0.1.0 hold no checksums: they are read if types and ranges are right.
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    values = read_json(path, CompareError)
+    check_shape(values, _SETTINGS_SHAPE, str(path), CompareError)
+    return values
+
+
+def _weights_in(path: Path) -> dict[str, Any]:
+    values = read_json(path, CompareError)
+    check_shape(values, _WEIGHTS_SHAPE, str(path), CompareError)
+    return values
+
+
+def _seconds_in(path: Path) -> list[float]:
+    values = load_json(path, CompareError)
+    seconds = values if isinstance(values, list) else read_json(path, CompareError).get("seconds")  # 0.1.0: a list
+    check_shape(seconds, [amount], str(path), CompareError)
+    return [float(value) for value in seconds]
+
+
+def _measured_in(path: Path, identity: str) -> Measured | None:
+    """None if the file holds another measurement."""
+    values = read_json(path, CompareError)
+    check_shape(values, _MEASURE_SHAPE, str(path), CompareError)
+    if wrong := [name for name, of in values["estimates"].items() if len(of) != 3 or of[0] is None]:
+        raise CompareError(f"{path} is damaged: estimates.{wrong[0]} is no value with an interval")
+    if values["identity"] != identity:
         return None
-    except (OSError, ValueError) as failure:
-        raise CompareError(
-            f"cannot go on with {path}: {failure}. Choose another folder, or remove the file"
-        ) from failure
+    tensors = {}
+    if values["tensors"]:
+        tensors, metadata = read_tensors(path.with_suffix(".safetensors"), CompareError)
+        if metadata.get("identity") != identity:
+            raise CompareError(f"{path.with_suffix('.safetensors')} is damaged: it belongs to another measurement")
+    records = _records_in(path.with_suffix(".jsonl"), values.get("records"))
+    return Measured({name: Estimate(*of) for name, of in values["estimates"].items()}, records, tensors)
 
 
-def _measured(stem: Path, values: Mapping[str, Any]) -> Measured:
-    path = stem.with_suffix(".jsonl")
+def _records_in(path: Path, checksum: str | None) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        records = [json.loads(line) for line in lines if line]
-        estimates = {name: Estimate(*of) for name, of in values["estimates"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
-        raise CompareError(
-            f"cannot go on with {path}: {failure!r}. Choose another folder, or remove {stem.with_suffix('.json')}"
-        ) from failure
-    tensors = read_tensors(stem.with_suffix(".safetensors"), CompareError)[0] if values.get("tensors") else {}
-    return Measured(estimates, records, tensors)
+        content = path.read_bytes()
+        if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
+            raise CompareError(f"{path} is damaged: its checksum does not match")
+        records = [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
+    except (OSError, ValueError, RecursionError) as failure:
+        raise CompareError(f"cannot read {path}: {failure}") from failure
+    check_shape(records, [{}], str(path), CompareError)
+    return records

@@ -38,6 +38,7 @@ from ..nullspace.guard import guard
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.projection import NullSpace
 from ..nullspace.statistics import Statistics
+from ..visible import visible
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
 from .editing_function import EditingFunction
@@ -92,7 +93,7 @@ class _YourEntry(Entry):
         model = copy.deepcopy(start).requires_grad_(True)  # as a model that was just loaded
         tokenizer = copy.deepcopy(plain(self.ground.tokenizer))
         called, written, seconds = self.called.fresh(), 0, 0.0
-        bar = tqdm(total=course.checkpoints[-1].edits, desc=self.name, unit="fact", disable=not place.progress)
+        bar = tqdm(total=course.checkpoints[-1].edits, desc=visible(self.name), unit="fact", disable=not place.progress)
         with bar:
             for index, batch in enumerate(course.batches, 1):
                 started = time.perf_counter()

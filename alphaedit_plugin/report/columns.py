@@ -10,6 +10,7 @@ from typing import Any
 from ..comparison.results import BEFORE, Row
 from ..evaluation.measure import Estimate
 from ..evaluation.metrics import METRICS, Metric, metric
+from ..visible import visible
 
 WEIGHTS = "weights"
 """The group of columns that are no metrics: drift, leakage, seconds."""
@@ -81,7 +82,7 @@ def _column(metric: Metric) -> Column:
         ends = (None if end is None else metric.shown(end) for end in (found.low, found.high))
         return Estimate(metric.shown(found.value), *ends)
 
-    return Column(metric.name, metric.label, metric.group, of, metric.better, metric.form, metric.meaning)
+    return Column(metric.name, visible(metric.label), metric.group, of, metric.better, metric.form, metric.meaning)
 
 
 def _of_edited(

@@ -8,45 +8,52 @@ import re
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tabulate import tabulate
 
 from ..comparison.results import Comparison, Row
 from ..errors import CompareError
 from ..storage.files import atomic, write_text
+from ..storage.json_file import json_bytes
+from ..visible import visible
 from .columns import Column, columns
+from .words import standing
 
 
 def export(comparisons: Sequence[Comparison], folder: Path) -> None:
     """Write the files for a paper or a notebook. Shares are in percent; only in summary.json they go from 0 to 1.
 
     summary.json has every row with its estimates, without the records; so has summary.csv, with the ends of the
-    intervals. summary.md and summary.tex have one table of last rows per comparison, with the best numbers in bold and
-    half the interval after ±. Raises CompareError if they cannot be written.
+    intervals. summary.md and summary.tex have one table per comparison, of one checkpoint, whose edits stand in its
+    head; the best numbers are in bold, and half the interval comes after ±. Unfinished variants are named below it.
+    Raises CompareError if they cannot be written.
     """
     summary = {
         "comparisons": [{"settings": each.settings, "rows": [*map(_as_json, each.rows)]} for each in comparisons]
     }
     text = json.dumps(_finite(summary), indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "summary.json", text + "\n", CompareError)
+    with atomic(folder / "summary.json", CompareError) as temporary:
+        temporary.write_bytes(json_bytes(text + "\n"))
     named = len(comparisons) > 1
     markdown, latex = [], []
     for comparison in comparisons:
-        found = columns(comparison.rows)
+        found = columns(comparison.final)
+        head, told = f"variant ({comparison.checkpoint:,} edits)", standing(comparison)
         names = [column.label for column in found]
         cell = cell_title(comparison)
         markdown += [f"**{_plain(cell)}**\n"] if named else []
         markdown.append(
             tabulate(
                 [[f"`{name}`", *cells] for name, cells in _cells(comparison, found, "**{}**", " ± {}")],
-                ["variant", *names],
+                [head, *names],
                 tablefmt="github",
                 disable_numparse=True,
                 colalign=["left", *("right" for _ in names)],
             )
             + "\n"
         )
+        markdown += [f"{_plain(told)}\n"] if told else []
         latex += [f"% {_plain(cell)}"] if named else []
         latex.append(
             tabulate(
@@ -54,15 +61,16 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
                     [rf"\texttt{{{_tex(name)}}}", *map(_tex, cells)]
                     for name, cells in _cells(comparison, found, r"\textbf{{{}}}", r" $\pm$ {}")
                 ],
-                ["variant", *map(_tex, names)],
+                [head, *map(_tex, names)],
                 tablefmt="latex_raw",
                 disable_numparse=True,
                 colalign=["left", *("right" for _ in names)],
             )
-            + ("\n" if named else "")
+            + ("\n" if named and not told else "")
         )
-    write_text(folder / "summary.md", "\n".join(markdown), CompareError)
-    write_text(folder / "summary.tex", "\n".join(latex).rstrip("\n") + "\n", CompareError)
+        latex += [f"% {_plain(told)}" + ("\n" if named else "")] if told else []
+    write_text(folder / "summary.md", visible("\n".join(markdown)), CompareError)
+    write_text(folder / "summary.tex", visible("\n".join(latex).rstrip("\n") + "\n"), CompareError)
     _csv(comparisons, folder / "summary.csv")
 
 
@@ -70,7 +78,7 @@ def _csv(comparisons: Sequence[Comparison], path: Path) -> None:
     found = columns(row for comparison in comparisons for row in comparison.rows)
     bounded = [c for c in found if any(c.half(row) for comparison in comparisons for row in comparison.rows)]
     ends = [f"{column.label} {end}" for column in bounded for end in ("from", "to")]
-    with atomic(path, CompareError) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+    with atomic(path, CompareError) as temporary, _opened(temporary) as out:
         writer = csv.writer(out)
         names = [column.label for column in found]
         writer.writerow(["model", "data", "seed", "variant", "edits", *names, *ends])
@@ -84,6 +92,11 @@ def _csv(comparisons: Sequence[Comparison], path: Path) -> None:
                     + ["" if estimate is None else estimate.value for estimate in estimates]
                     + [end for each in intervals for end in ((each.low, each.high) if each else ("", ""))]
                 )
+
+
+def _opened(path: Path) -> TextIO:
+    """For the csv module; halves of characters, as names of files may hold, are written as their escapes."""
+    return path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def cell_title(comparison: Comparison) -> str:
@@ -134,7 +147,7 @@ def _tex(text: str) -> str:
 def _cells(
     comparison: Comparison, found: Sequence[Column], bold: str, interval: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """(variant, cells) per last row: the best numbers in the form `bold`, half intervals in the form `interval`."""
+    """(variant, cells) per row of the checkpoint: the best numbers in the form `bold`, half intervals in the form `interval`."""
     rows = comparison.final
     best = {column.name: column.best(rows) for column in found}
     for row in rows:

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from ..comparison.results import Row
 from ..errors import CompareError
 from ..storage.files import atomic, write_text
+from ..visible import visible
 from .columns import Column
 from .grid import Grid
 from .style import THEME, Style, colour, pairs
@@ -169,7 +170,8 @@ def curves_panel(
 def scatter_panel(variant: str, records: Sequence[Mapping[str, Any]], look: Style, number: int) -> Panel:
     """Where the hidden states of held-out facts lie before the edits and after them, in two dimensions."""
     with _axes((3.3, 3.2)) as (figure, axes):
-        axes.set_title(variant if len(variant) <= 32 else f"{variant[:31]}…")
+        shown = visible(variant)
+        axes.set_title(shown if len(shown) <= 32 else f"{shown[:31]}…")
         for key, hue, solid in (("before", "slate", False), ("after", look.hue, True)):
             x, y = zip(*(record[key] for record in records), strict=True)
             face = colour(hue) if solid else "none"
@@ -272,7 +274,7 @@ def heat_maps(
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8.4, 1.0 + 2.2 * len(maps)), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+        figure.suptitle(visible(title), x=0.01, ha="left", fontsize=10.5)
         largest = max((abs(v) for values in maps.values() for row in values for v in row if v == v), default=0) or 1
         hues = [colour("vermilion"), "#ffffff", colour("blue")]
         scale = LinearSegmentedColormap.from_list("effect", hues).with_extremes(bad=colour("grid"))
@@ -334,7 +336,7 @@ def save(panel: Panel, picture: Picture, folder: Path, prefix: str) -> None:
             width, height = panel.figure.get_size_inches()
             panel.figure.set_size_inches(width, height + 0.3 + 0.21 * -(-len(picture.legend) // columns))
             handles = [_handle(look) for _, look in picture.legend]
-            labels = [label for label, _ in picture.legend]
+            labels = [visible(label) for label, _ in picture.legend]
             panel.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         path = folder / f"{prefix}-{panel.name}"
         write_text(path.with_name(f"{path.name}.svg"), _svg(panel.figure), CompareError)
@@ -413,7 +415,7 @@ def _whole_ticks(axes: Axes) -> None:
 
 def _label(variant: str) -> str:
     """A variant's name on short lines, one per changed hyperparameter, so that the axes keep their space."""
-    lines = variant.replace("@", "\n@").split("\n")
+    lines = visible(variant).replace("@", "\n@").split("\n")
     return "\n".join(line if len(line) <= 22 else f"{line[:21]}…" for line in lines[:3])
 
 

@@ -12,13 +12,14 @@ from typing import Any
 from ..comparison.results import Comparison
 from ..errors import CompareError
 from ..storage.files import write_text
+from ..visible import visible
 from . import figures
 from .export import cell_title
 from .figures import Picture
 from .section import Section
 from .sections import over_seeds, sections
 from .style import THEME, styles
-from .words import finding, projection
+from .words import finding, projection, standing
 
 PAGE = "report.html"
 
@@ -60,6 +61,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
                 "settings": comparison.settings,
                 "finding": finding(comparison),
                 "projection": projection(comparison),
+                "standing": standing(comparison),
                 "sections": [_drawn(section, prefix, folder) for section in sections(comparison, looks)],
             }
         )
@@ -74,7 +76,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
         markers=_MARKERS,
         date=comparisons[0].settings.get("date") or date.today().isoformat(),
     )
-    write_text(folder / PAGE, text, CompareError)
+    write_text(folder / PAGE, visible(text), CompareError)
     return folder / PAGE
 
 

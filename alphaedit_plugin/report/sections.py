@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..comparison.results import BEFORE, Comparison, Row
+from ..comparison.results import BEFORE, Comparison, Row, shared_checkpoint
 from ..evaluation.metrics import METRICS, metric
 from . import grid
 from .columns import WEIGHTS, Column, columns
@@ -15,7 +15,7 @@ from .grid import Cell, Grid
 from .nullspace_section import null_spaces
 from .section import Case, Continuation, Section
 from .style import Style, pairs
-from .words import signed
+from .words import after, signed
 
 HEADLINE = ("efficacy", "generalization", "specificity", "score")
 RELATION_METRICS = ("efficacy", "generalization", "specificity", "exact")
@@ -41,9 +41,11 @@ def _headline(comparison: Comparison, looks: Mapping[str, Style]) -> Section | N
         [pairs_panel(column, rows, looks, before) for column in found],
         [("without P", Style("ink", solid=False, line=False)), ("with P", Style("ink", line=False))],
     )
-    grids = [grid.of_rows("After all edits, with half the width of the 95 % interval", rows, found, before)]
+    grids = [
+        grid.of_rows(f"After {after([comparison])}, with half the width of the 95 % interval", rows, found, before)
+    ]
     by_name = {row.variant: row for row in rows}
-    changed = [(base, by_name[a], by_name[b]) for base, a, b in pairs(comparison.variants) if a and b]
+    changed = [(base, by_name[a], by_name[b]) for base, a, b in pairs([row.variant for row in rows]) if a and b]
     if changed:
         grids.append(
             Grid(
@@ -83,7 +85,7 @@ def _capability(comparison: Comparison, looks: Mapping[str, Style]) -> Section |
     section = _against_edits(comparison, looks, found, "capability", title, caption)
     if section is not None or not found:
         return section
-    table = grid.of_rows("General tasks after all edits", comparison.final, found, comparison.before)
+    table = grid.of_rows(f"General tasks after {after([comparison])}", comparison.final, found, comparison.before)
     return Section("capability", title, "", grids=[table])
 
 
@@ -115,7 +117,8 @@ def _shift(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None
         return None
     pictures = [
         Picture(
-            "Hidden states of held-out facts, before any edit and after all of them, drawn together in two dimensions.",
+            f"Hidden states of held-out facts, before any edit and after {after([comparison])}, drawn together in two "
+            "dimensions.",
             panels,
             [
                 ("before", Style("slate", solid=False, line=False)),
@@ -159,7 +162,8 @@ def _weights(comparison: Comparison, looks: Mapping[str, Style]) -> Section | No
             )
         )
     picture = Picture(
-        "How far the edits moved each layer's weights, and how much of what it did to preserved keys they changed.",
+        f"How far {after([comparison])} moved each layer's weights, and how much of what it did to preserved keys they "
+        "changed.",
         panels,
         [(row.variant, looks[row.variant]) for row in rows],
     )
@@ -262,7 +266,10 @@ def _cases(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None
         subject, prompt, target_new = (str(records[0][1].get(key) or "") for key in ("subject", "prompt", "target_new"))
         start = _continuation(BEFORE, before[index]) if index < len(before) else None
         cases.append(Case(subject, prompt, target_new, start, [_continuation(*record) for record in records]))
-    text = "What the model writes by itself, before any edit and after all of them: the first facts, not chosen ones."
+    text = (
+        f"What the model writes by itself, before any edit and after {after([comparison])}: the first facts, not "
+        "chosen ones."
+    )
     if total > ALL_CASES:
         text += f" The records of the run hold all {total:,}."
     return Section("cases", "Generated cases", text, cases=cases[:OPEN_CASES], more_cases=cases[OPEN_CASES:])
@@ -283,7 +290,8 @@ def _all(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
     for group in dict.fromkeys(column.group for column in found):
         chosen = [column for column in found if column.group == group]
         measured = [row for row in rows if any(column.of(row) for column in chosen)]
-        grids.append(grid.of_rows(_GROUPS.get(group, group), measured, chosen, comparison.before))
+        title = f"{_GROUPS.get(group, group)}, after {after([comparison])}"
+        grids.append(grid.of_rows(title, measured, chosen, comparison.before))
     meanings = [column for column in found if column.name in METRICS or column.group == WEIGHTS]
     words = Grid(
         "What the columns mean",
@@ -375,8 +383,12 @@ def _plain(value: Any) -> str:
 
 
 def over_seeds(comparisons: Sequence[Comparison]) -> Grid:
-    """For comparisons that differ only in the order of facts: the mean of each number and its range."""
-    finals = [{row.variant: row for row in comparison.final} for comparison in comparisons]
+    """For comparisons that differ only in the order of facts: the mean of each number and its range, at one checkpoint.
+
+    A variant that has not reached it in every order says in how many it has.
+    """
+    edits = shared_checkpoint(comparisons)
+    finals = [{row.variant: row for row in comparison.at(edits)} for comparison in comparisons]
     found = columns(row for rows in finals for row in rows.values())
     names = dict.fromkeys(name for rows in finals for name in rows)
     seeds = [str(comparison.settings.get("seed")) for comparison in comparisons]
@@ -391,11 +403,13 @@ def over_seeds(comparisons: Sequence[Comparison]) -> Grid:
                 continue
             mean, low, high = (column.form.format(v) for v in (sum(values) / len(values), min(values), max(values)))
             cells.append(Cell(f"{mean} [{low}, {high}]", sum(values) / len(values)))
-        rows.append((grid.text(name), cells))
+        there = sum(name in of for of in finals)
+        rows.append((grid.text(name if there == len(finals) else f"{name} ({there} of {len(finals)} orders)"), cells))
     settings = comparisons[0].settings
     where = f"{settings.get('model', '')} on {settings.get('data', '')}"
     return Grid(
-        f"{where}: mean and range over {len(comparisons)} orders of the facts (seeds {', '.join(seeds)})",
+        f"{where}, after {after(comparisons)}: mean and range over {len(comparisons)} orders of the facts (seeds "
+        f"{', '.join(seeds)})",
         ["variant", *(column.label for column in found)],
         rows,
     )

@@ -13,6 +13,7 @@ from rich.text import Text
 from ..comparison.results import Comparison, Row
 from ..session.session import Report
 from .columns import WEIGHTS, Column, columns
+from .words import after, standing
 
 _TERMINAL = (("facts", "perplexity", WEIGHTS), ("texts", "multihop"), ("capability",), ("shift",))
 """Groups of columns that share a table."""
@@ -36,7 +37,7 @@ _SHORT = {
 
 
 def table(comparison: Comparison) -> TerminalTables:
-    """The tables for a terminal: each variant at its last checkpoint, without columns for what was not measured."""
+    """The tables for a terminal: all variants at one checkpoint, without columns for what was not measured."""
     return TerminalTables(comparison)
 
 
@@ -55,10 +56,10 @@ class TerminalTables:
         found = columns(rows)
         known = {group for groups in _TERMINAL for group in groups}
         tables = [*_TERMINAL, tuple(dict.fromkeys(column.group for column in found if column.group not in known))]
-        last = max((row.edits for row in rows), default=0)
-        name_width = min(max((len(self._name(row, last)) for row in rows), default=7), max(16, options.max_width // 4))
+        name_width = min(max((len(row.variant) for row in rows), default=7), max(16, options.max_width // 4))
         room = options.max_width - name_width - 2  # the edges of the box
-        yield Text(f"{settings['edits']} sequential edits in batches of {settings['batch_size']}", style="italic")
+        edits = after([self.comparison]).removeprefix("all ").replace(" edits", " sequential edits")
+        yield Text(f"{edits} in batches of {settings['batch_size']}", style="italic")
         for chosen in (
             chosen for groups in tables for chosen in _packed([c for c in found if c.group in groups], rows, room)
         ):
@@ -69,16 +70,13 @@ class TerminalTables:
             best = {column.name: column.best(rows) for column in chosen}
             for row in rows:
                 cells = [self._cell(column, row, row.variant in best[column.name]) for column in chosen]
-                result.add_row(escape(self._name(row, last)), *cells)
+                result.add_row(escape(row.variant), *cells)
             yield result
         yield Text(
             "▲▼ change against before; bold: the best; drift ‖ΔW‖/‖W‖, leakage ‖ΔW K0‖/‖W K0‖", style="dim italic"
         )
-
-    @staticmethod
-    def _name(row: Row, last: int) -> str:
-        """The variant, with its number of edits if that differs from the others'."""
-        return row.variant if row.edits in (0, last) else f"{row.variant} ({row.edits})"
+        if told := standing(self.comparison):
+            yield Text(told, style="bold")
 
     def _cell(self, column: Column, row: Row, best: bool) -> str:
         text = column.text(row)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..comparison.results import Comparison, Row
+from collections.abc import Sequence
+
+from ..comparison.results import Comparison, Row, shared_checkpoint
 from .columns import Column, columns
 from .style import pairs
 
@@ -11,6 +13,24 @@ def leading(comparison: Comparison) -> Column | None:
     """The column that decides: the score or, without one, the first column where more or less is better."""
     found = [column for column in columns(comparison.final) if column.better is not None]
     return next((column for column in found if column.name == "score"), found[0] if found else None)
+
+
+def after(comparisons: Sequence[Comparison]) -> str:
+    """The edits at which variants stand side by side: "all 500 edits", "200 of 500 edits"."""
+    edits, of = shared_checkpoint(comparisons), max(comparison.edits for comparison in comparisons)
+    return f"all {of:,} edits" if edits == of else f"{edits:,} of {of:,} edits"
+
+
+def standing(comparison: Comparison) -> str:
+    """Which variants are not finished or failed, and how far they are; empty if there are none."""
+    failed, of = comparison.failed, comparison.edits
+    far = {
+        name: f"{edits:,} of {of:,} edits" if edits else "no edits yet" for name, edits in comparison.unfinished.items()
+    }
+    waiting = ", ".join(f"{name} ({text})" for name, text in far.items() if name not in failed)
+    broken = "; ".join(f"{name} ({far[name]}: {why})" for name, why in failed.items())
+    told = [f"Not finished: {waiting}."] if waiting else []
+    return " ".join([*told, *([f"Failed: {broken}."] if broken else [])])
 
 
 def finding(comparison: Comparison) -> str:
@@ -51,12 +71,12 @@ def projection(comparison: Comparison) -> str:
     column = leading(comparison)
     by_name = {row.variant: row for row in comparison.final}
     told = []
-    for base, plain, projected in pairs(comparison.variants):
+    for base, plain, projected in pairs([name for name in comparison.variants if name in by_name]):
         if column is None or plain is None or projected is None:
             continue
         without, with_ = by_name[plain], by_name[projected]
         change = column.change(with_, without)
-        if change is None or without.edits != with_.edits:
+        if change is None:
             continue
         values = f"{column.text(without)} → {column.text(with_)}"
         told.append(f"{base} {'unchanged' if change[0] == 0 else signed(column, change[0])} ({values})")

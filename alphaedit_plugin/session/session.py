@@ -213,12 +213,12 @@ class Session:
         begun = next(
             n for n in range(min(len(written), len(requests)), -1, -1) if written[len(written) - n :] == requests[:n]
         )
-        in_force = {request.text: request.target_new for request in written}
+        in_force = {request.text: request for request in written}
         left = []
         for request in requests[begun:]:
-            if in_force.get(request.text) != request.target_new:
+            if in_force.get(request.text) != request:
                 left.append(request)
-                in_force[request.text] = request.target_new
+                in_force[request.text] = request
         return left
 
     def check(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:

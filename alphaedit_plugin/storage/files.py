@@ -1,12 +1,15 @@
-"""Files that are whole or absent: atomic writes, and safetensors with a checksum and JSON metadata."""
+"""Files that are whole or absent: atomic writes, checksums, and whether a place can be written at all."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,14 +21,14 @@ from ..errors import AlphaEditError
 def atomic(path: Path, error: type[AlphaEditError]) -> Iterator[Path]:
     """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is removed otherwise.
 
-    An OSError (full disk, no permission) is raised as `error`, naming the file; the previous file at `path` stays.
+    What killed writers of `path` left on this machine is removed too. An OSError (full disk, no permission), and text
+    that is no UTF-8, are raised as `error`, naming the file; the previous file at `path` stays.
     """
-    temporary = None
+    temporary, held = None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        remove_leftovers(path)
+        held, temporary = _begun(path)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
@@ -33,9 +36,57 @@ def atomic(path: Path, error: type[AlphaEditError]) -> Iterator[Path]:
         raise error(
             f"cannot write {path}: {failure}. Free some space or choose another place; nothing was changed"
         ) from failure
+    except UnicodeEncodeError as failure:
+        raise error(
+            f"cannot write {path}: {failure}. The text holds half a character; nothing was changed"
+        ) from failure
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _begun(path: Path) -> tuple[int, Path]:
+    """A temporary file beside `path`, and a descriptor that holds its lock for as long as its writer lives."""
+    while True:
+        held, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_prefix(path)}{_here()}.", suffix=path.suffix)
+        with suppress(OSError):  # a file system without locks: then nobody else gets one either
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if os.fstat(held).st_nlink:  # not taken for a leftover before it was locked
+            return held, Path(name)
+        os.close(held)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` whose writers have died on this machine; those of a living writer stay.
+
+    A lock says which is which, and is only asked on the machine that made the file: not every shared folder passes
+    locks on. What cannot be removed stays.
+    """
+    ours = re.compile(rf"{re.escape(_prefix(path) + _here())}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for leftover in [entry.path for entry in entries if ours.fullmatch(entry.name)]:
+            with suppress(OSError):
+                held = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(leftover)
+                finally:
+                    os.close(held)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:40]}."
+
+
+def _here() -> str:
+    """This running machine, among those that may share a folder: its locks are known to it alone."""
+    try:
+        running = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        running = platform.node()
+    return hashlib.sha256(running.encode()).hexdigest()[:8]
 
 
 def _sync(path: Path) -> None:
@@ -44,6 +95,25 @@ def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fchmod(file.fileno(), 0o666 & ~umask)  # mkstemp's 0600 would shut out others who share a cache
         os.fsync(file.fileno())
+
+
+def check_place(path: Path, error: type[AlphaEditError], *, folder: bool = False) -> None:
+    """Raises `error` if no file (or `folder`) can be written at `path`; asked before the work whose result goes there.
+
+    Nothing is made. A disk may still fill up, or the place go, while the work is done.
+    """
+    try:
+        if path.exists() and path.is_dir() != folder:
+            raise error(f"cannot write {path}: it is a {'file' if folder else 'folder'}. Choose another place")
+        there = path if folder else path.parent
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise error(f"cannot write {path}: {there} is a file. Choose another place")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise error(f"cannot write {path}: there is no permission to write in {there}. Choose another place")
+    except OSError as failure:
+        raise error(f"cannot write {path}: {failure}. Choose another place") from failure
 
 
 def file_digest(path: Path, error: type[AlphaEditError]) -> str:

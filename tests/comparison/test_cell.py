@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -14,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.comparing import LONG, compared, facts_of, fresh, statistics_of, timeless
 from support.editing import LAYERS
-from support.mishaps import Interrupted
+from support.mishaps import Interrupted, cut, flip
 from support.spaces import random_covariance
 from support.tiny import model_of
 from support.tries import tries
@@ -22,11 +26,11 @@ from support.tries import tries
 from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.comparison.course import checkpoints_of
 from alphaedit_plugin.comparison.results import BEFORE, Comparison
-from alphaedit_plugin.comparison.run_folder import RunFolder, read_run
+from alphaedit_plugin.comparison.run_folder import RunFolder, identity_of, keep_spent, read_run, spent_in
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.editors.variant import Variant
-from alphaedit_plugin.errors import AlphaEditError, CompareError, WrongModelError
+from alphaedit_plugin.errors import AlphaEditError, CompareError, EditError, WrongModelError
 from alphaedit_plugin.evaluation.fact_scores import FactScores, score
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
@@ -345,16 +349,168 @@ def test_several_that_work_in_one_folder_share_the_work(uninterrupted, tokenizer
     assert len(edits) == 2 * 4
 
 
+FILES = [
+    "settings.json",
+    "before/0/facts.json",
+    "before/0/facts.jsonl",
+    "before/0/weights.json",
+    "memit/2/perplexity.jsonl",
+    "memit/3/facts.json",
+    "memit/3/weights.json",
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tokenizer, tmp_path_factory) -> tuple[Path, Comparison]:
+    """(a finished run, what it found)."""
+    folder = tmp_path_factory.mktemp("measured")
+    return folder, compared(fresh(), tokenizer, ["memit", "rome"], folder=folder / "run", every=2)
+
+
+@pytest.fixture
+def another(measured, tmp_path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(measured[0], tmp_path / "copy"))
+
+
+def swapped(path: Path) -> None:
+    """Put the file of another variant in the place of this one."""
+    path.write_bytes((path.parents[2] / "rome" / path.parent.name / path.name).read_bytes())
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", ["{", "[1, ", "\x00", "[" * 100_000, '{"identity": 3}', "[]"], ids=range(6))
+def test_a_damaged_file_is_named_and_what_it_held_is_measured_again(
+    name, content, measured, another, tokenizer, caplog
+):
+    (another / "run" / name).write_text(content)
+    result = compared(fresh(), tokenizer, ["memit", "rome"], folder=another / "run", every=2)
+    assert str(another / "run" / name) in caplog.text
+    assert list(map(timeless, result.rows)) == list(map(timeless, measured[1].rows))
+    caplog.clear()
+    assert list(map(timeless, read_run(another)[0].rows)) == list(map(timeless, measured[1].rows))
+    assert caplog.text == ""  # it is whole again
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_report_of_a_damaged_run_names_the_file_and_leaves_out_what_it_held(name, measured, another, caplog):
+    cut(another / "run" / name)
+    (found,) = read_run(another)
+    assert str(another / "run" / name) in caplog.text
+    variant, edits = name.split("/")[:2]
+    for row in measured[1].rows:
+        kept = [each for each in found.rows if (each.variant, each.edits) == (row.variant, row.edits)]
+        if (row.variant, str(row.edits)) != (variant, edits):
+            assert kept == [row]
+        else:
+            assert not kept if name.endswith("weights.json") else kept[0].measured.keys() < row.measured.keys()
+
+
+def test_a_report_without_readable_settings_is_an_error_that_names_them(another):
+    cut(another / "run" / "settings.json")
+    with pytest.raises(CompareError, match=re.escape(str(another / "run" / "settings.json"))):
+        read_run(another)
+
+
+@pytest.mark.parametrize("name", ["memit/3/facts.json", "memit/3/facts.jsonl", "memit/3/weights.json"])
+def test_a_file_of_another_variant_is_not_believed(name, measured, another):
+    swapped(another / "run" / name)
+    (found,) = read_run(another)
+    whole = {(row.variant, row.edits): row for row in measured[1].rows}
+    for row in found.rows:
+        expected = whole[row.variant, row.edits]
+        assert (row.seconds, row.drift, row.leakage) == (expected.seconds, expected.drift, expected.leakage)
+        assert row.measured.items() <= expected.measured.items()
+    assert found.rows != measured[1].rows
+
+
+def test_no_flipped_bit_of_a_run_is_reported_as_measured(measured, another, caplog):
+    """Every row that is still there is the row that was measured, and what is missing is named."""
+    random, whole = Random(0), {(row.variant, row.edits): row for row in measured[1].rows}
+    paths = [path for path in sorted((another / "run").rglob("*.json*")) if path.suffix in (".json", ".jsonl")]
+    for path in random.choices(paths, k=300):
+        content = path.read_bytes()
+        flip(path, random.randrange(len(content)), 1 << random.randrange(8))
+        caplog.clear()
+        try:
+            (found,) = read_run(another)
+        except CompareError as error:
+            assert path.name == "settings.json"
+            assert str(path) in str(error)
+        else:
+            for row in found.rows:
+                expected = whole[row.variant, row.edits]
+                assert row.measured.items() <= expected.measured.items()
+                assert replace(row, measured={}) == replace(expected, measured={})
+            lost = len(found.rows) < len(whole) or any(len(row.measured) < 2 for row in found.rows)
+            assert not lost or str(path) in caplog.text
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
-    "name", ["settings.json", "before/0/facts.json", "before/0/facts.jsonl", "memit/3/weights.json"]
+    ("name", "key", "value"),
+    [
+        ("memit/3/weights.json", "seconds", float("nan")),
+        ("memit/3/weights.json", "seconds", -1.0),
+        ("memit/3/weights.json", "drift", {"x": 0.1}),
+        ("memit/3/weights.json", "leakage", {"1": "0.1"}),
+        ("memit/3/weights.json", "identity", "no hexadecimal"),
+        ("memit/3/facts.json", "estimates", {"efficacy": [1.0, 1.0]}),
+        ("memit/3/facts.json", "estimates", {"efficacy": [None, 1.0, 1.0]}),
+        ("memit/3/facts.json", "tensors", "yes"),
+        ("memit/3/facts.json", "identity", None),
+        ("settings.json", "points", {"memit": {"three": "a"}}),
+        ("settings.json", "variants", "memit"),
+    ],
 )
-@pytest.mark.parametrize("content", ["{", "[1, ", "\x00"])
-def test_results_that_cannot_be_read_are_an_error_that_names_the_file(name, content, tokenizer, tmp_path):
-    compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run")
-    (tmp_path / "run" / name).write_text(content)
-    with pytest.raises(CompareError, match=r"another folder") as failure:
-        compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run")
-    assert str(tmp_path / "run" / name) in str(failure.value)
+def test_without_a_checksum_types_and_ranges_decide(name, key, value, measured, another, caplog, tokenizer):
+    """As in folders of 0.1.0."""
+    path = another / "run" / name
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["sha256"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert read_run(another)[0].rows == measured[1].rows
+    path.write_text(json.dumps({**values, key: value}), encoding="utf-8")
+    result = compared(fresh(), tokenizer, ["memit", "rome"], folder=another / "run", every=2)
+    assert str(path) in caplog.text
+    assert list(map(timeless, result.rows)) == list(map(timeless, measured[1].rows))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_text("{}")])
+def test_damaged_seconds_of_a_session_count_as_unknown(damage, tmp_path):
+    keep_spent(tmp_path, [1.5, 2.5])
+    assert spent_in(tmp_path) == [1.5, 2.5]
+    damage(tmp_path / "seconds.json")
+    assert spent_in(tmp_path) in ([], [1.5, 2.5])
+    (tmp_path / "seconds.json").write_text("[1.5, 3]")  # as 0.1.0 wrote them
+    assert spent_in(tmp_path) == [1.5, 3.0]
+
+
+def test_a_session_killed_after_its_last_measurement_leaves_nothing(tokenizer, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finished", lambda *_: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run")
+    assert list((tmp_path / "run" / "sessions").iterdir())
+    kept = compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", keep_sessions=True)
+    assert list((tmp_path / "run" / "sessions").iterdir())
+    assert compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run").rows == kept.rows
+    assert not (tmp_path / "run" / "sessions").exists()
+
+
+def test_a_method_that_fails_is_said_to_have_failed_and_the_others_are_compared(tokenizer, tmp_path, monkeypatch):
+    edit = Session.edit
+
+    def failing(self, *args, **options):
+        if str(self.variant) == "rome" and len(self.batches) == 1:
+            raise EditError("a weight is not finite")
+        return edit(self, *args, **options)
+
+    monkeypatch.setattr(Session, "edit", failing)
+    result = compared(fresh(), tokenizer, ["rome", "memit"], folder=tmp_path / "run", every=2)
+    for each in (result, *read_run(tmp_path)):
+        assert [(row.variant, row.edits) for row in each.final] == [(BEFORE, 0), ("memit", 3)]
+        assert each.failed == {"rome": "a weight is not finite"}
 
 
 def test_what_is_no_run_is_an_error_that_names_the_folder(tmp_path):
@@ -374,13 +530,14 @@ _numbers = st.floats(allow_nan=False, allow_infinity=True)
 def test_what_was_measured_reads_back_as_it_was_saved(estimates, records, variant, tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     tensors = {"hidden": torch.arange(6.0).reshape(2, 3)}
-    RunFolder(path).save(variant, 7, "m", "identity", Measured(estimates, records, tensors))
-    found = RunFolder(path).load(variant, 7, "m", "identity")
+    identity = identity_of("what decides it")
+    RunFolder(path).save(variant, 7, "m", identity, Measured(estimates, records, tensors))
+    found = RunFolder(path).load(variant, 7, "m", identity)
     assert found is not None
     assert (found.estimates, found.records) == (estimates, records)
     assert torch.equal(found.tensors["hidden"], tensors["hidden"])
     assert RunFolder(path).load(variant, 7, "m", "other") is None
-    assert RunFolder(path).load(variant + "x", 7, "m", "identity") is None
+    assert RunFolder(path).load(variant + "x", 7, "m", identity) is None
 
 
 # ---------------------------------------------------------------------------------------------------------- the rest

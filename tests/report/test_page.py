@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -10,13 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 from support.browser import CHROMIUM, Browser
-from support.comparisons import comparison
+from support.comparisons import ROWS, UNDER_WAY, comparison, row
 
 from alphaedit_plugin.comparison.results import Comparison
 from alphaedit_plugin.errors import CompareError
+from alphaedit_plugin.report.export import export
 from alphaedit_plugin.report.figures import layers_panel
 from alphaedit_plugin.report.page import write_report
-from alphaedit_plugin.report.sections import sections
+from alphaedit_plugin.report.sections import over_seeds, sections
 from alphaedit_plugin.report.style import THEME, Style, styles
 from alphaedit_plugin.report.words import finding, projection
 
@@ -210,6 +212,7 @@ def test_layers_of_different_orders_are_drawn_on_a_logarithmic_scale():
         assert rome < high
 
 
+HOSTILE_TERMINAL = "m\x1b[2J\x9b1m\x07\r\u202eedit\udcff"
 HOSTILE = '</svg></script><script>alert(1)</script><img src=x onerror="alert(2)">\'{{ 7*7 }}$\\frac{$&amp;'
 
 
@@ -243,6 +246,46 @@ def test_hostile_names_and_texts_are_only_text(tmp_path):
     assert not [name for _, attributes, _ in page.elements for name in attributes if name.startswith("on")]
     assert page.text.count("{{ 7*7 }}$\\frac{$&amp;") > 30
     assert {path.parent for path in (tmp_path / "figures").rglob("*") if path.is_file()} == {tmp_path / "figures"}
+
+
+@pytest.mark.slow
+def test_control_characters_are_shown_on_the_page_and_in_its_figures_never_sent(tmp_path):
+    names = (HOSTILE_TERMINAL, f"{HOSTILE_TERMINAL}+P")
+    of = comparison(names, (10, 20), ("facts", "texts", "shift"), facts=6, model=HOSTILE_TERMINAL)
+    for row in of.rows:
+        for measured in row.measured.values():
+            for record in measured.records:
+                record.update((key, HOSTILE_TERMINAL) for key in ("subject", "prompt", "written") if key in record)
+    written = write_report([of], tmp_path)
+    export([of], tmp_path)
+    texts = [path for path in tmp_path.rglob("*") if path.suffix in (".html", ".svg", ".md", ".tex")]
+    assert len(texts) > 5
+    for path in texts:
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", path.read_text(encoding="utf-8")), path
+    assert "\\x1b[2J" in written.read_text(encoding="utf-8")
+    rows = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["comparisons"][0]["rows"]
+    assert rows[1]["variant"] == HOSTILE_TERMINAL  # data is not changed
+
+
+def test_a_run_under_way_is_told_of_at_one_checkpoint(tmp_path):
+    assert finding(UNDER_WAY).startswith("After 2 edits memit+P has the best efficacy, 60.0 %")
+    assert "memit +10.0 (50.0 → 60.0)" in projection(UNDER_WAY)
+    page = Page(write_report([UNDER_WAY], tmp_path).read_text(encoding="utf-8"))
+    assert "Not finished: memit+P (2 of 4 edits), alphaedit (no edits yet)." in page.text
+    assert "After 2 of 4 edits" in page.text
+
+
+def test_orders_under_way_are_summed_up_at_one_checkpoint():
+    """The second order has come to memit+P, the first one not yet."""
+    first = Comparison([ROWS[0], row("memit", 0.5, edits=2), row("memit", 0.9, edits=4)], UNDER_WAY.settings)
+    grid = over_seeds([first, UNDER_WAY])
+    assert "after 2 of 4 edits" in grid.caption
+    cells = {name.text: of[0].text for name, of in grid.rows}
+    assert cells == {
+        "before": "10.0 [10.0, 10.0]",
+        "memit": "50.0 [50.0, 50.0]",
+        "memit+P (1 of 2 orders)": "60.0 [60.0, 60.0]",
+    }
 
 
 def test_the_finding_is_what_the_numbers_say():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
-from support.comparisons import COMPARISON, PLAIN, ROWS, comparison, row
+from support.comparisons import COMPARISON, PLAIN, ROWS, UNDER_WAY, comparison, row
 
 from alphaedit_plugin.comparison.results import Comparison
 from alphaedit_plugin.evaluation.metrics import METRICS
@@ -72,10 +74,36 @@ def test_the_best_of_the_edited_ones_is_bold():
     assert not {"90.0", "60.00", "10.0"} & bold
 
 
-def test_a_variant_that_is_not_as_far_says_how_far():
-    text = shown(Comparison([*ROWS[:2], ROWS[3]], PLAIN), 120)
-    assert "(10)" in text
-    assert "alphaedit (" not in text
+def test_a_run_under_way_is_shown_at_the_last_checkpoint_of_all_and_names_the_unfinished():
+    text = shown(UNDER_WAY, 120)
+    assert "2 of 4 sequential edits" in text
+    assert "Not finished: memit+P (2 of 4 edits), alphaedit (no edits yet)." in text
+    assert "95.0" not in text
+    assert {"60.0"} == {text for text, _, bold in rendered(UNDER_WAY) if bold} & {"50.0", "60.0", "95.0"}
+
+
+def test_a_variant_that_failed_is_not_waited_for_and_says_why():
+    failed = {"rome": {"trajectory": "t", "why": "a weight is not finite"}}
+    settings = {**PLAIN, "edits": 4, "trajectories": {"rome": "t"}, "failed": failed}
+    rows = [row("rome", 0.2, edits=2), *(row("memit", 0.9, edits=edits) for edits in (2, 4))]
+    of = Comparison([ROWS[0], *rows], settings)
+    assert [(each.variant, each.edits) for each in of.final] == [("before", 0), ("memit", 4)]
+    assert "Failed: rome (2 of 4 edits: a weight is not finite)." in shown(of, 120)
+    again = Comparison(of.rows, {**settings, "trajectories": {"rome": "another"}})  # other settings, not tried yet
+    assert again.failed == {}
+
+
+@given(
+    reached=st.dictionaries(st.sampled_from("abcde"), st.integers(1, 5), min_size=1),
+    checkpoints=st.lists(st.integers(1, 99), min_size=5, max_size=5, unique=True).map(sorted),
+)
+def test_a_table_is_the_last_checkpoint_that_all_who_began_have_reached(reached, checkpoints):
+    rows = [row(name, 0.5, edits=edits) for name, count in reached.items() for edits in checkpoints[:count]]
+    of = Comparison([ROWS[0], *rows], {**PLAIN, "edits": checkpoints[-1], "variants": list(reached)})
+    assert of.checkpoint == checkpoints[min(reached.values()) - 1]
+    assert [each.variant for each in of.final] == ["before", *reached]
+    assert {each.edits for each in of.final[1:]} == {of.checkpoint}
+    assert of.unfinished == {name: checkpoints[count - 1] for name, count in reached.items() if count < 5}
 
 
 def test_a_session_table_has_a_row_a_layer_and_no_column_without_numbers():

@@ -207,3 +207,13 @@ ROWS = [
     row("alphaedit", 0.95, perplexity=55.5),
 ]
 COMPARISON = Comparison(ROWS, PLAIN)
+UNDER_WAY = Comparison(
+    [
+        ROWS[0],
+        row("memit", 0.5, edits=2),
+        row("memit", 0.95, edits=4),
+        row("memit+P", 0.6, edits=2),
+    ],
+    {"edits": 4, "batch_size": 2, "variants": ["memit", "memit+P", "alphaedit"]},
+)
+"""memit has finished, memit+P is half done, alphaedit has not begun."""
