@@ -25,7 +25,7 @@ class Place:
             for key, child in parent._modules.items()
             if id(child) in on_the_way
         ]
-        self._children = [(parent._modules, dict(parent._modules)) for parent in parents]
+        self._children = [(parent, parent._modules, dict(parent._modules)) for parent in parents]
         self._attributes = dict(vars(module))
         self._tables = [(table, dict(table)) for table in self._attributes.values() if isinstance(table, dict)]
 
@@ -61,7 +61,10 @@ class Place:
         return None
 
     def put_back(self) -> None:
-        for table, before in (*self._children, *self._tables):
+        for parent, children, before in self._children:
+            _refill(children, before)
+            vars(parent)["_modules"] = children  # a ModuleList that loses a block makes itself another dict
+        for table, before in self._tables:
             _refill(table, before)
         if type(self.module) is not self._class:
             self.module.__class__ = self._class
