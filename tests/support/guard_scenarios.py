@@ -24,8 +24,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from alphaedit_plugin.editors.constrained import null_space_constrained
 from alphaedit_plugin.errors import GuardError, ModelStructureError
 from alphaedit_plugin.model.decoder import Decoder, OutProjection
-from alphaedit_plugin.nullspace.covariance import Covariance
-from alphaedit_plugin.nullspace.guard import guard, is_guarded
+from alphaedit_plugin.nullspace.guard import guard
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from support.spaces import random_covariance
@@ -418,7 +417,7 @@ def _refused(bench: _Bench) -> str:
         computed(bench, bench.any_module())
     except Exception as failure:  # LAPACK has no half precision, …
         return f"not possible: {type(failure).__name__}"
-    now = {layer: vars_of(p.module) for layer, p in bench.projections.items()}
+    now = {layer: _tables_of(p.module) for layer, p in bench.projections.items()}
     entered: list[bool] = []
 
     def run() -> None:
@@ -428,7 +427,7 @@ def _refused(bench: _Bench) -> str:
     outcome = _outcome(run)
     _check(isinstance(outcome, ModelStructureError | GuardError), f"{outcome!r} for a weight that is computed")
     _check(not entered, "the guard began on a weight that is computed")
-    _check({layer: vars_of(p.module) for layer, p in bench.projections.items()} == now, "something was touched")
+    _check({layer: _tables_of(p.module) for layer, p in bench.projections.items()} == now, "something was touched")
     return f"refused after {_plain(computed)}"
 
 
@@ -549,18 +548,9 @@ def _check_inside(bench: _Bench, done: list[str]) -> None:
                 outside <= allowed, f"layer {layer}: {outside:.2g} of {size:.2g} lies outside, after {', '.join(done)}"
             )
     for layer, projection in bench.projections.items():
-        way = bench.before[layer]
-        parts = [entry for entry in way if isinstance(entry, tuple) and isinstance(entry[1], int)]
-        _check(bool(parts), "nothing is compared")
-        now = _held(bench.model, projection)
-        _check(
-            [e for e in now if _is_way(e)] == [e for e in way if _is_way(e)], f"layer {layer}: the way to it differs"
-        )
-        _check(now[now.index(type(projection.module)) + 1] == way[way.index(type(projection.module)) + 1], "attributes")
-
-
-def _is_way(entry: Any) -> bool:
-    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], int)
+        depth = projection.name.count(".") + 4  # the way there, the module's class, the names of its attributes
+        now = _held(bench.model, projection)[:depth]
+        _check(now == bench.before[layer][:depth], f"layer {layer}: not the module that was there")
 
 
 def _check_as_before(bench: _Bench) -> None:
@@ -577,17 +567,17 @@ def _check_free(bench: _Bench) -> None:
     for projection in bench.projections.values():
         tensors = [*projection.module.parameters(), *projection.module.buffers()]
         _check(not any(hasattr(type(each), "_guard") for each in tensors), f"{projection.name} is still guarded")
-        _check(not is_guarded_hook(projection.module), f"{projection.name} still has the guard's hook")
+        _check(not _has_our_hook(projection.module), f"{projection.name} still has the guard's hook")
     for copied in bench.copies:
         guarded = [name for name, each in copied.named_parameters() if hasattr(type(each), "_guard")]
         _check(not guarded, f"a copy's {guarded} are still guarded")
 
 
-def is_guarded_hook(module: nn.Module) -> bool:
+def _has_our_hook(module: nn.Module) -> bool:
     return any(hasattr(hook, "_guard") for hook in module._forward_pre_hooks.values())
 
 
-def vars_of(module: nn.Module) -> list[Any]:
+def _tables_of(module: nn.Module) -> list[Any]:
     tables = [table for table in vars(module).values() if isinstance(table, dict)]
     return [type(module), [[(key, id(value)) for key, value in table.items()] for table in tables]]
 
