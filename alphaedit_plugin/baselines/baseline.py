@@ -12,7 +12,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from ..editors.requests import Request
 from ..errors import AlphaEditError, CompareError, EditError
 from ..model.decoder import Decoder
 from ..model.undisturbed import seeded
-from ..nullspace.guard import guard
+from ..nullspace.guard import guards
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
+from ..restoring import restoring
 from ..storage.files import file_digest
 from .edition import easyedit_module, edition, source_digest
 from .grace import look_up_as_easyedit, look_up_at_every_token
@@ -37,7 +38,7 @@ from .names import Named, functions, parse_baseline
 from .projected import globals_of, projectable, stacked
 
 
-@contextmanager
+@restoring
 def baseline(
     variant: str | Named,
     model: Any,
@@ -61,19 +62,18 @@ def baseline(
     """
     named = variant if isinstance(variant, Named) else parse_baseline(variant)
     settings = hyperparameters(named, model, hparams)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="alphaedit-easyedit-")))
+    with tempfile.TemporaryDirectory(prefix="alphaedit-easyedit-") as made:
+        folder = Path(made)
         if hasattr(settings, "stats_dir"):
             _lend_statistics(settings, model, statistics, named, folder)
         if hasattr(settings, "P_loc"):  # no such file yet: P must come from this model and these statistics
             settings.P_loc = str(folder / "null_space_project.pt")
         attached = _attached(null_spaces, model, settings, named) if named.projected else {}
-        if named.method in COVERED:
-            stack.enter_context(model_restored(model, settings))
-            subject = model
-        else:
-            subject = copy.deepcopy(model).requires_grad_(True)  # like a model that EasyEdit has loaded
-        yield Baseline(named, settings, subject, copy.deepcopy(tokenizer), folder, attached)
+        in_place = named.method in COVERED
+        with model_restored(model, settings) if in_place else nullcontext():
+            # a copy is made to be like a model that EasyEdit has loaded
+            subject = model if in_place else copy.deepcopy(model).requires_grad_(True)
+            yield Baseline(named, settings, subject, copy.deepcopy(tokenizer), folder, attached)
 
 
 class Baseline:
@@ -145,12 +145,14 @@ class Baseline:
         return self._model
 
     def _call(self, batch: list[dict[str, Any]]) -> None:
-        with ExitStack() as stack:
-            for context in (hushed(), seeded(self._written), self._globals.in_place(), working_in(self._folder)):
-                stack.enter_context(context)
-            stack.enter_context(torch.enable_grad())
-            for decoder, spaces in self._attached.items():
-                stack.enter_context(guard(decoder, spaces, check_model=False))
+        with (
+            hushed(),
+            seeded(self._written),
+            self._globals.in_place(),
+            working_in(self._folder),
+            torch.enable_grad(),
+            guards(self._attached, check_model=False),
+        ):
             look_up_as_easyedit(self._model)
             edited, _ = self._apply(
                 self._model,

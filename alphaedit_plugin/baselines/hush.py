@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
+
+from ..restoring import swapping
 
 log = logging.getLogger(__name__)
 
 
-@contextmanager
+@swapping
 def hushed() -> Iterator[None]:
     """What is printed inside the block goes to our log at debug level; the root logger stays as the caller has it."""
     root = logging.getLogger()

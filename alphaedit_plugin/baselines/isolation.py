@@ -6,12 +6,12 @@ import copy
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..restoring import restoring, swapping
 from .edition import PACKAGE
 from .methods import templates
 
@@ -26,7 +26,7 @@ _FRESH: dict[str, Any] = {
 _MADE = ("P", "cache_c")  # these do not exist before the first call
 
 
-@contextmanager
+@restoring
 def model_restored(model: Any, settings: Any) -> Iterator[None]:
     """Restore the model when the block ends: the weights that the method writes, gradients, flags, attributes."""
     written = [template.format(layer) for template in templates(settings) for layer in settings.layers]
@@ -64,7 +64,7 @@ class ModuleGlobals:
     def __init__(self, given: Mapping[tuple[str, str], Any] | None = None) -> None:
         self._ours: dict[tuple[str, str], Any] = dict(given or {})
 
-    @contextmanager
+    @swapping
     def in_place(self) -> Iterator[None]:
         theirs = self._current()
         for (module, name), _ in theirs.items():
@@ -98,12 +98,12 @@ class ModuleGlobals:
             setattr(sys.modules[module], name, value)
 
 
-@contextmanager
+@restoring
 def working_in(folder: Path) -> Iterator[None]:
     """Change the working directory for the block: AlphaEdit saves its P there, regardless of P_loc."""
     before = Path.cwd()
-    os.chdir(folder)
     try:
+        os.chdir(folder)
         yield
     finally:
         os.chdir(before)

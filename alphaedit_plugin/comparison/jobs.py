@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
+
+from ..restoring import restoring
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@contextmanager
+@restoring
 def helping(count: int, arguments: Sequence[str]) -> Iterator[None]:
     """Run `alphaedit` with `arguments` in `count` helper processes during the block; all share the processor's cores.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import HyperparameterError
+from ..restoring import swapping
 from .source import belonging
 
 
@@ -27,7 +28,7 @@ class PrivateModules:
     files: frozenset[Path] = frozenset()
     modules: dict[str, ModuleType] = field(default_factory=dict)
 
-    @contextmanager
+    @swapping
     def in_place(self) -> Iterator[None]:
         others = self._loaded() | {name: sys.modules[name] for name in self.modules if name in sys.modules}
         for name in others:

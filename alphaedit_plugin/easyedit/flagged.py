@@ -7,7 +7,6 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -24,14 +23,14 @@ from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.fingerprint import weights_digest
 from ..nullspace.covariance import Covariance
-from ..nullspace.guard import guard
+from ..nullspace.guard import guards
 from ..nullspace.null_spaces import NullSpaces
 from .flag import Options
 from .kept import keep, kept
 from .prepared import Prepared
 from .private import another, lend, private_module
 from .targets import fast_compute_z
-from .undoable import put
+from .undoable import putting
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +105,12 @@ class FlaggedMethod:
         witness = self._witness(call, attached)
         before = self._snapshot(call, attached)
         call.arguments["hparams"] = projectable(hparams, self.method)
-        with ExitStack() as stack:
-            if options.fast_targets:
-                fast = self._fast_targets(call, settings, next(iter(attached)))
-                stack.callback(put(vars(self.module), "compute_z", fast))
-            if settings is not hparams:
-                stack.callback(put(vars(settings), _CALLER, self))
+        lent: list[tuple[dict[str, Any], str, Any]] = []
+        if options.fast_targets:
+            lent.append((vars(self.module), "compute_z", self._fast_targets(call, settings, next(iter(attached)))))
+        if settings is not hparams:
+            lent.append((vars(settings), _CALLER, self))
+        with putting(*lent):
             edited, weights = (self._remembering if self.method.remembers else self._projected)(call, attached)
         if edited is not model:  # copy=True: the copy's P is that of the original model
             keep(edited, hparams, self.name, self._moved())
@@ -170,9 +169,7 @@ class FlaggedMethod:
         return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], _records(call), settings)
 
     def _projected(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
-        with ExitStack() as stack:
-            for decoder, spaces in attached.items():
-                stack.enter_context(guard(decoder, spaces, check_model=False))
+        with guards(attached, check_model=False):
             return getattr(self.module, self.original.__name__)(*call.args, **call.kwargs)
 
     # ------------------------------------------------------------------------------------------ AlphaEdit's memory

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
+
+from ..restoring import swapping
 
 _ABSENT = object()
 
@@ -20,6 +22,19 @@ def put(table: MutableMapping[str, Any], key: str, value: Any) -> Callable[[], N
             table[key] = before
 
     return undo
+
+
+@swapping
+def putting(*changes: tuple[MutableMapping[str, Any], str, Any]) -> Iterator[None]:
+    """`table[key] = value` inside the block, for each (table, key, value)."""
+    undo: list[Callable[[], None]] = []
+    try:
+        for change in changes:
+            undo.append(put(*change))
+        yield
+    finally:
+        for each in reversed(undo):
+            each()
 
 
 def set_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:

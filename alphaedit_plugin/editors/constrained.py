@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -33,7 +34,8 @@ def null_space_constrained(
 
     Raises GuardError while decorating: for a class, a coroutine or a generator (their body would run after the guard
     has ended), a function without arguments, a file that does not exist, or a forgotten argument. When called, the
-    function raises GuardError if its first argument is not the model.
+    function raises GuardError if its first argument is not the model, or if it returns a generator, a coroutine or
+    another thing that has yet to run; what it wrote is then undone.
     """
     if isinstance(null_spaces, str | Path):
         path = Path(null_spaces)
@@ -75,10 +77,10 @@ def null_space_constrained(
             )
         if inspect.isclass(function) or not callable(function):
             raise GuardError(f"@null_space_constrained decorates a function, not {name}")
-        if (
-            inspect.iscoroutinefunction(function)
-            or inspect.isgeneratorfunction(function)
-            or inspect.isasyncgenfunction(function)
+        if any(
+            kind(called)
+            for called in (function, type(function).__call__)
+            for kind in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
         ):
             raise GuardError(f"@null_space_constrained: {name} would run after the guard has ended; make it plain")
         signature = inspect.signature(function)
@@ -93,9 +95,14 @@ def null_space_constrained(
                 raise GuardError(f"{name}: the first argument must be the model, not a {type(model).__name__}")
             spaces = find(model)
             with guard(model, spaces, check_model=check_model):
-                last = guarded_decoder(model, spaces).out_projection(max(spaces))
+                last = guarded_decoder(model, spaces).out_projections(list(spaces), together=True)[max(spaces)]
                 witness = Witness.of_call(model, (*args, *kwargs.values()), last)
                 result = function(*args, **kwargs)
+                if _is_yet_to_run(result):
+                    raise GuardError(
+                        f"{name} returned a {type(result).__name__}, which would run after the guard has ended: make "
+                        "it do its work before it returns"
+                    )
             if witness is not None:
                 witness.tell(edited_model(result, model), name)
             return result
@@ -103,6 +110,16 @@ def null_space_constrained(
         return constrained
 
     return decorate
+
+
+def _is_yet_to_run(result: object) -> bool:
+    """Whether a function returned work instead of doing it. Such work is closed, so that it never runs."""
+    if isinstance(result, Future):
+        return not result.done()
+    later = inspect.isawaitable(result) or isinstance(result, Generator | AsyncGenerator | map | filter)
+    if later and isinstance(result, Generator | Coroutine):
+        result.close()
+    return later
 
 
 def _looks_like_an_editor(function: Callable) -> bool:

@@ -144,7 +144,7 @@ class _Part:
         below = projection.layer - 1
         proceeds = below > self.below
         watched = self.decoder.block(below) if proceeds else nn.Identity()
-        with hooks(watched.register_forward_hook(lambda _m, _a, output: outputs.append(output))):
+        with hooks((watched, lambda _m, _a, output: outputs.append(output))):
             seen = inputs_of({projection.layer: projection.module}, self._forward, last=projection.layer)
         if proceeds:
             self.below, self.like, self.hidden = below, outputs[0], hidden_states(outputs[0])
@@ -161,7 +161,7 @@ class _Part:
             outputs.append(output)
             stop()
 
-        with hooks(self.decoder.block(layer).register_forward_hook(keep)), stopping():
+        with hooks((self.decoder.block(layer), keep)), stopping():
             self._forward()
         return self._at_last(first_stream(hidden_states(outputs[0]), self.decoder.hidden_size))
 

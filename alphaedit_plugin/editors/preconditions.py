@@ -137,9 +137,9 @@ def _check_pass(decoder: Decoder, projections: Mapping[int, OutProjection]) -> N
         # Copies: falcon adds to them in place.
         return lambda _module, args, output: calls[layer].append((args[0].clone(), output.clone()))
 
-    handles = [each.module.register_forward_hook(note(layer)) for layer, each in projections.items()]
-    last = decoder.block(max(projections)).register_forward_hook(lambda *_: stop())
-    with evaluating(model), hooks(*handles, last), stopping():
+    noting = [(each.module, note(layer)) for layer, each in projections.items()]
+    last = decoder.block(max(projections))
+    with evaluating(model), hooks(*noting, (last, lambda *_: stop())), stopping():
         model(input_ids=ids, use_cache=False)
     for layer, projection in projections.items():
         if len(calls[layer]) != 1:

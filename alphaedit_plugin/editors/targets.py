@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +32,7 @@ from ..model.precision import in_bfloat16
 from ..model.standin import standing_in
 from ..model.trace import hooks, logits_at
 from ..model.wrappers import inner
+from ..restoring import restoring
 from .hyperparameters import TargetSettings
 from .keys import in_context
 from .preconditions import not_finite
@@ -294,16 +294,16 @@ class _Problem:
         chosen = states.detach()[rows, self.inject[rows].to(states.device)]
         return chosen.to(torch.promote_types(states.dtype, torch.float32))
 
-    @contextmanager
+    @restoring
     def _captured(self, layers: Sequence[int]) -> Iterator[dict[int, Any]]:
         """layer → what its block returns inside the `with`."""
         seen: dict[int, Any] = {}
 
-        def watch(layer: int) -> Any:
+        def watch(layer: int) -> tuple[nn.Module, Any]:
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
                 seen[layer] = output
 
-            return self.decoder.block(layer).register_forward_hook(hook)
+            return self.decoder.block(layer), hook
 
         with hooks(*map(watch, sorted(set(layers)))):
             yield seen
@@ -361,14 +361,13 @@ class _Problem:
         """The loss of each request, n, for δ shaped like `z`. With branches, `moved` is then what z has moved by."""
         requests = len(self.target_lengths)
         assert self.hidden is not None
-        hidden, handles = self.hidden, []
+        hidden, moving = self.hidden, []
         if self.unit is None:
             hidden = self._moved(hidden, delta)
         else:
             shifts = (delta * self.unit.to(delta)).unbind(1)
-            handles = [
-                projection.register_forward_hook(self._adding(shift))
-                for projection, shift in zip(self.projections, shifts, strict=True)
+            moving = [
+                (projection, self._adding(shift)) for projection, shift in zip(self.projections, shifts, strict=True)
             ]
         request, context, offset, token = self.wanted.T
         rewrite_rows = request * self.width + context
@@ -377,7 +376,7 @@ class _Problem:
         columns = torch.cat([offset + self.inject[rewrite_rows], self.inject[kl_rows]])
         with (
             standing_in(self.decoder, self.below, hidden, self.output),
-            hooks(*handles),
+            hooks(*moving),
             self._captured(self.layers if self.unit is not None else []) as captured,
             logits_at(self.decoder.head, rows, columns),
         ):

@@ -6,7 +6,7 @@ import copy
 import io
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,6 +18,7 @@ from torch import nn
 from ..editors.chat import plain
 from ..errors import AlphaEditError
 from ..model.trace import evaluating
+from ..restoring import restoring
 from ..storage.files import file_digest
 from .facts import Fact
 from .measure import Estimate, Measured
@@ -165,7 +166,7 @@ def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and value == value
 
 
-@contextmanager
+@restoring
 def _same_random_states() -> Iterator[None]:
     """Restore the random states of Python, numpy and torch, on every device, when the block ends."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the global one that lm_eval seeds

@@ -197,7 +197,7 @@ def last_states(
         stop()
 
     bar = tqdm(total=len(ordered), desc="hidden states", unit="prompt", disable=not progress, leave=False)
-    with evaluating(model), hooks(block.register_forward_hook(read)), bar:
+    with evaluating(model), hooks((block, read)), bar:
         for batch in batches(tokens, batch_tokens, decoder.device):
             with stopping():
                 model(**batch.model_inputs(), use_cache=False)

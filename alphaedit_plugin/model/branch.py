@@ -96,7 +96,7 @@ def probe(projection: OutProjection, block: Any, run: Callable[[], Any], last: T
             seen.append(_rows(first_stream(hidden_states(output), projection.d_out), last).double())
             stop()
 
-        with hooks(projection.module.register_forward_hook(moved), block.register_forward_hook(keep)), stopping():
+        with hooks((projection.module, moved), (block, keep)), stopping():
             run()
         return seen[0], seen[1]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ModelStructureError
+from ..restoring import restoring
 from .wrappers import inner, unwrapped
 from .writable import check_kept, check_numbers, dimensions
 
@@ -166,6 +166,11 @@ class Decoder:
         Raises ModelStructureError if the block has none or several (mixture of experts), shares it with other blocks,
         or does not exist.
         """
+        found = self._found(layer)
+        self._check_shared({layer: found}, together=False)
+        return found
+
+    def _found(self, layer: int) -> OutProjection:
         block = self.block(layer)
         if self.template is not None:
             name = self.template.replace("{}", str(layer))
@@ -180,29 +185,40 @@ class Decoder:
         else:
             local_name, module = _find_out_projection(block, self.hidden_size, self.block_name(layer))
             name = f"{self.block_name(layer)}.{local_name}"
-        sharing = [other for other, held in enumerate(self._held) if not held.isdisjoint(module._parameters.values())]
-        if sharing[1:]:
-            raise ModelStructureError(
-                f"{name} is shared by layers {', '.join(map(str, sharing))}: an edit of one would change all of them, "
-                "so it cannot be edited layer by layer; choose layers that have their own"
-            )
         return OutProjection(layer, name, module)
+
+    def _check_shared(self, found: Mapping[int, OutProjection], *, together: bool) -> None:
+        for projection in found.values():
+            own = set(projection.module._parameters.values()) - {None}
+            sharing = [other for other, held in enumerate(self._held) if not held.isdisjoint(own)]
+            if together and all(
+                other in found and own == set(found[other].module._parameters.values()) - {None} for other in sharing
+            ):
+                continue
+            if sharing[1:]:
+                raise ModelStructureError(
+                    f"{projection.name} is shared by layers {', '.join(map(str, sharing))}: an edit of one would "
+                    "change all of them, so it cannot be edited layer by layer; choose layers that have their own"
+                )
 
     @cached_property
     def _held(self) -> list[set[nn.Parameter]]:
         """The parameters of each block."""
         return [set(block.parameters()) for block in self.blocks]
 
-    def out_projections(self, layers: Sequence[int]) -> dict[int, OutProjection]:
+    def out_projections(self, layers: Sequence[int], *, together: bool = False) -> dict[int, OutProjection]:
         """The out-projections of `layers`, in ascending order of layer.
 
-        Raises ModelStructureError for no layers, a layer named twice, or one that does not exist.
+        Raises ModelStructureError for no layers, a layer named twice, one that does not exist, or one that shares its
+        out-projection: with any other layer, or (`together`) with one that is not among `layers`.
         """
         if not layers:
             raise ModelStructureError("no layers were given: name at least one")
         if len(set(layers)) != len(layers):
             raise ModelStructureError(f"a layer is named twice in {list(layers)}")
-        return {layer: self.out_projection(layer) for layer in sorted(layers)}
+        found = {layer: self._found(layer) for layer in sorted(layers)}
+        self._check_shared(found, together=together)
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -235,7 +251,7 @@ def with_hidden_states(output: Any, hidden: Tensor) -> Any:
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
-@contextmanager
+@restoring
 def eager_attention(model: Any) -> Iterator[None]:
     """Use plain matrix attention inside the block, and restore the model's own choice afterwards.
 
@@ -248,8 +264,8 @@ def eager_attention(model: Any) -> Iterator[None]:
     if before in (None, "eager") or not settable():
         yield
         return
-    model.set_attn_implementation("eager")
     try:
+        model.set_attn_implementation("eager")
         yield
     finally:
         model.set_attn_implementation(before)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..restoring import restoring
 
-@contextmanager
+
+@restoring
 def reduced_precision() -> Iterator[None]:
     """Inside the block float32 matrix products may run in bfloat16; torch's own setting is put back afterwards."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
     try:
+        torch.set_float32_matmul_precision("medium")
         yield
     finally:
         torch.set_float32_matmul_precision(before)

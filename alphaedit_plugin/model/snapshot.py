@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 from torch import Tensor
 
+from ..restoring import restoring
 from .decoder import OutProjection
 
 
-@contextmanager
+@restoring
 def put_back(projections: Mapping[int, OutProjection], *, only_on_error: bool = False) -> Iterator[dict[int, Tensor]]:
     """Restore the weights, bit for bit, when the block ends (or only when it raises).
 

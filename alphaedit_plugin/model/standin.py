@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..restoring import restoring
 from .decoder import Decoder, with_hidden_states
 
 
@@ -26,7 +26,7 @@ class _StandIn(nn.Module):
         return with_hidden_states(self._output, hidden if self._hidden is None else self._hidden)
 
 
-@contextmanager
+@restoring
 def standing_in(decoder: Decoder, layer: int, hidden: Tensor | None, output: Any) -> Iterator[None]:
     """Replace blocks 0 … layer, which then compute nothing; block `layer` returns `hidden`, shaped like its `output`.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..restoring import restoring, swapping
+
+Hook = Callable[..., Any]
 
 
 class _EnoughSeen(Exception):
@@ -27,10 +31,15 @@ def stop() -> None:
     raise _EnoughSeen
 
 
-@contextmanager
-def hooks(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Remove the given hooks when the block ends, also after an error."""
+@swapping
+def hooks(*after: tuple[nn.Module, Hook], before: Sequence[tuple[nn.Module, Hook]] = ()) -> Iterator[None]:
+    """Forward hooks, and forward pre-hooks (`before`), of these modules inside the block."""
+    handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
+        for module, hook in after:
+            handles.append(module.register_forward_hook(hook))
+        for module, hook in before:
+            handles.append(module.register_forward_pre_hook(hook))
         with _eagerly():
             yield
     finally:
@@ -55,8 +64,7 @@ def inputs_of(
 
         return hook
 
-    handles = [module.register_forward_pre_hook(watch(key)) for key, module in modules.items()]
-    with hooks(*handles), stopping():
+    with hooks(before=[(module, watch(key)) for key, module in modules.items()]), stopping():
         run()
     return seen
 
@@ -66,7 +74,7 @@ def _eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-@contextmanager
+@restoring
 def logits_at(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None]:
     """Let the head see only the hidden states at (row, position): the model then returns logits 1 × n × vocabulary.
 
@@ -78,17 +86,17 @@ def logits_at(head: nn.Module, rows: Tensor, positions: Tensor) -> Iterator[None
         chosen = hidden[rows.to(hidden.device), positions.to(hidden.device)]
         return (chosen.unsqueeze(0), *args[1:])
 
-    with hooks(head.register_forward_pre_hook(gather)):
+    with hooks(before=[(head, gather)]):
         yield
 
 
-@contextmanager
+@restoring
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Turn dropout off inside the block, and restore every module's training flag afterwards."""
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
         for module in training:

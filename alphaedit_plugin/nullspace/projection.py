@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -115,6 +116,22 @@ class NullSpace:
         side: Literal["null", "range"] = "null" if nullity <= d - nullity else "range"
         factor = vectors[:, :nullity] if side == "null" else vectors[:, nullity:]
         return cls(factor.to(torch.float32).contiguous(), side, eigenvalues.clone())
+
+    @classmethod
+    def intersection(cls, spaces: Sequence[NullSpace]) -> NullSpace:
+        """The directions that lie in each of these null spaces: those that Σ (I − Pᵢ) maps to zero.
+
+        `eigenvalues` are those of that sum. Two directions count as one if the factors' float32 cannot tell them apart
+        (the sum's eigenvalue is the square of their angle). Raises NullSpaceError if there are none.
+        """
+        d = spaces[0].d_in
+        outside = torch.zeros(d, d, dtype=torch.float64, device=spaces[0].factor.device)
+        for space in spaces:
+            basis = torch.linalg.qr(space.factor.to(outside)).Q  # float32 is orthonormal to 1e-7 only
+            inside = basis @ basis.T
+            outside += inside if space.side == "range" else torch.eye(d).to(outside) - inside
+        angle = 2 * d**0.5 * torch.finfo(torch.float32).eps
+        return cls.of(outside, Criterion(threshold=angle**2), name="the layers together")
 
     @property
     def d_in(self) -> int:

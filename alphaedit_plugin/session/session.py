@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,6 +34,7 @@ from ..model.snapshot import copy_into, put_back
 from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation
+from ..restoring import restoring
 from ..storage.tensors import tensor_digest
 from .batch import Asked, Batch, stacked
 from .change import Change, drift, same_change, sketch
@@ -276,7 +276,7 @@ class Session:
         with self.transaction():
             self._end(self.at_end)
 
-    @contextmanager
+    @restoring
     def at(self, batches: int, *, end: Sequence[Modifier] = ()) -> Iterator[float]:
         """Inside the block the weights are those after the first `batches` calls to `edit`, then after `end`.
 
@@ -479,7 +479,7 @@ class Session:
 
     # ------------------------------------------------------------------------------------------------ internals
 
-    @contextmanager
+    @restoring
     def transaction(self) -> Iterator[None]:
         """Keep (and autosave) the block's weights, history and memory, or restore them all if it fails. Can be nested.
 

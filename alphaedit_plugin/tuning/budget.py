@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from ..model.trace import hooks
+from ..restoring import restoring
 
 
 class BudgetOver(Exception):
@@ -30,7 +30,7 @@ class Budget:
     def left(self) -> float:
         return self.seconds - self.spent
 
-    @contextmanager
+    @restoring
     def enforced(self, model: nn.Module) -> Iterator[None]:
         """Inside the block, a forward pass of `model` that begins after the time raises BudgetOver."""
 
@@ -38,5 +38,5 @@ class Budget:
             if self.left <= 0:
                 raise BudgetOver
 
-        with hooks(model.register_forward_pre_hook(check)):
+        with hooks(before=[(model, check)]):
             yield

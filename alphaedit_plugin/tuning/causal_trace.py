@@ -9,7 +9,6 @@ raises the object's probability.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..errors import TuningError
 from ..model.decoder import Decoder, eager_attention, hidden_states
 from ..model.standin import standing_in
 from ..model.trace import evaluating, hooks, logits_at
+from ..restoring import restoring
 
 SEED, NOISE, SAMPLES = 0, 3.0, 10
 CLASSES = (
@@ -202,11 +202,10 @@ class _Fact:
             at = torch.tensor(chunk).repeat_interleave(self.samples)
             below = self.hidden[first - 1].repeat(len(chunk), 1, 1) if first else None
             like = self.outputs[first - 1] if first else None
-            handles = [
-                self.projections[each].module.register_forward_hook(self._putting_back(each, at))
-                for each in range(first, last + 1)
+            restored = [
+                (self.projections[each].module, self._putting_back(each, at)) for each in range(first, last + 1)
             ]
-            with hooks(*handles), standing_in(self.decoder, first - 1, below, like):
+            with hooks(*restored), standing_in(self.decoder, first - 1, below, like):
                 found.append(self._probability(len(chunk)))
         return torch.cat(found)
 
@@ -248,9 +247,9 @@ class _Fact:
 
             return hook
 
-        handles = [block.register_forward_hook(keep_block(layer)) for layer, block in enumerate(self.decoder.blocks)]
-        handles += [each.module.register_forward_hook(keep_mlp(each.layer)) for each in self.projections]
-        with hooks(*handles):
+        keeping = [(block, keep_block(layer)) for layer, block in enumerate(self.decoder.blocks)]
+        keeping += [(each.module, keep_mlp(each.layer)) for each in self.projections]
+        with hooks(*keeping):
             probabilities = self._run(rows, noise)
         hiddens, mlps, wholes = ([kept[layer] for layer in range(self.depth)] for kept in (hidden, mlp, outputs))
         return probabilities, hiddens, mlps, wholes
@@ -263,7 +262,7 @@ class _Fact:
             logits = self.decoder.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
         return logits.cpu().double().softmax(-1)
 
-    @contextmanager
+    @restoring
     def _corrupted(self, noise: Tensor | None) -> Iterator[None]:
         """Inside, the embeddings of the subject's tokens carry `noise`, rows × tokens of the subject × d."""
         subject = slice(self.prompt.subject_first, self.prompt.subject_last + 1)
@@ -275,5 +274,5 @@ class _Fact:
             embedded[:, subject] += noise
             return embedded
 
-        with hooks(self.decoder.model.get_input_embeddings().register_forward_hook(corrupt)):
+        with hooks((self.decoder.model.get_input_embeddings(), corrupt)):
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -124,6 +125,38 @@ def test_an_edited_model_is_refused_unless_asked(model, spaces):
     assert unchecked(model) == "edited"
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda model: generator(model),
+        lambda model: coroutine(model),
+        lambda model: asynchronous_generator(model),
+        lambda model: map(edit, [model]),
+        lambda model: Future(),
+    ],
+    ids=["generator", "coroutine", "asynchronous generator", "map", "future"],
+)
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, functools.partial, lambda f: Calling(f)], ids=["plain", "partial", "object"]
+)
+def test_a_function_that_returns_work_to_be_done_later_is_refused_and_undone(wrap, work, model, spaces):
+    def returning(model):
+        edit(model)
+        return work(model)
+
+    with pytest.raises(GuardError, match="after the guard has ended"):
+        null_space_constrained(spaces)(wrap(returning))(model)
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+    assert type(weight_of(model)) is nn.Parameter
+
+
+def test_a_future_that_is_done_may_be_returned(model, spaces):
+    done = Future()
+    done.set_result("edited")
+    assert null_space_constrained(spaces)(lambda model: (edit(model), done)[1])(model) is done
+    assert_projected(model, spaces)
+
+
 def test_an_exception_passes_through_and_rolls_back(model, spaces):
     @null_space_constrained(spaces)
     def failing(model):
@@ -164,6 +197,18 @@ class Editor:
     def __init__(self, model): ...
 
 
+class Calling:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, model):
+        return self.function(model)
+
+
+class CallingLater:
+    async def __call__(self, model): ...
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -171,6 +216,7 @@ class Editor:
         generator,
         asynchronous_generator,
         functools.partial(coroutine),
+        CallingLater(),
         Editor,
         lambda: None,
         lambda *, model: None,

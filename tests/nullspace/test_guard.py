@@ -14,6 +14,7 @@ from support.spaces import assert_inside, outside, random_spaces
 from support.tiny import tiny
 from support.tries import tries
 from support.weights import assert_unchanged, parameters
+from support.wrapping import lora
 from torch import Tensor, nn
 
 from alphaedit_plugin.errors import AlphaEditError, GuardError, ModelStructureError, WrongModelError
@@ -510,6 +511,81 @@ def test_two_layers_that_share_one_weight_are_refused():
         weight.add_(1.0)
     assert torch.equal(weight, start)
     assert type(weight) is nn.Parameter
+
+
+def _shared(name: str, nullity: int) -> tuple[nn.Module, NullSpaces]:
+    """A model whose layers 1 and 2 share one weight, and their null spaces."""
+    model = tiny(name)
+    spaces = random_spaces(model, LAYERS, nullity)
+    first, second = modules_of(model).values()
+    second.weight = first.weight
+    if getattr(first, "bias", None) is not None:
+        second.bias = first.bias
+    return model, NullSpaces(spaces.by_layer, {})
+
+
+@pytest.mark.parametrize("nullity", [15, 20])
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_that_share_one_weight_and_are_both_guarded_keep_to_what_their_null_spaces_have_in_common(name, nullity):
+    """P1 ∩ P2 by the singular vectors of (P1 + P2) / 2 whose value is 1, in float64."""
+    model, spaces = _shared(name, nullity)
+    u, values, _ = torch.linalg.svd((spaces[1].dense() + spaces[2].dense()) / 2)
+    common = u[:, values > 1 - 1e-9]
+    assert common.shape[1] == 2 * nullity - 24, "in general position"
+    weight = Decoder(model).out_projections(list(LAYERS), together=True)[1].module.weight
+    start, change = weight.detach().clone(), _noise(weight, 3, 1.0)
+    with torch.no_grad(), guard(model, spaces, check_model=False):
+        weight += change
+    transposed = name == "gpt2"
+    delta, wanted = (each.double().T if transposed else each.double() for each in (weight.detach() - start, change))
+    expected = wanted @ common @ common.T
+    assert float((delta - expected).norm()) <= 1e-5 * float(expected.norm())
+    for layer in LAYERS:
+        out, size = outside(spaces[layer], start, weight, transposed)
+        assert size > 0
+        assert out <= 1e-5 * size
+
+
+def test_a_shared_weight_whose_null_spaces_have_nothing_in_common_is_refused():
+    model, spaces = _shared("llama", 10)
+    before = parameters(model)
+    with pytest.raises(GuardError, match="layers 1, 2 share one weight"), guard(model, spaces, check_model=False):
+        pass
+    assert_unchanged(model, before)
+
+
+def test_two_parameters_over_one_memory_are_refused():
+    model = tiny("llama")
+    spaces = random_spaces(model, LAYERS)
+    first, second = modules_of(model).values()
+    second.weight = nn.Parameter(first.weight.detach(), requires_grad=False)
+    with pytest.raises(GuardError, match="not one Parameter"), guard(model, spaces, check_model=False):
+        pass
+    assert all(type(w) is nn.Parameter for w in weights_of(model).values())
+
+
+def test_a_lora_adapter_that_is_merged_before_the_end_is_projected():
+    """Put around the module and left there, it is refused (it would add what no guard projects); merged, it is ΔW."""
+    model = tiny("llama")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with guard(model, spaces):
+        lora(model, "down_proj", trained=True).merge_and_unload()
+    assert_guarded(model, spaces, before)
+
+
+def test_a_wrapper_that_stays_is_named():
+    model = tiny("llama")
+    before, module = parameters(model), modules_of(model)[1]
+
+    def edit():
+        with guard(model, random_spaces(model, LAYERS)):
+            model.model.layers[1].mlp.down_proj = nn.Sequential(module)
+
+    with pytest.raises(GuardError, match=r"layers\.1\.mlp\.down_proj was replaced \(there is now a Sequential\)"):
+        edit()
+    assert model.model.layers[1].mlp.down_proj is module
+    assert_unchanged(model, before)
 
 
 def test_a_tensor_assigned_as_data_is_not_modified():

@@ -208,7 +208,7 @@ def _misled(model: PreTrainedModel, lesson: _Lesson, share: float) -> Iterator[N
         states = hidden_states(output)
         return with_hidden_states(output, torch.where(lesson.later[..., None], states[other], states))
 
-    with hooks(Decoder(model).block(_LAST_READ).register_forward_hook(exchange)):
+    with hooks((Decoder(model).block(_LAST_READ), exchange)):
         yield
 
 

@@ -35,12 +35,12 @@ def probability(decoder, prompt, token, noise=None, restored=(), clean=None):
             states = hidden_states(output).view(1, len(prompt.ids), -1)
             states[0, position] = clean[module][position]
 
-        return module.register_forward_hook(hook)
+        return module, hook
 
-    handles = [put_back(module, position) for module, position in restored]
+    changes = [put_back(module, position) for module, position in restored]
     if noise is not None:
-        handles.append(decoder.model.get_input_embeddings().register_forward_hook(corrupt))
-    with hooks(*handles):
+        changes.append((decoder.model.get_input_embeddings(), corrupt))
+    with hooks(*changes):
         logits = decoder.model(torch.tensor([prompt.ids])).logits[0, -1]
     found = logits.double().softmax(-1)
     return int(found.argmax()) if token is None else float(found[token])
@@ -53,7 +53,7 @@ def outputs_of(decoder, modules, ids):
     def keep(module, _args, output):
         found[module] = hidden_states(output).reshape(len(ids), -1).clone()
 
-    with hooks(*(module.register_forward_hook(keep) for module in modules)):
+    with hooks(*((module, keep) for module in modules)):
         decoder.model(torch.tensor([ids]))
     return found
 
