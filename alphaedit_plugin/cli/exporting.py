@@ -27,7 +27,9 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as failure:
-        if not isinstance(failure, OSError | SafetensorError) and type(failure) is not Exception:  # as tokenizers raises
+        if (
+            not isinstance(failure, OSError | SafetensorError) and type(failure) is not Exception
+        ):  # as tokenizers raises
             raise
         raise StoreError(
             f"cannot write {place}: {failure}. Free some space or choose another place; what was there before stays"

@@ -96,7 +96,9 @@ class _EasyEditEntry(Entry):
                 statistics=statistics if self.layers else None,
                 null_spaces=self.null_spaces,
             ) as editor,
-            tqdm(total=course.checkpoints[-1].edits, desc=visible(self.name), unit="fact", disable=not place.progress) as bar,
+            tqdm(
+                total=course.checkpoints[-1].edits, desc=visible(self.name), unit="fact", disable=not place.progress
+            ) as bar,
         ):
             base = {layer: weight.clone() for layer, weight in self._weights(ground.model).items()}
             seconds = 0.0

@@ -41,7 +41,9 @@ def _headline(comparison: Comparison, looks: Mapping[str, Style]) -> Section | N
         [pairs_panel(column, rows, looks, before) for column in found],
         [("without P", Style("ink", solid=False, line=False)), ("with P", Style("ink", line=False))],
     )
-    grids = [grid.of_rows(f"After {after([comparison])}, with half the width of the 95 % interval", rows, found, before)]
+    grids = [
+        grid.of_rows(f"After {after([comparison])}, with half the width of the 95 % interval", rows, found, before)
+    ]
     by_name = {row.variant: row for row in rows}
     changed = [(base, by_name[a], by_name[b]) for base, a, b in pairs([row.variant for row in rows]) if a and b]
     if changed:

@@ -24,7 +24,9 @@ def after(comparisons: Sequence[Comparison]) -> str:
 def standing(comparison: Comparison) -> str:
     """Which variants are not finished or failed, and how far they are; empty if there are none."""
     failed, of = comparison.failed, comparison.edits
-    far = {name: f"{edits:,} of {of:,} edits" if edits else "no edits yet" for name, edits in comparison.unfinished.items()}
+    far = {
+        name: f"{edits:,} of {of:,} edits" if edits else "no edits yet" for name, edits in comparison.unfinished.items()
+    }
     waiting = ", ".join(f"{name} ({text})" for name, text in far.items() if name not in failed)
     broken = "; ".join(f"{name} ({far[name]}: {why})" for name, why in failed.items())
     told = [f"Not finished: {waiting}."] if waiting else []

@@ -37,7 +37,9 @@ def atomic(path: Path, error: type[AlphaEditError]) -> Iterator[Path]:
             f"cannot write {path}: {failure}. Free some space or choose another place; nothing was changed"
         ) from failure
     except UnicodeEncodeError as failure:
-        raise error(f"cannot write {path}: {failure}. The text holds half a character; nothing was changed") from failure
+        raise error(
+            f"cannot write {path}: {failure}. The text holds half a character; nothing was changed"
+        ) from failure
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

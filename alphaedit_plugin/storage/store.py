@@ -110,7 +110,7 @@ class Store:
             lock.release()
 
     def entries(self) -> list[Entry]:
-        """All results, largest first; a converted model (a folder) counts as one, and a link as what it takes itself."""
+        """All results, largest first; a converted model (a folder) counts as one, a link as what it takes itself."""
         found = [
             Entry("models", folder, {"model": folder.name}, _size(folder))
             for folder in self.root.glob("models/*")

@@ -23,7 +23,7 @@ def yaml_mapping(path: str | Path, example: str = "layers: [4, 5, 6]") -> Mappin
 
 
 def parsed_yaml(text: str) -> Any:
-    """The value of YAML text. Raises ValueError for text that has none: wrong syntax, `!!int x`, nested too deeply, …"""
+    """The value of YAML text. Raises ValueError for text that has none: bad syntax, `!!int x`, nested too deeply, …"""
     try:
         return yaml.safe_load(text)
     except Exception as failure:  # yaml's own, and whatever int, float and datetime raise inside of its constructors

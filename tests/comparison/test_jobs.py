@@ -22,7 +22,9 @@ def helper(then: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", f"{HELPER}; {then}"], cwd=ROOT, text=True, **pipes)
 
 
-@pytest.mark.parametrize("then", ["pass", "import sys; sys.stdin", "import time; time.sleep(0.2)", "raise SystemExit(0)"])
+@pytest.mark.parametrize(
+    "then", ["pass", "import sys; sys.stdin", "import time; time.sleep(0.2)", "raise SystemExit(0)"]
+)
 def test_a_helper_whose_work_is_done_ends_with_0_and_says_nothing(then):
     """Its parent lives on, and so does its standard input."""
     process = helper(then)

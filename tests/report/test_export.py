@@ -26,7 +26,15 @@ def cells(text: str) -> list[list[str]]:
 
 def test_markdown_has_the_last_rows_with_the_best_of_each_column_in_bold_and_half_intervals(exported):
     header, _, before, memit, alphaedit = cells(exported[".md"])
-    assert header == ["variant (20 edits)", "efficacy %", "specificity %", "perplexity", "drift %", "leakage %", "seconds"]
+    assert header == [
+        "variant (20 edits)",
+        "efficacy %",
+        "specificity %",
+        "perplexity",
+        "drift %",
+        "leakage %",
+        "seconds",
+    ]
     assert before == ["`before`", "10.0 ± 1.5", "80.0", "55.50", "–", "–", "–"]
     assert memit[:4] == ["`memit@mom2_update_weight=0+P`", "90.0 ± 1.5", "**80.0**", "60.00"]
     assert alphaedit[:4] == ["`alphaedit`", "**95.0** ± 1.5", "**80.0**", "**55.50**"]

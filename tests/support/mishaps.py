@@ -1,4 +1,4 @@
-"""What can go wrong: a file is cut short or a bit of it flipped; a disk is full; an interrupt comes that nothing catches."""
+"""What can go wrong: a file is cut or a bit of it flipped; a disk is full; an interrupt comes that nothing catches."""
 
 from __future__ import annotations
 
