@@ -8,8 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
-from ..errors import PatchError
+from ..errors import PatchError, StoreError
 from .console import console
+from .exporting import writing
 from .loading import loaded
 from .options import Loading, Place
 
@@ -27,12 +28,18 @@ def apply(
     """Apply a patch to a model, or take it out again, bit for bit."""
     if revert and force:
         raise PatchError("--revert is exact or not at all: it cannot be combined with --force")
+    from ..storage.files import check_place
+
+    check_place(out, StoreError, folder=True)
     from ..model.loading import save_model
     from ..session.patch import apply_patch, revert_patch
 
     edited, tokenizer = loaded(model, loading)
     about = revert_patch(edited, patch) if revert else apply_patch(edited, patch, check_model=not force)
-    save_model(edited, tokenizer, out)
+    with writing(out):
+        save_model(edited, tokenizer, out)
     done = "taken out of" if revert else "applied to"
-    what = f"{len(about.get('facts', []))} facts ({about.get('method', 'of unknown origin')})"
+    facts = about.get("facts")
+    count = len(facts) if isinstance(facts, list) else "unknown"
+    what = f"{count} facts ({about.get('method', 'of unknown origin')})"
     console.print(f"{escape(what)} {done} {escape(model)}: {escape(str(out.resolve()))}")

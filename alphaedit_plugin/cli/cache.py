@@ -37,7 +37,7 @@ def cache(
     for entry in entries:
         recipe = entry.recipe
         made_from = recipe.get("module") or recipe.get("criterion") or f"model {str(recipe.get('model', '?'))[:12]}"
-        table.add_row(entry.kind, made_from, size(entry.size))
+        table.add_row(escape(entry.kind), escape(str(made_from)), size(entry.size))
     table.add_section()
     table.add_row("all", f"{len(entries)} files", size(sum(entry.size for entry in entries)))
     console.print(table)

@@ -173,6 +173,7 @@ def compare(
     from ..report.export import export
     from ..report.page import write_report
     from ..report.tables import table
+    from ..storage.files import check_place
     from .preparing import hyperparameters_of, preparation_of
 
     started = time.perf_counter()
@@ -181,6 +182,7 @@ def compare(
     if worker:
         jobs.end_with_parent()
     folder = (running.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
+    check_place(folder, CompareError, folder=True)
     arguments, of_worker = sys.argv[1:], ["--out", str(folder), "--worker", "--quiet"]
     if worker:  # what was asked for is the command without what made this process
         arguments = arguments[: -len(of_worker)]

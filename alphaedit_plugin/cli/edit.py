@@ -39,6 +39,9 @@ def edit(
 
     Says of each fact whether the model has learned it, and ends with exit code 3 if one was not learned.
     """
+    from ..storage.files import check_place
+
+    check_place(out, SessionError, folder=True)
     from tqdm.auto import tqdm
 
     from ..editors.chat import chat_identity

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
+from ..errors import NullSpaceError
 from ..model import DEMO_MODEL
 from .console import console
 from .options import Loading, Method, Model, Place, Preparing, Quiet
@@ -27,9 +28,11 @@ def inspect(
 
     from ..nullspace.spectrum import LISTED_THRESHOLDS, Spectrum, check_format
     from ..nullspace.spectrum import plot as draw
+    from ..storage.files import check_place
     from .preparing import Prepared
 
     if plot is not None:
+        check_place(plot, NullSpaceError)
         check_format(plot)
     ready = Prepared.of(method, model, preparing, loading, quiet)
     criterion = ready.hyperparameters.null_space

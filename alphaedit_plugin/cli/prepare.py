@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
+from ..errors import NullSpaceError, StatisticsError
 from ..model import DEMO_MODEL
 from .console import console, size
 from .options import Loading, Method, Model, Place, Preparing, Quiet
@@ -28,8 +29,13 @@ def prepare(
     """Compute a model's covariances and null spaces, once, into the cache."""
     from rich.table import Table
 
+    from ..storage.files import check_place
     from .preparing import Prepared
 
+    if out is not None:
+        check_place(out, NullSpaceError)
+    if npz is not None:
+        check_place(npz, StatisticsError, folder=True)
     ready = Prepared.of(method, model, preparing, loading, quiet)
     table = Table(title=f"{escape(model)}: null spaces at {ready.hyperparameters.null_space}")
     for title in ("layer", "d_in", "nullity", "leakage", "factored P", "dense P (float32)"):

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
+from ..errors import CompareError
 from ..model import DEMO_MODEL
 from .console import console
 from .loading import loaded
@@ -33,10 +34,12 @@ def trace(
     from rich.table import Table
 
     from ..nullspace.spectrum import check_format
+    from ..storage.files import check_place
     from ..tuning.causal_trace import CLASSES, causal_trace
     from .pilot import pilot
 
     if plot is not None:
+        check_place(plot, CompareError)
         check_format(plot)
     chosen, _ = pilot(facts)
     found = causal_trace(

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.markup import escape
 
+from ..errors import TuningError
 from .console import console
 from .loading import loaded
 from .options import Loading, Method, Model, Pilot, Preparing, Quiet
@@ -43,6 +44,7 @@ def tune(
 
     from ..editors.hyperparameters import Hyperparameters
     from ..editors.variant import Variant
+    from ..storage.files import check_place
     from ..tuning.hparams_file import table, write_hparams
     from ..tuning.search import tune as search
     from .pilot import pilot
@@ -51,6 +53,8 @@ def tune(
     variant = Variant.parse(method)
     path = out or Path(f"{variant}-{Path(model).name}.yaml".lower())
     ledger = path.with_suffix(".trials.json")
+    for place in (path, ledger):
+        check_place(place, TuningError)
     chosen, source = pilot(facts)
     start, preparation = hyperparameters_of(preparing), preparation_of(preparing, loading, quiet)
     console.print(

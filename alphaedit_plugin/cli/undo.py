@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
+from ..errors import SessionError
 from .console import console
 from .exporting import SESSION, export
 from .loading import resumed
@@ -23,6 +24,9 @@ def undo(
     placing: Placing = Placing(),
 ) -> None:
     """Take back the last batches of an edit, exactly, and write its results anew."""
+    from ..storage.files import check_place
+
+    check_place(folder, SessionError, folder=True)
     session = resumed(folder / SESSION, placing, quiet)
     for fact in session.undo(batches):
         console.print(f"undone: {escape(fact.text)} → {escape(fact.target_new)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from ..errors import CompareError
 from ..evaluation.measure import Estimate, Measured
@@ -226,8 +227,8 @@ def read_run(folder: Path) -> list[Comparison]:
     if not found:
         said = f": {damaged[0]}" if damaged else ""
         raise CompareError(f"there is no comparison in {folder}{said}: give the folder that `alphaedit compare` wrote")
-    for failure in damaged:
-        log.warning("%s. Its part of the run is left out: run `alphaedit compare` again", failure)
+    for each in damaged:
+        log.warning("%s. Its part of the run is left out: run `alphaedit compare` again", each)
     return found
 
 
@@ -294,8 +295,8 @@ def _weights_in(path: Path) -> dict[str, Any]:
 
 
 def _seconds_in(path: Path) -> list[float]:
-    values = load_json(path, CompareError)
-    seconds = values if isinstance(values, list) else read_json(path, CompareError).get("seconds")  # 0.1.0: a list
+    values: Any = load_json(path, CompareError)
+    seconds: Any = values if isinstance(values, list) else read_json(path, CompareError).get("seconds")  # 0.1.0: a list
     check_shape(seconds, [amount], str(path), CompareError)
     return [float(value) for value in seconds]
 
@@ -308,7 +309,7 @@ def _measured_in(path: Path, identity: str) -> Measured | None:
         raise CompareError(f"{path} is damaged: estimates.{wrong[0]} is no value with an interval")
     if values["identity"] != identity:
         return None
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     if values["tensors"]:
         tensors, metadata = read_tensors(path.with_suffix(".safetensors"), CompareError)
         if metadata.get("identity") != identity:

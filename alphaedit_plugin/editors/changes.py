@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import HyperparameterError
+from ..storage.yaml_file import parsed_yaml
 
 
 def parse_changes(changed: Sequence[str], name: str) -> dict[str, Any]:
@@ -18,8 +19,8 @@ def parse_changes(changed: Sequence[str], name: str) -> dict[str, Any]:
         if not equals:
             raise HyperparameterError(f"in the method {name!r}, {change!r} must be KEY=VALUE")
         try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError as failure:
+            changes[key] = parsed_yaml(value)
+        except ValueError as failure:
             raise HyperparameterError(f"in the method {name!r}, {change!r} has no value: {failure}") from failure
     return changes
 

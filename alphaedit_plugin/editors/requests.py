@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
-from ..storage.records import mapping, read_records
+from ..storage.records import check_whole, mapping, read_records
 from .border import border, without_usual_space
 from .chat import Chat
 
@@ -130,6 +130,7 @@ def _text(record: Mapping[str, Any], key: str, name: str) -> str:
         raise RequestError(f"{name}: {key} must be text, not {value!r}")
     if not value.strip():
         raise RequestError(f"{name}: {key} is empty")
+    check_whole(value, name)
     return value
 
 

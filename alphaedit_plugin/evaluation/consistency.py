@@ -103,7 +103,7 @@ class Snippets(References):
         try:
             words = _vectorizer(vocabulary=json.loads(vocabulary.read_text(encoding="utf-8")))
             words.idf_ = np.load(idf, allow_pickle=False)
-        except (OSError, ValueError, AttributeError) as failure:
+        except (OSError, ValueError, AttributeError, RecursionError) as failure:
             raise CorpusError(
                 f"cannot read word weights from {idf} and {vocabulary}: {failure}. Delete both to make them anew"
             ) from failure
@@ -155,7 +155,7 @@ def _entries(path: Path) -> list[tuple[tuple[str, str], list[str]]]:
     """((relation, object), texts) of each record of ROME's file."""
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
+    except (OSError, ValueError, RecursionError) as failure:
         raise CorpusError(f"cannot read reference texts from {path}: {failure}") from failure
     if not isinstance(records, list) or not records:
         raise CorpusError(f"{path} holds no list of reference texts")

@@ -48,7 +48,7 @@ def load_dataset(source: str | Path, *, skip_bad: bool = False) -> Dataset:
     for index, record in enumerate(records):
         name = f"{source}, record {index}"
         try:
-            facts.append(format_.parse(_unpacked(mapping(record, name)), name))
+            facts.append(format_.parse(mapping(_unpacked(mapping(record, name)), name), name))
         except RequestError as failure:
             if not skip_bad:
                 raise

@@ -90,7 +90,8 @@ def _text_of(raw: bytes, file: Path, start: int) -> str:
         text = record["text"]
         if not isinstance(text, str):
             raise TypeError(f"its text is a {type(text).__name__}")
-    except (ValueError, KeyError, TypeError) as failure:
+        text.encode("utf-8")  # half a character, of which no tokenizer makes tokens
+    except (ValueError, KeyError, TypeError, RecursionError) as failure:
         with file.open("rb") as stream:
             line = stream.read(start).count(b"\n") + 1
         raise CorpusError(

@@ -147,7 +147,7 @@ def _tex(text: str) -> str:
 def _cells(
     comparison: Comparison, found: Sequence[Column], bold: str, interval: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """(variant, cells) per row of the checkpoint: the best numbers in the form `bold`, half intervals in the form `interval`."""
+    """(variant, cells) per row of the checkpoint: the best numbers in the form `bold`, half intervals in `interval`."""
     rows = comparison.final
     best = {column.name: column.best(rows) for column in found}
     for row in rows:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelStructureError, PatchError
 from ..model.decoder import Decoder, OutProjection
+from ..storage.shape import check_shape, digest
 from ..storage.tensors import read_tensors, tensor_digest, write_tensors
 
 Factors = tuple[Tensor, Tensor]
@@ -27,6 +28,13 @@ FORMAT = 1
 State = Literal["base", "edited"]
 
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_SHAPE = {
+    "format": int,
+    "patch": {int: {"module": str, "shape": [int], "dtype": str, "base": digest, "edited": digest}},
+    "template": (str, None),
+    "provenance": {},
+}
 
 
 def write_patch(
@@ -95,8 +103,9 @@ def _move(model: nn.Module, path: Path, source: State, target: State, check_mode
     tensors, metadata = read_tensors(path, PatchError)
     if "patch" not in metadata:
         raise PatchError(f"{path} holds no patch: it is another kind of file of ours")
-    if metadata["format"] != FORMAT:
-        raise PatchError(f"{path} is of format {metadata['format']}, not {FORMAT}: use the version that wrote it")
+    if metadata.get("format") != FORMAT:
+        raise PatchError(f"{path} is of format {metadata.get('format')}, not {FORMAT}: use the version that wrote it")
+    check_shape(metadata, _SHAPE, str(path), PatchError)
     about = {int(layer): entry for layer, entry in metadata["patch"].items()}
     projections = _projections(model, about, metadata["template"], path)
 
@@ -109,11 +118,16 @@ def _move(model: nn.Module, path: Path, source: State, target: State, check_mode
 
     after: dict[int, Tensor] = {}
     for layer, projection in projections.items():
-        parts = {name: tensors[f"{layer}.{name}"] for name in ("left", "right", "forward", "backward")}
+        parts = _parts(path, tensors, layer, before[layer])
         if not check_model:
             after[layer] = _transferred(path, projection, before[layer], parts, about[layer])
             continue
-        after[layer] = (_forward if target == "edited" else _backward)(before[layer], parts)
+        try:
+            after[layer] = (_forward if target == "edited" else _backward)(before[layer], parts)
+        except (zlib.error, ValueError) as failure:
+            raise PatchError(
+                f"{path} is damaged: the correction of layer {layer} does not unpack ({failure}). Nothing was changed"
+            ) from failure
         if tensor_digest(after[layer]) != about[layer][target]:
             raise PatchError(
                 f"{path} does not lead to the {target} {projection.name}.weight: it was not made by this package, or "
@@ -144,6 +158,27 @@ def _projections(model: nn.Module, layers: Iterable[int], template: str | None, 
         return Decoder(model, template).out_projections(list(layers))
     except ModelStructureError as failure:
         raise PatchError(f"{path} does not fit this model: {failure}") from failure
+
+
+def _parts(path: Path, tensors: Mapping[str, Tensor], layer: int, weight: Tensor) -> dict[str, Tensor]:
+    """The tensors of one layer. Raises PatchError if one is missing or does not fit the weight."""
+    parts = {name: tensors.get(f"{layer}.{name}") for name in ("left", "right", "forward", "backward")}
+    found = {name: part for name, part in parts.items() if part is not None}
+    left, right = parts["left"], parts["right"]
+    fits = (
+        left is not None
+        and right is not None
+        and len(found) == len(parts)
+        and left.dim() == right.dim() == 2
+        and (len(left), len(right)) == tuple(weight.shape)
+        and left.shape[1] == right.shape[1]
+        and left.dtype == right.dtype
+        and left.dtype.is_floating_point
+        and all(found[name].dtype == torch.uint8 and found[name].dim() == 1 for name in ("forward", "backward"))
+    )
+    if not fits:
+        raise PatchError(f"{path} is damaged: the tensors of layer {layer} are missing or do not fit its weight")
+    return found
 
 
 def _check_place(
@@ -294,10 +329,18 @@ def _pack(correction: Tensor) -> Tensor:
 
 
 def _unpack(packed: Tensor, like: Tensor) -> Tensor:
-    """The correction, with shape and size of the bits of `like`."""
+    """The correction, with shape and size of the bits of `like`; it is never unpacked further than that.
+
+    Raises zlib.error or ValueError if it is something else.
+    """
     if not packed.numel():
         return torch.zeros_like(_bits(like))
-    planes = torch.frombuffer(bytearray(zlib.decompress(packed.numpy().tobytes())), dtype=torch.uint8)
+    size = like.numel() * like.itemsize
+    unpacking = zlib.decompressobj()
+    content = unpacking.decompress(packed.numpy().tobytes(), size + 1)
+    if len(content) != size or not unpacking.eof:
+        raise ValueError(f"it is not of {size} bytes")
+    planes = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     numbers = planes.view(like.itemsize, -1).T.contiguous().view(-1)
     return numbers.view(_INTEGER[like.itemsize]).view(like.shape)
 

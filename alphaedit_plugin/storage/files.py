@@ -66,14 +66,19 @@ def remove_leftovers(path: Path) -> None:
     """
     ours = re.compile(rf"{re.escape(_prefix(path) + _here())}\.[a-z0-9_]{{8}}{re.escape(path.suffix)}")
     with suppress(OSError), os.scandir(path.parent) as entries:
-        for leftover in [entry.path for entry in entries if ours.fullmatch(entry.name)]:
-            with suppress(OSError):
-                held = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(leftover)
-                finally:
-                    os.close(held)
+        for name in [entry.name for entry in entries if ours.fullmatch(entry.name)]:
+            remove_leftover(path.parent / name)
+
+
+def remove_leftover(temporary: Path) -> None:
+    """Remove one temporary file, unless its writer lives."""
+    with suppress(OSError):
+        held = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+        finally:
+            os.close(held)
 
 
 def _prefix(path: Path) -> str:

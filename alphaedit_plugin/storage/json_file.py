@@ -34,7 +34,11 @@ def read_json(path: Path, error: type[AlphaEditError]) -> dict[str, Any]:
     values = load_json(path, error)
     if not isinstance(values, dict):
         raise error(f"{path} holds no JSON object: it is damaged, or another file")
-    if CHECKSUM in values and values.pop(CHECKSUM) != _checksum(values):
+    try:
+        whole = CHECKSUM not in values or values.pop(CHECKSUM) == _checksum(values)
+    except RecursionError as failure:
+        raise error(f"cannot read {path}: {failure}") from failure
+    if not whole:
         raise error(f"{path} is damaged: its checksum does not match")
     return values
 

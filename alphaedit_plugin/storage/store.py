@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import StoreError
+from .files import remove_leftover
 from .tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class Store:
             return read_tensors(path, StoreError)[0]
         except StoreError as failure:
             log.warning("%s; it is computed anew", failure)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a cache that may only be read
+                path.unlink()
             return None
 
     def put(self, kind: str, recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
@@ -75,10 +77,16 @@ class Store:
     def get_or_make(
         self, kind: str, recipes: Mapping[int, Recipe], make: Callable[[list[int]], Mapping[int, Mapping[str, Tensor]]]
     ) -> dict[int, dict[str, Tensor]]:
-        """The result of every recipe. `make` is called once, with the keys of the missing ones."""
+        """The result of every recipe. `make` is called once, with the keys of the missing ones.
+
+        A cache that holds all of them need not be writable.
+        """
+        found = {key: self.get(kind, recipe) for key, recipe in recipes.items()}
+        if all(tensors is not None for tensors in found.values()):
+            return {key: tensors for key, tensors in found.items() if tensors is not None}
         lock = hashlib.sha256(json.dumps(sorted(str(self.path(kind, r)) for r in recipes.values())).encode())
         with self.lock(f"{kind}-{lock.hexdigest()[:16]}"):
-            found = {key: self.get(kind, recipe) for key, recipe in recipes.items()}
+            found |= {key: self.get(kind, recipes[key]) for key, tensors in found.items() if tensors is None}
             missing = [key for key, tensors in found.items() if tensors is None]
             if missing:
                 for key, tensors in make(missing).items():
@@ -102,34 +110,41 @@ class Store:
             lock.release()
 
     def entries(self) -> list[Entry]:
-        """All results, largest first; a converted model (a folder) counts as one."""
+        """All results, largest first; a converted model (a folder) counts as one, a link as what it takes itself."""
         found = [
-            Entry("models", folder, {"model": folder.name}, sum(f.stat().st_size for f in folder.iterdir()))
+            Entry("models", folder, {"model": folder.name}, _size(folder))
             for folder in self.root.glob("models/*")
-            if folder.is_dir()
+            if folder.is_dir() or folder.is_symlink()
         ]
         for path in self.root.glob("*/*.safetensors"):
             if path.name.startswith("."):
                 continue
-            try:
-                recipe = _recipe_of(path)
-                found.append(Entry(path.parent.name, path, recipe, path.stat().st_size))
-            except FileNotFoundError:
-                continue
+            with suppress(FileNotFoundError):  # removed meanwhile
+                found.append(Entry(path.parent.name, path, _recipe_of(path), _size(path)))
         return sorted(found, key=lambda entry: -entry.size)
 
     def clear(self, kind: str | None = None) -> int:
-        """Remove all entries (of one kind); returns the number of bytes freed."""
-        for leftover in self.root.glob("*/.*.safetensors"):  # of a process that was killed while writing
-            leftover.unlink(missing_ok=True)
+        """Remove all entries (of one kind), and what killed writers left; returns the number of bytes freed.
+
+        A symbolic link is removed, and what it leads to stays. Raises StoreError if an entry cannot be removed.
+        """
         freed = 0
-        for entry in self.entries():
-            if kind is None or entry.kind == kind:
-                if entry.path.is_dir():
+        try:
+            for folder in [each for each in self.root.glob("*") if each.is_symlink() and kind in (None, each.name)]:
+                folder.unlink()
+            for leftover in self.root.glob("*/.*.safetensors"):
+                if not leftover.parent.is_symlink():
+                    remove_leftover(leftover)
+            for entry in self.entries():
+                if kind not in (None, entry.kind) or entry.path.parent.is_symlink():
+                    continue
+                if entry.path.is_dir() and not entry.path.is_symlink():
                     shutil.rmtree(entry.path)
                 else:
                     entry.path.unlink(missing_ok=True)
                 freed += entry.size
+        except OSError as failure:
+            raise StoreError(f"cannot clear the cache {self.root}: {failure}") from failure
         return freed
 
 
@@ -139,6 +154,13 @@ def _recipe_of(path: Path) -> Recipe:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, 1 << 24)))
-        return json.loads(header["__metadata__"]["alphaedit"]).get("recipe", {})
-    except (ValueError, KeyError):
+        recipe = json.loads(header["__metadata__"]["alphaedit"])["recipe"]
+        return recipe if isinstance(recipe, Mapping) else {}
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
         return {}
+
+
+def _size(path: Path) -> int:
+    """In bytes, of a file or of all files in a folder; links are not followed."""
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    return sum(each.lstat().st_size for each in (path, *inside) if not each.is_dir() or each.is_symlink())

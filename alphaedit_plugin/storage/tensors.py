@@ -55,7 +55,13 @@ def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Ten
         raise error(f"{path} was not written by alphaedit-plugin: it lacks our metadata")
     if _checksum(tensors, header["alphaedit"]) != header["sha256"]:
         raise error(f"{path} is damaged: its checksum does not match. Delete it and make it again")
-    return tensors, json.loads(header["alphaedit"])
+    try:
+        metadata = json.loads(header["alphaedit"])
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{path} holds metadata that cannot be read: {failure}. Delete it and make it again") from failure
+    if not isinstance(metadata, dict):
+        raise error(f"{path} was not written by alphaedit-plugin: its metadata is no mapping")
+    return tensors, metadata
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -203,7 +203,7 @@ def _read(ledger: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         values = json.loads(ledger.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
+    except (OSError, ValueError, RecursionError) as failure:
         raise TuningError(f"cannot read {ledger}: {failure}; remove it to begin anew") from failure
     keys = set(Trial.__dataclass_fields__) - {"hyperparameters"}
     if not isinstance(values, dict) or any(not isinstance(each, dict) or set(each) != keys for each in values.values()):

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 from support.browser import CHROMIUM, Browser
-from support.comparisons import ROWS, UNDER_WAY, comparison, row
+from support.comparisons import ROWS, UNDER_WAY, comparison
+from support.comparisons import row as made
 
 from alphaedit_plugin.comparison.results import Comparison
 from alphaedit_plugin.errors import CompareError
@@ -277,7 +278,7 @@ def test_a_run_under_way_is_told_of_at_one_checkpoint(tmp_path):
 
 def test_orders_under_way_are_summed_up_at_one_checkpoint():
     """The second order has come to memit+P, the first one not yet."""
-    first = Comparison([ROWS[0], row("memit", 0.5, edits=2), row("memit", 0.9, edits=4)], UNDER_WAY.settings)
+    first = Comparison([ROWS[0], made("memit", 0.5, edits=2), made("memit", 0.9, edits=4)], UNDER_WAY.settings)
     grid = over_seeds([first, UNDER_WAY])
     assert "after 2 of 4 edits" in grid.caption
     cells = {name.text: of[0].text for name, of in grid.rows}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import tracemalloc
+import zlib
 from fractions import Fraction
 
 import pytest
@@ -529,3 +532,53 @@ def test_the_template_travels_with_the_patch(path):
     fresh = tiny("llama")
     apply_patch(fresh, path)
     assert torch.equal(fresh.model.layers[2].mlp.up_proj.weight, edited)
+
+
+DAMAGE = {
+    "no layers": lambda tensors, metadata: metadata.update(patch=[]),
+    "a layer without a name": lambda tensors, metadata: metadata["patch"]["1"].pop("module"),
+    "a layer that is a word": lambda tensors, metadata: metadata["patch"].update(x=metadata["patch"]["1"]),
+    "a layer that is not there": lambda tensors, metadata: metadata["patch"].update({"99": metadata["patch"]["1"]}),
+    "a shape of words": lambda tensors, metadata: metadata["patch"]["1"].update(shape=["a", "b"]),
+    "no digest": lambda tensors, metadata: metadata["patch"]["1"].update(edited=7),
+    "no template": lambda tensors, metadata: metadata.pop("template"),
+    "a template that is none": lambda tensors, metadata: metadata.update(template=5),
+    "no provenance": lambda tensors, metadata: metadata.pop("provenance"),
+    "no format": lambda tensors, metadata: metadata.pop("format"),
+    "no correction": lambda tensors, metadata: tensors.pop("1.forward"),
+    "no factors": lambda tensors, metadata: tensors.pop("3.left"),
+    "factors of another shape": lambda tensors, metadata: tensors.update({"1.left": torch.zeros(3, 2)}),
+    "whole numbers as factors": lambda tensors, metadata: tensors.update({"1.left": tensors["1.left"].long()}),
+    "a correction that is no code": lambda tensors, metadata: tensors.update({"1.forward": torch.ones(9).byte()}),
+    "a short correction": lambda tensors, metadata: tensors.update({"1.forward": packed(8)}),
+    "a correction of a gigabyte": lambda tensors, metadata: tensors.update({"1.forward": packed(1 << 30)}),
+    "a correction cut short": lambda tensors, metadata: tensors.update({"1.forward": packed(1 << 20)[:-9]}),
+}
+
+
+def packed(size: int) -> torch.Tensor:
+    """So many zeros, compressed."""
+    squeezing = zlib.compressobj()
+    pieces = [squeezing.compress(bytes(min(size, 1 << 20))) for _ in range(max(1, size >> 20))]
+    return torch.frombuffer(bytearray(b"".join([*pieces, squeezing.flush()])), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("call", [apply_patch, revert_patch])
+def test_a_patch_with_a_right_checksum_and_wrong_content_is_refused_by_name(damage, call, patched):
+    """And one that inflates to a gigabyte takes no more memory than the weight it is for."""
+    model, path = tiny("llama"), patched[0]
+    if call is revert_patch:
+        apply_patch(model, path)
+    tensors, metadata = read_tensors(path, PatchError)
+    DAMAGE[damage](tensors, metadata)
+    write_tensors(path, tensors, metadata, PatchError)
+    before = everything(model)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PatchError, match=re.escape(str(path))):
+            call(model, path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()
+    assert_same(everything(model), before)

@@ -14,6 +14,7 @@ from support.mishaps import flip
 from support.weights import same_tensors
 
 from alphaedit_plugin.errors import StoreError
+from alphaedit_plugin.storage.files import atomic
 from alphaedit_plugin.storage.store import ENVIRONMENT, Store
 from alphaedit_plugin.storage.tensors import read_tensors
 
@@ -150,3 +151,56 @@ def test_a_lock_that_cannot_be_taken_is_an_error_that_names_the_cache(store):
     (store.root / "locks" / "busy.lock").mkdir(parents=True)
     with pytest.raises(StoreError, match=str(store.root)), store.lock("busy"):
         pass
+
+
+def test_clearing_removes_a_link_and_never_what_it_leads_to(store, tmp_path):
+    """An entry, a model, a whole kind, and one that leads nowhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    outside = Store(elsewhere)
+    outside.put("kind", RECIPE, TENSORS)
+    (elsewhere / "model").mkdir()
+    (elsewhere / "model" / "weights").write_bytes(b"precious")
+    store.put("kind", {"n": 2}, TENSORS)
+    (store.root / "models").mkdir()
+    (store.root / "models" / "linked").symlink_to(elsewhere / "model")
+    (store.root / "kind" / "a.safetensors").symlink_to(outside.path("kind", RECIPE))
+    (store.root / "kind" / "b.safetensors").symlink_to(tmp_path / "nowhere")
+    (store.root / "text").symlink_to(elsewhere / "kind")
+    assert len(store.entries()) >= 4
+    store.clear()
+    assert store.entries() == []
+    assert not [path for path in store.root.rglob("*") if path.is_symlink()]
+    assert (elsewhere / "model" / "weights").read_bytes() == b"precious"
+    assert same_tensors(outside.get("kind", RECIPE), TENSORS)
+
+
+def test_clearing_leaves_what_is_just_being_written(store):
+    store.put("kind", RECIPE, TENSORS)
+    path = store.path("kind", {"n": 2})
+    with atomic(path, StoreError) as temporary:
+        store.clear()
+        assert temporary.exists()
+        temporary.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_an_entry_that_is_there_is_read_without_writing_anything(store):
+    """So from a cache that may only be read."""
+    store.put("kind", RECIPE, TENSORS)
+    before = sorted(store.root.rglob("*"))
+    found = store.get_or_make("kind", {0: RECIPE}, lambda _missing: pytest.fail("made again"))
+    assert same_tensors(found[0], TENSORS)
+    assert sorted(store.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 100_000, b"[]", b'{"__metadata__": 3}', b'{"__metadata__": {"alphaedit": "[1]"}}']
+)
+def test_entries_whose_header_says_nothing_are_listed_and_cleared(header, store):
+    store.put("kind", RECIPE, TENSORS)
+    store.path("kind", RECIPE).write_bytes(len(header).to_bytes(8, "little") + header)
+    (entry,) = store.entries()
+    assert entry.recipe == {}
+    store.clear()
+    assert store.entries() == []

@@ -117,3 +117,12 @@ def test_a_failure_of_the_last_step_leaves_the_old_file_and_nothing_else(path, m
         write_tensors(path, {"a": torch.zeros(1)}, {}, StatisticsError)
     assert path.read_bytes() == before
     assert list(path.parent.glob(".*")) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{", '{"a":' * 100_000])
+def test_metadata_that_is_no_mapping_is_refused_by_name_though_its_checksum_is_right(text, tmp_path):
+    plain = {"a": torch.ones(2)}
+    metadata = {"alphaedit": text, "sha256": tensors._checksum(plain, text)}
+    save_file(plain, tmp_path / "file.safetensors", metadata=metadata)
+    with pytest.raises(StoreError, match=r"file\.safetensors"):
+        read_tensors(tmp_path / "file.safetensors", StoreError)

@@ -1,7 +1,10 @@
-"""What can go wrong: a file is cut short or a bit of it flipped; an interrupt comes that nothing catches."""
+"""What can go wrong: a file is cut or a bit of it flipped; a disk is full; an interrupt comes that nothing catches."""
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,3 +22,14 @@ def flip(path: Path, place: int = -1, bits: int = 1) -> None:
 
 class Interrupted(BaseException):
     """What no `except Exception` catches, as a user's Ctrl-C."""
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Within the block this process can write no file of more bytes: as on a disk that is full, every library fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores the signal, so that writing fails
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
