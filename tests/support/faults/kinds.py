@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .interrupts import Interrupts
 from .kills import Kills
 from .kind import Kind
 
-KINDS: tuple[type[Kind], ...] = (Kills,)
+KINDS: tuple[type[Kind], ...] = (Kills, Interrupts)
 
 
 def chosen(names: Sequence[str]) -> list[type[Kind]]:
