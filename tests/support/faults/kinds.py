@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .flips import FLIPS
 from .interrupts import Interrupts
 from .kills import Kills
 from .kind import Kind
 
-KINDS: tuple[type[Kind], ...] = (Kills, Interrupts)
+KINDS: tuple[type[Kind], ...] = (Kills, Interrupts, *FLIPS)
 
 
 def chosen(names: Sequence[str]) -> list[type[Kind]]:
