@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import random
 import shutil
@@ -15,9 +16,11 @@ import torch
 
 from alphaedit_plugin import AlphaEditError, Hyperparameters, NullSpaces, apply_patch, load_facts
 from alphaedit_plugin.comparison.run_folder import read_run
+from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.storage.store import Store
 from support.comparing import compared, facts_of, timeless
+from support.scoring import RECORD
 from support.tiny import tiny
 from support.tokenizer import VOCABULARY
 from support.weights import everything
@@ -115,7 +118,10 @@ class OfSession(Flips):
         session = bench.resume(folder / "session")
         try:
             stood = (bench.cases(session), [vars(fact) for fact in session.facts], everything(session.model))
-            bench.edit(session, bench.FACTS[9])
+            try:
+                bench.edit(session, bench.FACTS[9])
+            except AlphaEditError as failure:
+                raise AssertionError(f"it resumed, but cannot go on: {failure}") from failure
             return *stood, everything(session.model), session.hyperparameters, str(session.variant)
         finally:
             bench.close(session)
@@ -230,10 +236,6 @@ class FactsFiles(ForHumans):
     name, file = "flips/facts.json", "facts.json"
 
     def make(self, folder: Path, number: int) -> None:
-        from support.scoring import RECORD
-
-        import json
-
         (folder / "facts.json").write_text(json.dumps([RECORD] * 2, ensure_ascii=False), encoding="utf-8")
 
     def read(self, folder: Path) -> Any:
@@ -258,8 +260,6 @@ class Taste:
 
 def run_of(folder: Path | None, number: int = 0, **options: Any) -> Any:
     """A comparison of two methods; with another `number`, of other facts."""
-    from alphaedit_plugin.evaluation.fact_scores import FactScores
-
     model = tiny("llama", vocab_size=VOCABULARY)
     facts = facts_of(4)[:2] if number == 0 else facts_of(4)[2:]
     methods = ["memit", "rect"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .compare_kills import CompareKills
 from .flips import FLIPS
+from .fullness import Fullness
+from .guards import Guards
 from .interrupts import Interrupts
 from .kills import Kills
 from .kind import Kind
+from .races import RACES
 
-KINDS: tuple[type[Kind], ...] = (Kills, Interrupts, *FLIPS)
+KINDS: tuple[type[Kind], ...] = (Kills, CompareKills, Interrupts, *FLIPS, Fullness, *RACES, Guards)
 
 
 def chosen(names: Sequence[str]) -> list[type[Kind]]:
