@@ -195,7 +195,7 @@ class Child:
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
 
-    def join(self, patience: float = 120) -> tuple[bool, Any]:
+    def join(self, patience: float = 60) -> tuple[bool, Any]:
         """(whether it ended well, what it returned or the error's text); (False, None) if it was killed."""
         received = b""
         try:

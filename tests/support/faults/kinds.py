@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from .compare_kills import CompareKills
 from .flips import FLIPS
 from .fullness import Fullness
+from .fuzz import Fuzz
 from .guards import Guards
 from .interrupts import Interrupts
 from .kills import Kills
 from .kind import Kind
 from .races import RACES
 
-KINDS: tuple[type[Kind], ...] = (Kills, CompareKills, Interrupts, *FLIPS, Fullness, *RACES, Guards)
+KINDS: tuple[type[Kind], ...] = (Kills, CompareKills, Interrupts, *FLIPS, Fullness, Fuzz, *RACES, Guards)
 
 
 def chosen(names: Sequence[str]) -> list[type[Kind]]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from alphaedit_plugin import guard
-from alphaedit_plugin.errors import GuardError, SessionError
+from alphaedit_plugin.errors import GuardError, SessionError, WrongModelError
 from alphaedit_plugin.storage.store import Store
 from support.spaces import outside
 from support.weights import everything, matrices
@@ -25,14 +25,24 @@ from .flips import rows_of, run_of
 from .kind import Kind
 
 MANY = 8
+PATIENCE = 30  # seconds, of a slow machine
 
 
 def together(count: int, work: Callable[[int, Any], Any]) -> list[Any]:
     """What `work(number, barrier)` returns in each of so many processes; an exception's text fails the attempt."""
     barrier = multiprocessing.get_context("fork").Barrier(count)
-    children = [bench.Child(functools.partial(work, number, barrier)) for number in range(count)]
+
+    def working(number: int) -> Any:
+        try:
+            return work(number, barrier)
+        except BaseException:
+            barrier.abort()  # or the others would wait for this one
+            raise
+
+    children = [bench.Child(functools.partial(working, number)) for number in range(count)]
     answers = [child.join() for child in children]
     wrong = [said for ended, said in answers if not ended]
+    wrong = [said for said in wrong if said and not said.startswith("BrokenBarrier")] or wrong
     assert not wrong, f"{len(wrong)} of {count} processes failed: {wrong[0]}"
     return [said for _, said in answers]
 
@@ -67,7 +77,7 @@ def own(folder: Path, number: int, barrier: Any) -> list[int] | None:
     In a folder without a session yet, the first to save owns it.
     """
     facts = [100 * number + at for at in range(100, 103)]
-    barrier.wait(60)
+    barrier.wait(PATIENCE)
     try:
         if (folder / "session.json").exists():
             session = bench.resume(folder)
@@ -76,12 +86,12 @@ def own(folder: Path, number: int, barrier: Any) -> list[int] | None:
             bench.edit(session, bench.FACTS[facts[0]])
     except SessionError:
         session = None
-    barrier.wait(60)  # the owner holds it until all have asked
+    barrier.wait(PATIENCE)  # the owner holds it until all have asked
     if session is None:
-        barrier.wait(60)
+        barrier.wait(PATIENCE)
         return None
     bench.edit(session, *(bench.FACTS[each] for each in facts if each not in bench.cases(session)))
-    barrier.wait(60)
+    barrier.wait(PATIENCE)
     bench.close(session)
     return facts
 
@@ -138,7 +148,7 @@ def get(root: Path, log: Path, seed: int, seconds: float, _number: int, barrier:
         time.sleep(seconds)
         return {0: {"x": torch.rand(200, generator=torch.Generator().manual_seed(seed))}}
 
-    barrier.wait(60)
+    barrier.wait(PATIENCE)
     return Store(root).get_or_make("covariance", {0: {"seed": seed}}, make)[0]["x"].tolist()
 
 
@@ -161,7 +171,7 @@ class RunRaces(Kind):
 
 
 def run(folder: Path, _number: int, barrier: Any) -> dict[tuple[str, int], str]:
-    barrier.wait(60)
+    barrier.wait(PATIENCE)
     return rows_of(run_of(folder))
 
 
@@ -183,11 +193,11 @@ class GuardRaces(Kind):
         def enter() -> None:
             ready.wait(60)
             try:
-                with guard(model, spaces, check_model=False), torch.no_grad():
+                with guard(model, spaces), torch.no_grad():
                     parameter = model.model.layers[bench.LAYER].mlp.down_proj.weight
                     parameter.add_(torch.randn(weight.shape), alpha=0.01)
                     time.sleep(0.001)
-            except GuardError:
+            except (GuardError, WrongModelError):  # by another thread: guarded, or edited already
                 pass
             except BaseException as failure:
                 wrong.append(failure)
