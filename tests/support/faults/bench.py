@@ -10,8 +10,7 @@ import pickle
 import random
 import select
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,9 @@ def spaces_of(nullity: int = 15) -> NullSpaces:
     return random_spaces(_model(), (LAYER,), nullity)
 
 
-def new_session(model: nn.Module | None = None, method: str = "alphaedit", nullity: int = 15, **options: Any) -> Session:
+def new_session(
+    model: nn.Module | None = None, method: str = "alphaedit", nullity: int = 15, **options: Any
+) -> Session:
     return Session(
         new_model() if model is None else model,
         tokenizer_of(),
@@ -147,7 +148,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found = []
     for name, was in before.items():
         if now[name] != was:
-            inside = isinstance(was, dict) and sorted(k for k in was.keys() | now[name] if was.get(k) != now[name].get(k))
+            inside = isinstance(was, dict) and sorted(
+                k for k in was.keys() | now[name] if was.get(k) != now[name].get(k)
+            )
             found.append(f"{name} ({inside[0]})" if inside else name)
     return found
 
@@ -212,12 +215,3 @@ class Child:
             os.close(self._answers)
             os.waitpid(self.pid, 0)
         return pickle.loads(received) if received else (False, None)
-
-
-@contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Asserts that the block leaves the model and the process as they were, but for the weights' values."""
-    before = furniture(model)
-    yield
-    changed = differences(before, furniture(model))
-    assert not changed, f"left behind: {', '.join(changed)}"

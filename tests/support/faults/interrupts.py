@@ -253,9 +253,7 @@ def prepare(kind: Interrupts, place: Path) -> Call:
     store = Store(place / "cache")
 
     def made() -> None:
-        NullSpaces.prepare(
-            model, bench.tokenizer_of(), [bench.LAYER], nullity=10, corpus=text, tokens=240, store=store
-        )
+        NullSpaces.prepare(model, bench.tokenizer_of(), [bench.LAYER], nullity=10, corpus=text, tokens=240, store=store)
 
     return Call(model, made, quiet=True)
 

@@ -23,9 +23,8 @@ class Kills(Kind):
     promise = "a session that is killed resumes to exactly its first facts, and ends as one that was not"
     full = LEGS * KILLS
 
-    def __init__(self, shared: Path, legs: int = LEGS) -> None:
-        super().__init__(shared)
-        self.legs = legs
+    legs = LEGS
+    """Fewer make a shorter session."""
 
     def attempt(self, seed: int, place: Path) -> int:
         """A leg of the 500 edits: from a place where the uninterrupted session stood to the next, with kills between.
@@ -35,7 +34,7 @@ class Kills(Kind):
         """
         chance = random.Random(seed)
         leg = seed % self.legs
-        course = self._course(self.legs)
+        course = self.course
         folder = place / "session"
         if leg:
             shutil.copytree(self.shared / str(leg * LEG), folder)
@@ -61,13 +60,13 @@ class Kills(Kind):
         assert len(files) == last, f"{len(files)} files for {last} batches"
         return killed
 
-    @functools.cache  # noqa: B019: a kind lives as long as its campaign
-    def _course(self, legs: int) -> list[dict]:
+    @functools.cached_property
+    def course(self) -> list[dict]:
         """The weights after each fact of a session that nobody disturbs; its folder at the beginning of each leg."""
         folder = self.shared / "undisturbed"
         session = bench.new_session(autosave=folder)
         course = [everything(session.model)]
-        for number in range(legs * LEG):
+        for number in range(self.legs * LEG):
             if number and number % LEG == 0:
                 shutil.copytree(folder, self.shared / str(number), ignore=shutil.ignore_patterns("*lock"))
             bench.edit(session, bench.FACTS[number])

@@ -49,7 +49,9 @@ def together(count: int, work: Callable[[int, Any], Any]) -> list[Any]:
 
 class FolderRaces(Kind):
     name = "races/session"
-    promise = "of processes that want one session folder, one has it; the others are refused, and its edits alone are there"
+    promise = (
+        "of processes that want one session folder, one has it; the others are refused, and its edits alone are there"
+    )
     full = 30 * MANY
 
     def attempt(self, seed: int, place: Path) -> int:
