@@ -139,7 +139,7 @@ def furniture(model: nn.Module) -> dict[str, Any]:
 
 
 def random_states() -> tuple[Any, ...]:
-    numpy = np.random.get_state()  # noqa: NPY002: it is the global state that must not change
+    numpy = np.random.get_state()  # noqa: NPY002  # the global state must not change
     return (random.getstate(), numpy[1].tolist(), numpy[2], torch.get_rng_state().tolist())
 
 

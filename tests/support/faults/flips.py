@@ -93,10 +93,12 @@ class Flips(Kind):
         try:
             found = self.read(folder)
         except AlphaEditError as failure:
-            named = (str(file), file.name, str(file.parent), str(folder / "session"))
-            assert any(name in str(failure) for name in named), f"the error does not name {within}: {failure}"
+            said = str(failure)
+        else:
+            assert self.right(found, expected), f"{within}: silently another result"
             return 1
-        assert self.right(found, expected), f"{within}: silently another result"
+        named = (str(file), file.name, str(file.parent), str(folder / "session"))
+        assert any(name in said for name in named), f"the error does not name {within}: {said}"
         return 1
 
 

@@ -77,10 +77,7 @@ class Kills(Kind):
 
 def work(folder: Path, last: int, course: list[dict]) -> None:
     """Go on where the session stands, up to `last` facts. Raises AssertionError if it stands nowhere in the course."""
-    if (folder / "session.json").exists():
-        session = bench.resume(folder)
-    else:
-        session = bench.new_session(autosave=folder)
+    session = bench.resume(folder) if (folder / "session.json").exists() else bench.new_session(autosave=folder)
     count = len(session.facts)
     assert bench.cases(session) == list(range(count)), f"resumed as {bench.cases(session)}"
     assert bench.same(everything(session.model), course[count]), f"other weights after {count} facts"
