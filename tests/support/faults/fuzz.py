@@ -22,15 +22,17 @@ from .kind import Kind
 
 TEXTS = (
     "", " ", "{}", "{} {}", "{", "{0}", "%s", "\x00", "a\x00b", "\x1b[2J\x1b]0;x\x07", "\ud800", "a\udfffb",
-    "\u202eabc", "عاصمة فرنسا", "🗼👩‍🔬", "e\u0301" * 50, "\ufeff", "\r\n\u2028", "x" * 10_000, "<s></s>", "../../x", "'; --", "NaN",
-    "null", "1e400", "The capital of {} is", "France", "Rome", " Rome ", "\u00a0", "\u200b",
+    "\u202eabc", "عاصمة فرنسا", "🗼👩‍🔬", "e\u0301" * 50, "\ufeff", "\r\n\u2028", "x" * 10_000, "<s></s>",
+    "../../x", "'; --", "NaN", "null", "1e400", "The capital of {} is", "France", "Rome", " Rome ", "\u00a0",
+    "\u200b",
 )  # fmt: skip
 NUMBERS = (0, -1, 1, 2**63, 10**400, -(10**30), 0.0, -0.0, float("nan"), float("inf"), 1e-320, True, False, None)
 YAML = (
     "layers: !!int x", "layers: !!float nan.", "layers: !!timestamp 99", "&a [*a]", "a: &a\n  b: *a",
-    "layers: [" * 2000, "{" * 2000, "layers: !!python/object/apply:os.system ['true']", "\x00", "layers: [4]\nlayers: [5]", "? [a]\n: b",
-    "- 1", "layers: 1e400", "layers: 0x" + "f" * 500, "%YAML 9.9\n---\na: b", "\ud800", "layers: !!binary x",
-    "!!set {a}", "layers: !!omap 3", "v_lr: .nan", "v_lr: 1_0", "layers: 2020-99-99", "<<: 3", "null_space: {threshold: [1]}",
+    "layers: [" * 2000, "{" * 2000, "layers: !!python/object/apply:os.system ['true']", "\x00",
+    "layers: [4]\nlayers: [5]", "? [a]\n: b", "- 1", "layers: 1e400", "layers: 0x" + "f" * 500,
+    "%YAML 9.9\n---\na: b", "\ud800", "layers: !!binary x", "!!set {a}", "layers: !!omap 3", "v_lr: .nan",
+    "v_lr: 1_0", "layers: 2020-99-99", "<<: 3", "null_space: {threshold: [1]}",
 )  # fmt: skip
 
 
