@@ -26,8 +26,9 @@ from ..errors import AlphaEditError, SessionError, SessionInUseError
 from ..nullspace.covariance import Covariance, packed_by_layer, unpacked_by_layer
 from ..nullspace.null_spaces import NullSpaces
 from ..restoring import restoring
+from ..storage.files import file_digest
 from ..storage.json_file import read_json, write_json
-from ..storage.tensors import read_tensors, write_tensors
+from ..storage.tensors import read_tensors, stored_checksum, write_tensors
 from .batch import Batch
 
 MANIFEST = "session.json"
@@ -39,7 +40,7 @@ _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER = (
     "tokenizer",
 )
 _PARTS = (MANIFEST, _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER)
-_LOCK, _OWNER = ".lock", ".owner.json"
+_LOCK, _OWNER = ".lock", "owner.json"
 _BATCH_NAME = re.compile(r"\d{6,}(-\d+)?\.safetensors")
 _PATIENCE = 5
 """How often a folder is read again because its owner saved meanwhile."""
@@ -80,6 +81,7 @@ class SessionFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._names: dict[Batch, str] = {}  # file names of the batches known to be in this folder
+        self._sums: dict[str, str] = {}  # checksums of the files that the manifest vouches for, by name
         self._known: set[str] = set()  # stamps of the manifests that this object read, wrote, or was about to write
         self._lock: FileLock | None = None
         self._process = os.getpid()
@@ -177,7 +179,7 @@ class SessionFolder:
                 )
             fresh = [path for path in map(self.path.joinpath, _PARTS) if found is None and not path.exists()]
             if found is None:
-                self._names = {}
+                self._names, self._sums = {}, {}
             try:
                 if found is None:
                     self._save_foundations(tokenizer, covariances, null_spaces)
@@ -207,12 +209,13 @@ class SessionFolder:
         while (self._batches / name).exists():  # the file of a batch undone since, or of one not yet in the manifest
             taken += 1
             name = f"{index:06d}-{taken}.safetensors"
-        write_tensors(self._batches / name, *batch.packed(), SessionError)
+        self._sums[name] = write_tensors(self._batches / name, *batch.packed(), SessionError)
         return name
 
     def _save_manifest(self, values: Mapping[str, Any], names: Sequence[str]) -> str:
         """Write the manifest: only from now on does the folder hold the batches of these names. Returns its stamp."""
-        manifest = {"format": FORMAT, **values, "batches": list(names)}
+        sums = {name: self._sums[name] for name in (*names, _TOKENIZER) if name in self._sums}
+        manifest = {"format": FORMAT, **values, "batches": list(names), "sums": sums}
         stamp = _stamp(manifest)
         self._known |= {stamp}  # before it is written: an interrupt may come right after
         write_json(self.path / MANIFEST, manifest, SessionError)
@@ -238,6 +241,7 @@ class SessionFolder:
             tokenizer.save_pretrained(self.path / _TOKENIZER)
         except Exception as failure:  # tokenizers raises no type of its own
             raise SessionError(f"cannot save the tokenizer to {self.path / _TOKENIZER}: {failure}") from failure
+        self._sums[_TOKENIZER] = _sum_of_folder(self.path / _TOKENIZER)
 
     # -------------------------------------------------------------------------------------------------- reading
 
@@ -271,14 +275,15 @@ class SessionFolder:
             if len({*names}) < len(names) or not all(_BATCH_NAME.fullmatch(name) for name in names):
                 raise ValueError("a batch's name is no plain file name, or occurs twice")
             chat = ChatTemplate(**values["chat"]) if "chat" in values else None
+            sums = {str(name): str(sum_) for name, sum_ in values.get("sums", {}).items()}  # none in version 0.1
             projects, _ = bool(values["null_spaces"]), (values["model"], values["dtype"])
-        batches = [self._load_batch(name) for name in names]
+        batches = [self._load_batch(name, sums.get(name)) for name in names]
         with _reading(self.path / _COVARIANCES):
             needed = variant.needs_covariances
             covariances = unpacked_by_layer(self._tensors(_COVARIANCES)) if needed else {}
         with _reading(self.path / _NULL_SPACES):
             null_spaces = NullSpaces.load(self.path / _NULL_SPACES) if projects else None
-        self._names = dict(zip(batches, names, strict=True))
+        self._names, self._sums = dict(zip(batches, names, strict=True)), sums
         return Saved(
             variant,
             hyperparameters,
@@ -301,11 +306,15 @@ class SessionFolder:
         with _reading(path):
             if not path.is_dir():  # otherwise the path would be read as a name on the hub
                 raise FileNotFoundError("there is no such folder")
+            if self._sums.get(_TOKENIZER, found := _sum_of_folder(path)) != found:
+                raise ValueError("it is not the tokenizer that was saved")
             return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
-    def _load_batch(self, name: str) -> Batch:
+    def _load_batch(self, name: str, expected: str | None) -> Batch:
         path = self._batches / name
         tensors, metadata = read_tensors(path, SessionError)
+        if expected not in (None, stored_checksum(path, SessionError)):
+            raise SessionError(f"{path} is not the batch that {MANIFEST} names, but another one")
         if "layers" not in metadata or "requests" not in metadata:
             raise SessionError(f"{path} holds no batch of a session: it is another kind of file of ours")
         with _reading(path):
@@ -333,6 +342,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _stamp(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sum_of_folder(folder: Path) -> str:
+    digests = [f"{path.relative_to(folder)} {file_digest(path, SessionError)}" for path in sorted(folder.rglob("*.*"))]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:
