@@ -9,15 +9,16 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from ..errors import AlphaEditError
+from ..restoring import swapping
 
 
-@contextmanager
+@swapping
 def atomic(path: Path, error: type[AlphaEditError]) -> Iterator[Path]:
     """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is removed otherwise.
 

@@ -64,7 +64,10 @@ class Store:
         if not path.exists():
             return None
         try:
-            return read_tensors(path, StoreError)[0]
+            tensors, metadata = read_tensors(path, StoreError)
+            if metadata.get("recipe") != json.loads(json.dumps(dict(recipe))):
+                raise StoreError(f"{path} was not made from what its name says: it is another entry of the cache")
+            return tensors
         except StoreError as failure:
             log.warning("%s; it is computed anew", failure)
             with suppress(OSError):  # a cache that may only be read

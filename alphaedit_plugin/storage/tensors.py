@@ -27,8 +27,8 @@ def tensor_digest(tensor: Tensor) -> str:
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], error: type[AlphaEditError]
-) -> None:
-    """Write a safetensors file whose header holds `metadata` as JSON and a sha256 of everything.
+) -> str:
+    """Write a safetensors file whose header holds `metadata` as JSON and a sha256 of everything, which is returned.
 
     Raises `error`, naming the file, if it cannot be written.
     """
@@ -38,8 +38,19 @@ def write_tensors(
         seen = {other.data_ptr() for other in plain.values()}
         plain[name] = value.clone() if value.data_ptr() in seen else value  # safetensors refuses shared memory
     text = json.dumps(metadata, sort_keys=True)
+    checksum = _checksum(plain, text)
     with atomic(path, error) as temporary:
-        save_file(plain, temporary, metadata={"alphaedit": text, "sha256": _checksum(plain, text)})
+        save_file(plain, temporary, metadata={"alphaedit": text, "sha256": checksum})
+    return checksum
+
+
+def stored_checksum(path: Path, error: type[AlphaEditError]) -> str | None:
+    """The checksum that the file's header holds; whether it is right, `read_tensors` says."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as failure:
+        raise error(f"cannot read {path}: {failure}. Is it complete? Delete it and make it again") from failure
 
 
 def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Tensor], dict[str, Any]]:

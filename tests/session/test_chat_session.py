@@ -61,7 +61,7 @@ def test_a_chat_is_resumed_as_it_was_whatever_becomes_of_the_template(chatty, tm
     other = copy.deepcopy(chatty)
     other.chat_template = "another {{ messages[0].content }}"
     for tokenizer in (None, chatty, other, Chat.of(other)):
-        resumed = Session.resume(tmp_path / "s", model_of(), tokenizer)
+        resumed = Session.resume(tmp_path / "s", model_of(), tokenizer, read_only=True)
         assert_same(everything(resumed.model), everything(half.model))
         assert resumed.tokenizer.template == whole.tokenizer.template
     whole.edit(REQUESTS[2:])

@@ -201,14 +201,23 @@ def test_settings_that_are_not_those_of_the_beginning_are_found_when_resuming(sa
         Session.resume(saved, model_of_kind())
 
 
-def test_a_batch_of_another_session_does_not_pass_for_rounding(saved, tokenizer, tmp_path):
+@pytest.mark.parametrize("vouched", [True, False], ids=["sums", "no sums"])
+def test_a_batch_of_another_session_does_not_pass_for_rounding(vouched, saved, tokenizer, tmp_path):
     edited("llama", tokenizer, "alphaedit", 3, 4, 5).save(tmp_path / "other")
     name = manifest(saved)["batches"][1]
     shutil.copy(tmp_path / "other" / "batches" / name, saved / "batches" / name)
+    if not vouched:
+        rewritten(saved, sums={})
     model = model_of_kind()
-    with pytest.raises(SessionError, match="does not lead to the weights"):
+    with pytest.raises(SessionError, match="not the batch that" if vouched else "does not lead to the weights"):
         Session.resume(saved, model)
     assert_same_session(session_of(model, tokenizer, "alphaedit"), session_of(model_of_kind(), tokenizer, "alphaedit"))
+
+
+def test_another_tokenizer_in_the_folder_is_found(saved, bos_tokenizer):
+    bos_tokenizer.save_pretrained(saved / "tokenizer")
+    with pytest.raises(SessionError, match="not the tokenizer that was saved"):
+        Session.resume(saved, model_of_kind())
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama bfloat16"])

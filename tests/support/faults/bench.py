@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import os
 import pickle
 import random
@@ -81,7 +80,7 @@ def edit(session: Session, *facts: dict[str, Any]) -> None:
 
 def close(session: Session) -> None:
     """Let go of the session's folder."""
-    getattr(session, "close", lambda: None)()
+    session.close()
 
 
 def resume(folder: Path, model: nn.Module | None = None, **options: Any) -> Session:
@@ -90,8 +89,7 @@ def resume(folder: Path, model: nn.Module | None = None, **options: Any) -> Sess
 
 def look(folder: Path, model: nn.Module | None = None) -> Session:
     """The session in a folder, without owning it."""
-    own = {"read_only": True} if "read_only" in inspect.signature(Session.resume).parameters else {}
-    return resume(folder, model, **own)
+    return resume(folder, model, read_only=True)
 
 
 def cases(session: Session) -> list[Any]:
