@@ -10,7 +10,6 @@ from rich.markup import escape
 
 from ..errors import PatchError, StoreError
 from .console import console
-from .exporting import writing
 from .loading import loaded
 from .options import Loading, Place
 
@@ -36,8 +35,7 @@ def apply(
 
     edited, tokenizer = loaded(model, loading)
     about = revert_patch(edited, patch) if revert else apply_patch(edited, patch, check_model=not force)
-    with writing(out):
-        save_model(edited, tokenizer, out)
+    save_model(edited, tokenizer, out)
     done = "taken out of" if revert else "applied to"
     facts = about.get("facts")
     count = len(facts) if isinstance(facts, list) else "unknown"

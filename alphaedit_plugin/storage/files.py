@@ -7,9 +7,10 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -27,25 +28,78 @@ def atomic(path: Path, error: type[AlphaEditError]) -> Iterator[Path]:
     """
     temporary, held = None, None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        held, temporary = _begun(path)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as failure:
-        raise error(
-            f"cannot write {path}: {failure}. Free some space or choose another place; nothing was changed"
-        ) from failure
-    except UnicodeEncodeError as failure:
-        raise error(
-            f"cannot write {path}: {failure}. The text holds half a character; nothing was changed"
-        ) from failure
+        with _saying(path, error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path)
+            held, temporary = _begun(path)
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if held is not None:
             os.close(held)
+
+
+@swapping
+def atomic_folder(path: Path, error: type[AlphaEditError]) -> Iterator[Path]:
+    """Yield a new folder beside `path`. It replaces `path` if the block succeeds, and is removed otherwise.
+
+    Errors and leftovers are dealt with as by `atomic`, also what tokenizers raises on a full disk. A process that is
+    killed between the two renames at the end leaves the previous folder beside the place, under a name that says so.
+    """
+    temporary, held = None, None
+    try:
+        with _saying(path, error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path)
+            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{_prefix(path)}{_here()}.", suffix=path.suffix))
+            held = os.open(temporary, os.O_RDONLY)
+            with suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX)
+            new = temporary / "new"
+            new.mkdir()
+            yield new
+            _replace_folder(path, new, temporary)
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _replace_folder(path: Path, new: Path, temporary: Path) -> None:
+    """Put `new` in the place of `path`; what was there goes with `temporary`, or returns if this fails."""
+    old = path.with_name(f"{path.name}.before")
+    if not path.exists():
+        new.rename(path)
+        return
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    old.rename(temporary / "old")
+
+
+@contextmanager
+def _saying(path: Path, error: type[AlphaEditError]) -> Iterator[None]:
+    """Raises `error`, naming the path, for what a full disk or a wrong place makes of writing it."""
+    try:
+        yield
+    except UnicodeEncodeError as failure:
+        raise error(
+            f"cannot write {path}: {failure}. The text holds half a character; nothing was changed"
+        ) from failure
+    except Exception as failure:
+        plain = type(failure) is Exception  # as tokenizers raises
+        if not (plain or isinstance(failure, OSError | SafetensorError)):
+            raise
+        raise error(
+            f"cannot write {path}: {failure}. Free some space or choose another place; nothing was changed"
+        ) from failure
 
 
 def _begun(path: Path) -> tuple[int, Path]:
@@ -72,12 +126,12 @@ def remove_leftovers(path: Path) -> None:
 
 
 def remove_leftover(temporary: Path) -> None:
-    """Remove one temporary file, unless its writer lives."""
+    """Remove one temporary file or folder, unless its writer lives."""
     with suppress(OSError):
-        held = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+        held = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
         finally:
             os.close(held)
 

@@ -117,7 +117,7 @@ class Store:
         found = [
             Entry("models", folder, {"model": folder.name}, _size(folder))
             for folder in self.root.glob("models/*")
-            if folder.is_dir() or folder.is_symlink()
+            if (folder.is_dir() or folder.is_symlink()) and not folder.name.startswith(".")
         ]
         for path in self.root.glob("*/*.safetensors"):
             if path.name.startswith("."):
@@ -135,7 +135,7 @@ class Store:
         try:
             for folder in [each for each in self.root.glob("*") if each.is_symlink() and kind in (None, each.name)]:
                 folder.unlink()
-            for leftover in self.root.glob("*/.*.safetensors"):
+            for leftover in self.root.glob("*/.*"):
                 if not leftover.parent.is_symlink():
                     remove_leftover(leftover)
             for entry in self.entries():

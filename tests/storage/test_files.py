@@ -10,11 +10,12 @@ import signal
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from support.processes import exit_code_of
 
 from alphaedit_plugin.errors import StoreError
 from alphaedit_plugin.storage import files
-from alphaedit_plugin.storage.files import atomic, check_place, write_text
+from alphaedit_plugin.storage.files import atomic, atomic_folder, check_place, write_text
 
 
 def test_text_is_written_atomically_too(tmp_path, monkeypatch):
@@ -126,3 +127,52 @@ def test_a_folder_without_permission_to_write_is_named(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(StoreError, match="permission"):
         check_place(tmp_path / "closed" / "new" / "file", StoreError)
+
+
+# -------------------------------------------------------------------------------------------------------- folders
+
+
+def written_folder(path: Path, text: str) -> None:
+    with atomic_folder(path, StoreError) as new:
+        (new / "a.txt").write_text(text)
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    written_folder(tmp_path / "f", "one")
+    (tmp_path / "f" / "of mine.txt").write_text("from before")
+    written_folder(tmp_path / "f", "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert [path.read_text() for path in (tmp_path / "f").iterdir()] == ["two"]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left"), SafetensorError("full"), Exception("No space left")])
+def test_a_folder_that_cannot_be_written_leaves_the_one_before(failure, tmp_path):
+    written_folder(tmp_path / "f", "one")
+
+    def write() -> None:
+        with atomic_folder(tmp_path / "f", StoreError) as new:
+            (new / "a.txt").write_text("half")
+            raise failure
+
+    with pytest.raises(StoreError, match=r"/f: .*Free some space"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f" / "a.txt").read_text() == "one"
+
+
+def test_the_next_folder_removes_what_a_killed_writer_left(tmp_path):
+    def work() -> None:
+        with atomic_folder(tmp_path / "f", StoreError) as new:
+            (new / "a.txt").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert exit_code_of(work) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    written_folder(tmp_path / "f", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_an_error_of_somebody_elses_in_the_block_is_theirs(tmp_path):
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "f", StoreError):
+        raise KeyError("a name")
+    assert list(tmp_path.iterdir()) == []
