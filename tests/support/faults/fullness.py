@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 import resource
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from alphaedit_plugin import AlphaEditError, write_report
+from alphaedit_plugin.model.loading import save_model
 from alphaedit_plugin.report.export import export
 from alphaedit_plugin.storage.store import Store
 from support.comparisons import comparison
@@ -138,6 +138,19 @@ def lora(_kind: Fullness, folder: Path) -> Writing:
     return Writing(lambda: session.to_lora(folder), 2_000, session.model)
 
 
+@writing("model folder")
+def model_folder(_kind: Fullness, folder: Path) -> Writing:
+    session = edited()
+    return Writing(lambda: save_model(session.model, session.tokenizer, folder / "model"), 100_000, session.model)
+
+
+@writing("model folder over another")
+def model_folder_again(_kind: Fullness, folder: Path) -> Writing:
+    session = edited()
+    save_model(session.model, session.tokenizer, folder / "model")
+    return Writing(lambda: save_model(session.model, session.tokenizer, folder / "model"), 100_000, session.model)
+
+
 @writing("null spaces")
 def null_spaces(_kind: Fullness, folder: Path) -> Writing:
     return Writing(lambda: bench.spaces_of().save(folder / "spaces.safetensors"), 5_000)
@@ -152,9 +165,7 @@ def cache(_kind: Fullness, folder: Path) -> Writing:
 
 
 @writing("compare")
-def compare(kind: Fullness, folder: Path) -> Writing:
-    if kind.shared.joinpath("cell").exists():
-        shutil.copytree(kind.shared / "cell", folder)
+def compare(_kind: Fullness, folder: Path) -> Writing:
     return Writing(lambda: run_of(folder), 10_000)
 
 
