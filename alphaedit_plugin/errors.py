@@ -53,6 +53,10 @@ class SessionError(AlphaEditError):
     """A session cannot be saved or resumed; model and files are unchanged."""
 
 
+class SessionDamagedError(SessionError):
+    """A session's folder holds something else than what was saved there."""
+
+
 class SessionInUseError(SessionError):
     """A session's folder belongs to another Session, in this process or another one; nothing was changed."""
 

@@ -80,6 +80,8 @@ class Restoring(contextlib.AbstractContextManager[T_co], contextlib.ContextDecor
                 pass
             finally:
                 self._release()
+            if not isinstance(failure, KeyboardInterrupt):
+                self._deliver()
             if isinstance(failure, StopIteration):
                 raise RuntimeError("the generator did not yield") from None
             raise

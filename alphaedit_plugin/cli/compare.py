@@ -214,6 +214,8 @@ def compare(
         command=("alphaedit", *arguments),
     )
 
+    damaged: set[Path] = set()
+
     def begin(name: str) -> tuple[Any, Any]:
         """Called once all that was asked for has been read and checked."""
         if not worker:
@@ -221,11 +223,14 @@ def compare(
             write_run_file(folder / NAME, model, *options)
         return loaded(name, loading)
 
-    with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker]):
-        campaign.run(begin, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder), folder))
+    with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker]) as wait_for_helpers:
+        campaign.run(
+            begin, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder, damaged), folder)
+        )
+        wait_for_helpers()
     if worker:
         return
-    comparisons = read_run(folder)
+    comparisons = read_run(folder, damaged)
     export(comparisons, folder)
     for comparison in comparisons:
         console.print(table(comparison))

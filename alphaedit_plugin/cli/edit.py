@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -44,11 +45,9 @@ def edit(
     check_place(out, SessionError, folder=True)
     from tqdm.auto import tqdm
 
-    from ..editors.chat import chat_identity
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
-    from ..model.fingerprint import model_name
-    from ..session.folder import is_session
+    from ..session.folder import is_session, read_manifest
     from ..session.session import Session
     from .preparing import Prepared
 
@@ -56,17 +55,18 @@ def edit(
     variant = Variant.parse(method)
     folder = out / SESSION
     if is_session(folder):
-        session = resumed(folder, loading, quiet)
-        if (str(session.variant), model_name(session.model)) != (str(variant), model):
+        begun = read_manifest(folder)
+        if (begun["method"], begun["model"]) != (str(variant), model):
             raise SessionError(
-                f"{out} holds a session of {session.variant} on {model_name(session.model)}, not of {variant} on "
-                f"{model}: choose another folder"
+                f"{out} holds a session of {begun['method']} on {begun['model']}, not of {variant} on {model}: choose "
+                "another folder"
             )
-        if bool(chat_identity(session.tokenizer)) != chat:
+        if ("chat" in begun) != chat:
             raise SessionError(
                 f"{out} holds a session {'without' if chat else 'with'} --chat: go on in the same way, or choose "
                 "another folder"
             )
+        session = resumed(folder, loading, quiet)
     else:
         ready = Prepared.of(method, model, preparing, loading, quiet)
         session = Session(
@@ -79,18 +79,21 @@ def edit(
             chat=chat,
             progress=not quiet,
         )
-    todo = session.to_do(requests)
-    if len(todo) < len(requests):
-        console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
-    batches = [todo[start : start + batch] for start in range(0, len(todo), batch)]
-    for facts_of_batch in batches:
+    with session:
+        todo = session.to_do(requests)
+        if len(todo) < len(requests):
+            console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
+        # The file's batches: what is in the session already does not bring together what the file keeps apart.
+        batches = [[requests[i] for i in same] for _, same in groupby(todo, lambda position: position // batch)]
         if not allow_failures:
-            session.check(facts_of_batch)
-    with tqdm(total=len(todo), desc=visible(str(variant)), unit="fact", disable=quiet) as bar:
-        for facts_of_batch in batches:
-            bar.update(len(session.edit(facts_of_batch, on_failure="allow")))
-    export(session, out, lora=lora, whole=not lora)
-    verdicts = session.verdicts([*{request.text: request for request in requests}.values()])  # those in force
+            for each in batches:
+                session.check(each)
+        with tqdm(total=len(todo), desc=visible(str(variant)), unit="fact", disable=quiet) as bar:
+            for each in batches:
+                bar.update(len(session.edit(each, on_failure="allow")))
+        export(session, out, lora=lora, whole=not lora)
+        in_force = {request.text: request for request in requests}
+        verdicts = session.verdicts([*in_force.values()])
     console.print(verdict_table(verdicts))
     if verdicts.failed and not allow_failures:
         sys.exit(FAILED)

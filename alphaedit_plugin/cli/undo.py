@@ -27,7 +27,7 @@ def undo(
     from ..storage.files import check_place
 
     check_place(folder, SessionError, folder=True)
-    session = resumed(folder / SESSION, placing, quiet)
-    for fact in session.undo(batches):
-        console.print(f"undone: {escape(fact.text)} → {escape(fact.target_new)}")
-    export(session, folder)
+    with resumed(folder / SESSION, placing, quiet) as session:
+        for fact in session.undo(batches):
+            console.print(f"undone: {escape(fact.text)} → {escape(fact.target_new)}")
+        export(session, folder)

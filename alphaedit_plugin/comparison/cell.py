@@ -16,13 +16,14 @@ from torch import nn
 
 from .. import __version__
 from ..editors.chat import chat_identity
-from ..errors import CompareError, EditError
+from ..errors import CompareError, EditError, SessionInUseError
 from ..evaluation.measure import Measure, Measured
 from ..model.decoder import Decoder
 from ..model.fingerprint import fingerprints
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
 from ..session.change import Change
+from ..session.folder import batches_in
 from ..storage.tensors import tensor_digest
 from .contender import Entry, Ground, Stop, Workplace
 from .course import Checkpoint, Course
@@ -147,7 +148,8 @@ class Cell:
                         continue
                     try:
                         self._edit(group)
-                    except EditError as failure:  # a method that ruins its model is a result: continue with the others
+                    except (EditError, SessionInUseError) as failure:
+                        # A method that ruins its model is a result, and who has its session open loses that row.
                         names = ", ".join(entry.name for entry in group)
                         log.warning("%s: %s. Its row is left out", names, failure)
                         failed = {
@@ -176,8 +178,11 @@ class Cell:
         group = [entry for entry in group if not all(self._is_measured(entry.name, at) for at in checkpoints)]
         if group:
             self._run(group)
-        if self.place.session is not None and not self.keep_sessions:
-            self.folder.finished(self.place.session)
+        if self.place.session is not None:
+            if self.keep_sessions:
+                self.folder.keep(self.place.session)
+            elif group or batches_in(self.place.session) <= checkpoints[-1].batches:  # else it is a longer run's
+                self.folder.finished(self.place.session)
 
     def _run(self, group: Sequence[Entry]) -> None:
         first = group[0]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -28,14 +28,14 @@ def end_with_parent() -> None:
 
 
 @restoring
-def helping(count: int, arguments: Sequence[str]) -> Iterator[None]:
+def helping(count: int, arguments: Sequence[str]) -> Iterator[Callable[[], None]]:
     """Run `alphaedit` with `arguments` in `count` helper processes during the block; all share the processor's cores.
 
-    When the block ends, it waits for the helpers; if it fails, it ends them. A failed helper only causes a warning: the
-    block itself does what the helper left undone.
+    Yields what waits for them; helpers that are left when the block ends are ended. A failed helper only causes a
+    warning: the block itself does what the helper left undone.
     """
     if not count:
-        yield
+        yield lambda: None
         return
     before = torch.get_num_threads()
     threads = max(1, before // (count + 1))
@@ -46,13 +46,16 @@ def helping(count: int, arguments: Sequence[str]) -> Iterator[None]:
         for _ in range(count):  # a helper ends when its standard input closes, so always with this process
             helpers.append(subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
         torch.set_num_threads(threads)
-        yield
-        for helper in helpers:
-            if helper.wait():
-                log.warning("a process of --jobs ended with code %d", helper.returncode)
+        yield lambda: _wait(helpers)
     finally:
         torch.set_num_threads(before)
         for helper in helpers:
             if helper.poll() is None:
                 helper.terminate()
                 helper.wait()
+
+
+def _wait(helpers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for helper in helpers:
+        if helper.wait():
+            log.warning("a process of --jobs ended with code %d", helper.returncode)

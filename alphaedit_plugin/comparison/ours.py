@@ -18,7 +18,7 @@ from ..editors.keys import context_templates
 from ..editors.layered import LayeredEditor
 from ..editors.targets import Targets
 from ..editors.variant import Variant
-from ..errors import SessionError, SessionInUseError
+from ..errors import SessionDamagedError
 from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.snapshot import put_back
@@ -107,11 +107,9 @@ class _OurEntry(Entry):
         if place.session is not None and is_session(place.session):
             try:
                 return self._resumed(place.session, course, place.progress)
-            except SessionInUseError:
-                raise
-            except SessionError as failure:
+            except SessionDamagedError as failure:
                 log.warning("%s. Its edits are made anew", failure)
-                shutil.rmtree(place.session)
+                shutil.rmtree(place.session, ignore_errors=True)
         return self._begun(place), []
 
     def _begun(self, place: Workplace) -> Session:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import CompareError
 from ..evaluation.measure import Estimate, Measured
-from ..storage.files import atomic
+from ..storage.files import atomic, write_text
 from ..storage.json_file import json_bytes, load_json, read_json, write_json
 from ..storage.shape import amount, check_shape, digest, ratio
 from ..storage.tensors import read_tensors, write_tensors
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Read = TypeVar("Read")
 
 SETTINGS, _WEIGHTS = "settings.json", "weights.json"
-_SESSIONS, _SECONDS, _LOCKS = "sessions", "seconds.json", ".locks"
+_SESSIONS, _SECONDS, _LOCKS, _KEPT = "sessions", "seconds.json", ".locks", "kept"
 
 _SETTINGS_SHAPE = {
     "variants": [str],
@@ -58,11 +58,12 @@ class RunFolder:
     time edits a trajectory. Without a path everything stays in memory.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, damaged: set[Path] | None = None) -> None:
+        """`damaged` are files that the log has named already; those that are found are added."""
         self.path = path
         self._measured: dict[tuple[str, int, str], tuple[str, Measured]] = {}
         self._weights: dict[tuple[str, int], dict[str, Any]] = {}
-        self._damaged: set[Path] = set()
+        self._damaged = set() if damaged is None else damaged
 
     def _read(self, path: Path, reader: Callable[[Path], Read]) -> Read | None:
         """What a file holds; None for one that is absent, or damaged, which is said once."""
@@ -169,8 +170,15 @@ class RunFolder:
         """The folder for the session of a trajectory; None in memory."""
         return self.path / _SESSIONS / f"{_file_name(name)}-{identity[:12]}" if self.path is not None else None
 
+    def keep(self, session: Path) -> None:
+        """Keep the session of a trajectory, whatever runs come later."""
+        if session.exists():
+            write_text(session / _KEPT, "by --keep-sessions\n", CompareError)
+
     def finished(self, session: Path) -> None:
-        """Remove a session that is no longer needed: all of its points are measured and saved."""
+        """Remove a session that is no longer needed, as all of its points are measured and saved; unless it is kept."""
+        if (session / _KEPT).exists():
+            return
         shutil.rmtree(session, ignore_errors=True)
         with suppress(OSError):  # other sessions lie there, or another process was quicker
             session.parent.rmdir()
@@ -209,12 +217,14 @@ def keep_spent(session: Path, seconds: Sequence[float]) -> None:
     write_json(session / _SECONDS, {"seconds": list(seconds)}, CompareError)
 
 
-def read_run(folder: Path) -> list[Comparison]:
-    """The comparisons (cells) of a run, as far as they are measured; what is damaged is left out and named in the log.
+def read_run(folder: Path, known: set[Path] | None = None) -> list[Comparison]:
+    """The comparisons (cells) of a run, as far as they are measured; what is damaged is left out and named in the log,
+    unless it is among the `known`, to which it is added.
 
     Raises CompareError for a folder without a run, or if none of its settings can be read.
     """
     found, damaged = [], []
+    known = set() if known is None else known
     for path in sorted(folder.glob(f"*/{SETTINGS}")):
         try:
             settings = _settings_in(path)
@@ -222,13 +232,14 @@ def read_run(folder: Path) -> list[Comparison]:
                 raise CompareError(f"{path} holds no settings of a comparison")
         except CompareError as failure:
             damaged.append(failure)
+            if path not in known:
+                log.warning("%s. Its part of the run is left out: run `alphaedit compare` again", failure)
+            known.add(path)
             continue
-        found.append(read_cell(RunFolder(path.parent), settings))
+        found.append(read_cell(RunFolder(path.parent, known), settings))
     if not found:
         said = f": {damaged[0]}" if damaged else ""
         raise CompareError(f"there is no comparison in {folder}{said}: give the folder that `alphaedit compare` wrote")
-    for each in damaged:
-        log.warning("%s. Its part of the run is left out: run `alphaedit compare` again", each)
     return found
 
 

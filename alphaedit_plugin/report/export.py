@@ -83,12 +83,13 @@ def _csv(comparisons: Sequence[Comparison], path: Path) -> None:
         names = [column.label for column in found]
         writer.writerow(["model", "data", "seed", "variant", "edits", *names, *ends])
         for comparison in comparisons:
-            cell = [comparison.settings.get(key) for key in ("model", "data", "seed")]
+            model, data, seed = (comparison.settings.get(key) for key in ("model", "data", "seed"))
+            cell = [*(visible(str(each)) if each else each for each in (model, data)), seed]
             for row in comparison.rows:
                 estimates = [column.of(row) for column in found]
                 intervals = [column.of(row) for column in bounded]
                 writer.writerow(
-                    [*cell, row.variant, row.edits]
+                    [*cell, visible(row.variant), row.edits]
                     + ["" if estimate is None else estimate.value for estimate in estimates]
                     + [end for each in intervals for end in ((each.low, each.high) if each else ("", ""))]
                 )

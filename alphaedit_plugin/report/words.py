@@ -30,7 +30,11 @@ def standing(comparison: Comparison) -> str:
     waiting = ", ".join(f"{name} ({text})" for name, text in far.items() if name not in failed)
     broken = "; ".join(f"{name} ({far[name]}: {why})" for name, why in failed.items())
     told = [f"Not finished: {waiting}."] if waiting else []
-    return " ".join([*told, *([f"Failed: {broken}."] if broken else [])])
+    told += [f"Failed: {broken}."] if broken else []
+    beside = {row.variant for row in comparison.final}
+    absent = [name for name in comparison.variants if name not in beside and name not in far]
+    told += [f"Not measured after {comparison.checkpoint:,} edits: {', '.join(absent)}."] if absent else []
+    return " ".join(told)
 
 
 def finding(comparison: Comparison) -> str:

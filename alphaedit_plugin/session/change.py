@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..model.precision import float64_device
 from ..nullspace.covariance import Covariance
 from ..nullspace.projection import NullSpace
 
@@ -60,7 +61,7 @@ def leakage(before: Tensor, after: Tensor, covariance: Covariance) -> float:
     return max(0.0, float(((delta @ c) * delta).sum() / ((w @ c) * w).sum())) ** 0.5
 
 
-_PROBES = 8
+_PROBES, _ROWS = 8, 64
 
 
 def sketch(before: Tensor, after: Tensor) -> list[float]:
@@ -69,14 +70,17 @@ def sketch(before: Tensor, after: Tensor) -> list[float]:
     The entries of uᵢ and vᵢ spread over [−1, 1], so each number is of the order of ‖ΔW‖ / 2, and so is the difference
     of two sketches to that of the changes.
     """
-    delta = (after.double() - before.double()).cpu()
+    device = float64_device(after.device)
     left, right = (
-        torch.sin(
-            torch.outer(torch.arange(1, _PROBES + 1).double() * golden, torch.arange(1, size + 1).double() ** 1.5)
-        )
-        for golden, size in zip((1.618033988749895, 1.324717957244746), delta.shape, strict=True)
+        torch.sin(torch.outer(torch.arange(1, _PROBES + 1).double() * step, torch.arange(1, size + 1).double() ** 1.5))
+        for step, size in zip((1.618033988749895, 1.324717957244746), after.shape, strict=True)
     )
-    return ((left @ delta) * right).sum(1).tolist()
+    found = torch.zeros(_PROBES, after.shape[1], dtype=torch.float64, device=device)
+    for rows in torch.arange(len(after)).split(_ROWS):  # so few that what is computed stays in the caches
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        delta = after[part].to(device).double() - before[part].to(device).double()
+        found += left[:, part].to(device) @ delta
+    return (found.cpu() * right).sum(1).tolist()
 
 
 def same_change(one: Sequence[float], other: Sequence[float], before: Tensor, after: Tensor) -> bool:

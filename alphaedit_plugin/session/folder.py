@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from ..editors.chat import ChatTemplate
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
-from ..errors import AlphaEditError, SessionError, SessionInUseError
+from ..errors import AlphaEditError, SessionDamagedError, SessionError, SessionInUseError
 from ..nullspace.covariance import Covariance, packed_by_layer, unpacked_by_layer
 from ..nullspace.null_spaces import NullSpaces
 from ..restoring import restoring
@@ -42,6 +42,7 @@ _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER = (
 _PARTS = (MANIFEST, _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER)
 _LOCK, _OWNER = ".lock", "owner.json"
 _BATCH_NAME = re.compile(r"\d{6,}(-\d+)?\.safetensors")
+_ALWAYS = {"method", "model", "dtype", "hyperparameters", "fingerprints", "contexts", "batches", "identity"}
 _PATIENCE = 5
 """How often a folder is read again because its owner saved meanwhile."""
 
@@ -79,16 +80,22 @@ class SessionFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # the working directory may change
         self._names: dict[Batch, str] = {}  # file names of the batches known to be in this folder
-        self._sums: dict[str, str] = {}  # checksums of the files that the manifest vouches for, by name
+        self._sums: dict[str, Any] = {}  # of what the manifest vouches for: batches, and the tokenizer's files
         self._known: set[str] = set()  # stamps of the manifests that this object read, wrote, or was about to write
         self._lock: FileLock | None = None
         self._process = os.getpid()
 
     def __del__(self) -> None:
-        with suppress(Exception):
+        try:  # noqa: SIM105 (at the end of Python there may be no suppress any more)
             self.release()
+        except BaseException:
+            pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy knows what this object knows, but does not own the folder."""
+        return {**vars(self), "_lock": None}
 
     # ------------------------------------------------------------------------------------------------- ownership
 
@@ -98,15 +105,22 @@ class SessionFolder:
         Raises SessionInUseError, saying who owns it, or SessionError if it cannot be written.
         """
         if self._lock is not None:
+            if os.getpid() != self._process:
+                raise SessionInUseError(
+                    f"{self.path} belongs to the process {self._process}, of which this one is a fork: resume the "
+                    "session with read_only=True, or save it to another folder"
+                )
             return
+        self._process = os.getpid()
         lock = FileLock(self.path / _LOCK)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             raise SessionInUseError(
-                f"{self.path} is in use by {self._owner()}: close that session (Session.close()) or end its process; "
-                "to look at the edits meanwhile, resume with read_only=True"
+                f"{self.path} is in use by {self._owner()}: close that session (Session.close(), also before "
+                "a notebook's cell is run again) or end its process; to look at the edits meanwhile, resume with "
+                "read_only=True"
             ) from None
         except OSError as failure:
             raise SessionError(
@@ -123,12 +137,11 @@ class SessionFolder:
             return
         with suppress(OSError):
             (self.path / _OWNER).unlink(missing_ok=True)
+            if not self.holds_session:
+                (self.path / _LOCK).unlink(missing_ok=True)  # still locked: who waits for it makes another
+                self.path.rmdir()  # unless something else is there
         self._lock.release()
         self._lock = None
-        if not self.holds_session:
-            with suppress(OSError):  # not empty: somebody else's
-                (self.path / _LOCK).unlink(missing_ok=True)
-                self.path.rmdir()
 
     @restoring
     def claimed(self) -> Iterator[None]:
@@ -241,7 +254,10 @@ class SessionFolder:
             tokenizer.save_pretrained(self.path / _TOKENIZER)
         except Exception as failure:  # tokenizers raises no type of its own
             raise SessionError(f"cannot save the tokenizer to {self.path / _TOKENIZER}: {failure}") from failure
-        self._sums[_TOKENIZER] = _sum_of_folder(self.path / _TOKENIZER)
+        files = [path for path in (self.path / _TOKENIZER).rglob("*") if path.is_file()]
+        self._sums[_TOKENIZER] = {
+            path.relative_to(self.path / _TOKENIZER).as_posix(): file_digest(path, SessionError) for path in files
+        }
 
     # -------------------------------------------------------------------------------------------------- reading
 
@@ -254,10 +270,13 @@ class SessionFolder:
             before = self._stamp()
             try:
                 saved = self._load()
-            except SessionError:
-                if not left or before == self._stamp():
-                    raise
-                continue
+            except SessionError as failure:
+                if left and before != self._stamp():
+                    continue
+                why = failure.__cause__
+                if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):  # not read, so not damaged
+                    raise SessionError(str(failure)) from why
+                raise
             if before == self._stamp():
                 self._known = {str(before)}
                 return saved
@@ -275,7 +294,7 @@ class SessionFolder:
             if len({*names}) < len(names) or not all(_BATCH_NAME.fullmatch(name) for name in names):
                 raise ValueError("a batch's name is no plain file name, or occurs twice")
             chat = ChatTemplate(**values["chat"]) if "chat" in values else None
-            sums = {str(name): str(sum_) for name, sum_ in values.get("sums", {}).items()}  # none in version 0.1
+            sums = dict(values.get("sums", {}))  # none in version 0.1
             projects, _ = bool(values["null_spaces"]), (values["model"], values["dtype"])
         batches = [self._load_batch(name, sums.get(name)) for name in names]
         with _reading(self.path / _COVARIANCES):
@@ -306,22 +325,23 @@ class SessionFolder:
         with _reading(path):
             if not path.is_dir():  # otherwise the path would be read as a name on the hub
                 raise FileNotFoundError("there is no such folder")
-            if self._sums.get(_TOKENIZER, found := _sum_of_folder(path)) != found:
-                raise ValueError("it is not the tokenizer that was saved")
+            for name, sum_ in self._sums.get(_TOKENIZER, {}).items():
+                if file_digest(path / name, SessionError) != sum_:
+                    raise ValueError(f"{name} is not the one that was saved")
             return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
     def _load_batch(self, name: str, expected: str | None) -> Batch:
         path = self._batches / name
-        tensors, metadata = read_tensors(path, SessionError)
+        tensors, metadata = read_tensors(path, SessionDamagedError)
         if expected not in (None, stored_checksum(path, SessionError)):
-            raise SessionError(f"{path} is not the batch that {MANIFEST} names, but another one")
+            raise SessionDamagedError(f"{path} is not the batch that {MANIFEST} names, but another one")
         if "layers" not in metadata or "requests" not in metadata:
-            raise SessionError(f"{path} holds no batch of a session: it is another kind of file of ours")
+            raise SessionDamagedError(f"{path} holds no batch of a session: it is another kind of file of ours")
         with _reading(path):
             return Batch.unpacked(tensors, metadata)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        return read_tensors(self.path / name, SessionError)[0]
+        return read_tensors(self.path / name, SessionDamagedError)[0]
 
 
 def is_session(folder: Path) -> bool:
@@ -329,24 +349,29 @@ def is_session(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
+def batches_in(folder: Path) -> int:
+    """How many batches the session there has; 0 if there is none, or a damaged one."""
+    try:
+        return len(read_manifest(folder)["batches"])
+    except (SessionError, LookupError, TypeError):
+        return 0
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a session. Raises SessionError, naming the file, if there is no session or it is damaged."""
     path = folder / MANIFEST
     if not path.exists():
         raise SessionError(f"{folder} holds no session: there is no {path}")
-    values = read_json(path, SessionError)
+    values = read_json(path, SessionDamagedError)
     if values.get("format") != FORMAT:
-        raise SessionError(f"{path} is no session of this version of alphaedit-plugin")
+        raise SessionDamagedError(f"{path} is no session of this version of alphaedit-plugin")
+    if absent := sorted(_ALWAYS - values.keys()):
+        raise SessionDamagedError(f"{path} is damaged: it does not say {', '.join(absent)}. Begin anew")
     return values
 
 
 def _stamp(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sum_of_folder(folder: Path) -> str:
-    digests = [f"{path.relative_to(folder)} {file_digest(path, SessionError)}" for path in sorted(folder.rglob("*.*"))]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:
@@ -363,4 +388,6 @@ def _reading(path: Path) -> Iterator[None]:
     except SessionError:
         raise
     except Exception as failure:
-        raise SessionError(f"{path} is damaged: {failure!r}. Take a copy of the session, or begin anew") from failure
+        raise SessionDamagedError(
+            f"{path} is damaged: {failure!r}. Take a copy of the session, or begin anew"
+        ) from failure

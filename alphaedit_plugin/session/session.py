@@ -27,7 +27,7 @@ from ..editors.targets import Targets
 from ..editors.update import Site, ended
 from ..editors.variant import Variant
 from ..editors.verdict import Answer, Circumstances, Verdict, Verdicts, answers, unusual
-from ..errors import EditError, ModelStructureError, SessionError, WrongModelError
+from ..errors import EditError, ModelStructureError, SessionDamagedError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
 from ..model.fingerprint import fingerprints, model_name
 from ..model.snapshot import copy_into, put_back
@@ -131,7 +131,7 @@ class Session:
         self.editor.checked = True
         self.at_end = self.variant.at_end(self.hyperparameters)
         self.batches: list[Batch] = []
-        self.autosave = Path(autosave) if autosave is not None else None
+        self.autosave = Path(autosave).resolve() if autosave is not None else None
         self._before_end: dict[int, Tensor] | None = None
         self._fingerprints: dict[int, str] | None = None
         self._identified: str | None = None
@@ -184,6 +184,7 @@ class Session:
             with self.transaction():
                 self._unfinish()
                 self.batches.append(Batch(tuple(requests), self.editor.edit(requests, targets)))
+                self._keep()
             return Verdicts(requests)
         self.editor.check(requests)
         first = self._first_tokens(requests)
@@ -199,12 +200,13 @@ class Session:
             found = self._judged([(len(self.batches) - 1, row) for row in range(len(requests))], after)
             if on_failure == "raise":
                 _check_written(found, unusual(self._drift(), ()))
+            self._keep()
         if on_failure == "report" and (found.failed or found.warnings):
             found.log(log, str(self.variant))
         return found
 
-    def to_do(self, requests: Sequence[Request]) -> list[Request]:
-        """Those of a list of facts that must still be written, in order, for the session to hold what the list says.
+    def to_do(self, requests: Sequence[Request]) -> list[int]:
+        """Which facts of a list, by position, must still be written for the session to hold what the list says.
 
         If the session ends with the beginning of the list, as after a kill, the rest of the list is left. Of this, a
         fact is written unless it is in force at that place: the last one written with its prompt and subject.
@@ -215,9 +217,9 @@ class Session:
         )
         in_force = {request.text: request for request in written}
         left = []
-        for request in requests[begun:]:
+        for position, request in enumerate(requests[begun:], begun):
             if in_force.get(request.text) != request:
-                left.append(request)
+                left.append(position)
                 in_force[request.text] = request
         return left
 
@@ -263,6 +265,7 @@ class Session:
             facts = [request for batch in undone for request in batch.requests]
             self.editor.forget(len(facts))
             self._write_again()
+            self._keep()
         return facts
 
     def finish(self) -> None:
@@ -275,6 +278,7 @@ class Session:
             return
         with self.transaction():
             self._end(self.at_end)
+            self._keep()
 
     @restoring
     def at(self, batches: int, *, end: Sequence[Modifier] = ()) -> Iterator[float]:
@@ -428,7 +432,7 @@ class Session:
     def _check_as_saved(self, saved: Saved, path: Path, same_model: bool) -> None:
         """Raises SessionError unless this session is the one that was saved; warns about rounding."""
         if same_model and self._identity() != saved.identity:
-            raise SessionError(
+            raise SessionDamagedError(
                 f"{path} is damaged: its settings, statistics or null spaces are not those that the session began "
                 "with. Take a copy of the session, or begin anew"
             )
@@ -438,7 +442,7 @@ class Session:
             for layer, projection in self.projections.items():
                 base, now = self.base[layer], projection.matrix
                 if not same_change(sketch(base, now), saved.moved.get(str(layer), ()), base, now):
-                    raise SessionError(
+                    raise SessionDamagedError(
                         f"{path} does not lead to the weights of layer {layer} that were saved: its batches are not "
                         "those of this session. Take a copy of the session, or begin anew"
                     )
@@ -481,9 +485,9 @@ class Session:
 
     @restoring
     def transaction(self) -> Iterator[None]:
-        """Keep (and autosave) the block's weights, history and memory, or restore them all if it fails. Can be nested.
+        """Keep the block's weights, history and memory, or restore them all if it fails. Can be nested.
 
-        Raises EditError if a weight is not finite, SessionError if it cannot be saved.
+        Raises EditError if a weight is not finite.
         """
         before = (self.batches, self._before_end, self.editor.memory)
         self.batches = list(self.batches)
@@ -491,11 +495,15 @@ class Session:
             with put_back(self.projections, only_on_error=True):
                 yield
                 _check_finite(self.projections)
-                if self.autosave is not None:
-                    self.save(self.autosave)
         except BaseException:
             self.batches, self._before_end, self.editor.memory = before
             raise
+
+    def _keep(self) -> None:
+        """Save the session as it is now, if it saves itself; the last act of a transaction, which Ctrl-C may end."""
+        _check_finite(self.projections)
+        if self.autosave is not None:
+            self.save(self.autosave)
 
     def _first_tokens(self, requests: Sequence[Request]) -> tuple[int, ...]:
         return first_tokens(self.model, self.tokenizer, requests, self.projections[max(self.projections)])

@@ -433,7 +433,7 @@ def test_edit_in_a_chat_says_so_in_the_session_and_goes_on_only_so(edit, some, c
     assert_done(edit(some(1), tmp_path / "chat", "--chat", model=chatty))
     assert_done(edit(some(1), tmp_path / "plain", model=chatty))
     assert differ(weights_in(tmp_path / "chat" / "model"), weights_in(tmp_path / "plain" / "model"))
-    session = Session.resume(tmp_path / "chat" / "session", loaded(chatty))
+    session = Session.resume(tmp_path / "chat" / "session", loaded(chatty), read_only=True)
     assert session.tokenizer.template.closing == "\nme: "
     assert_done(edit(some(2), tmp_path / "chat", "--chat", model=chatty))
     before = snapshot(tmp_path / "chat")

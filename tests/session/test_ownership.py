@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import shutil
@@ -110,6 +111,44 @@ def test_a_copy_of_the_process_does_not_take_the_folder_along(owned, tmp_path):
         Session.resume(tmp_path / "s", model_of_kind())
 
 
+def test_a_fork_may_not_save_where_its_parent_does(owned, tmp_path):
+    def work() -> None:
+        with pytest.raises(SessionInUseError, match="a fork"):
+            write(owned, 1)
+
+    assert exit_code_of(work) == 0
+    write(owned, 2)
+    assert_folder_holds(tmp_path / "s", owned)
+
+
+def test_a_copy_of_a_session_does_not_own_its_folder(owned, tmp_path):
+    twin = copy.deepcopy(owned)
+    with pytest.raises(SessionInUseError):
+        write(twin, 1)
+    write(owned, 2)
+    assert_folder_holds(tmp_path / "s", owned)
+
+
+def test_a_relative_folder_is_the_same_one_wherever_the_process_goes(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = session_of(model_of_kind(), tokenizer, "alphaedit", autosave="s")
+    write(session, 0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write(session, 1)
+    session.close()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert not (tmp_path / "s" / "owner.json").exists()
+    assert_folder_holds(tmp_path / "s", session)
+
+
+def test_what_lies_beside_the_tokenizers_files_is_no_damage(owned, tmp_path):
+    owned.close()
+    (tmp_path / "s" / "tokenizer" / ".DS_Store").write_text("a desktop's")
+    (tmp_path / "s" / "tokenizer" / ".ipynb_checkpoints").mkdir()
+    assert_folder_holds(tmp_path / "s", owned)
+
+
 @pytest.mark.parametrize("call", ["edit", "undo", "finish", "save"])
 def test_a_closed_session_does_not_save_over_what_another_has_saved_since(call, tokenizer, tmp_path):
     first = session_of(model_of_kind(), tokenizer, "prune+P", autosave=tmp_path / "s")
@@ -216,7 +255,7 @@ def test_a_batch_of_another_session_does_not_pass_for_rounding(vouched, saved, t
 
 def test_another_tokenizer_in_the_folder_is_found(saved, bos_tokenizer):
     bos_tokenizer.save_pretrained(saved / "tokenizer")
-    with pytest.raises(SessionError, match="not the tokenizer that was saved"):
+    with pytest.raises(SessionError, match="is not the one that was saved"):
         Session.resume(saved, model_of_kind())
 
 
@@ -286,6 +325,6 @@ def test_what_is_in_force_decides_what_is_left(written, wanted, left, tokenizer)
     for fact in facts(written):
         session.edit([fact], on_failure="ignore")
     parsed = [session.check([fact])[0] for fact in facts(wanted)]
-    assert [(one.prompt, one.target_new) for one in session.to_do(parsed)] == [
+    assert [(one.prompt, one.target_new) for one in map(parsed.__getitem__, session.to_do(parsed))] == [
         (fact["prompt"], fact["target_new"]) for fact in facts(left)
     ]

@@ -42,7 +42,7 @@ from alphaedit_plugin.errors import EditError
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from alphaedit_plugin.nullspace.statistics import Preparation
-from alphaedit_plugin.session.folder import MANIFEST
+from alphaedit_plugin.session.folder import MANIFEST, is_session
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.store import Store
 
@@ -330,7 +330,7 @@ def test_any_order_of_calls_comes_to_the_edits_that_are_left(method, autosave, h
             elif call == "finish":
                 session.finish()
             elif call == "save and resume":
-                if not autosave or not place.exists():
+                if not autosave or not is_session(place):
                     session.save(place)
                 session.close()
                 session = Session.resume(place, model_of_kind())

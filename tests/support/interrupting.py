@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import itertools
 import random
 import signal
@@ -59,7 +60,8 @@ def interrupted(function: Callable[[], Any], at: int | None) -> Interrupted:
                 handler(signal.SIGINT, frame)
         return trace
 
-    others = sys.gettrace()
+    others, collects = sys.gettrace(), gc.isenabled()
+    gc.disable()  # Python swallows what is raised in a finalizer
     try:
         sys.settrace(trace)
         function()
@@ -67,6 +69,8 @@ def interrupted(function: Callable[[], Any], at: int | None) -> Interrupted:
         outcome.raised = failure
     finally:
         sys.settrace(others)
+        if collects:
+            gc.enable()
     return outcome
 
 
