@@ -30,13 +30,14 @@ from alphaedit_plugin.comparison.run_folder import RunFolder, identity_of, keep_
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.editors.variant import Variant
-from alphaedit_plugin.errors import AlphaEditError, CompareError, EditError, WrongModelError
+from alphaedit_plugin.errors import AlphaEditError, CompareError, EditError, SessionError, WrongModelError
 from alphaedit_plugin.evaluation.fact_scores import FactScores, score
 from alphaedit_plugin.evaluation.facts import Fact
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.evaluation.perplexity import Perplexity
 from alphaedit_plugin.nullspace.projection import Criterion
 from alphaedit_plugin.nullspace.statistics import Preparation
+from alphaedit_plugin.session.folder import SessionFolder
 from alphaedit_plugin.session.session import Session
 
 pytestmark = pytest.mark.slow
@@ -492,10 +493,56 @@ def test_a_session_killed_after_its_last_measurement_leaves_nothing(tokenizer, t
         with pytest.raises(Interrupted):
             compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run")
     assert list((tmp_path / "run" / "sessions").iterdir())
-    kept = compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", keep_sessions=True)
-    assert list((tmp_path / "run" / "sessions").iterdir())
-    assert compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run").rows == kept.rows
+    compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run")
     assert not (tmp_path / "run" / "sessions").exists()
+
+
+def test_a_session_that_was_to_be_kept_is_kept_whatever_runs_later(tokenizer, tmp_path):
+    compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", keep_sessions=True)
+    (kept,) = (tmp_path / "run" / "sessions").iterdir()
+    compared(fresh(), tokenizer, ["memit", "rome"], folder=tmp_path / "run")
+    assert list((tmp_path / "run" / "sessions").iterdir()) == [kept]
+
+
+def test_a_measured_run_leaves_the_session_of_a_longer_one_alone(tokenizer, tmp_path, monkeypatch):
+    """Two facts are measured; four were begun and killed before their first measurement; then the two once more."""
+    compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", facts=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "at", lambda *_, **__: (_ for _ in ()).throw(Interrupted))
+        with pytest.raises(Interrupted):
+            compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", facts=4)
+    compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", facts=2)
+    monkeypatch.setattr(Session, "edit", lambda *_, **__: pytest.fail("edited again"))
+    compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", facts=4)
+    assert not (tmp_path / "run" / "sessions").exists()
+
+
+@pytest.mark.parametrize("error", ["full", "damaged"])
+def test_only_a_damaged_session_is_made_anew(error, tokenizer, tmp_path, monkeypatch, caplog):
+    expected = compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", facts=4, keep_sessions=True)
+    (kept,) = (tmp_path / "run" / "sessions").iterdir()
+    shutil.rmtree(tmp_path / "run" / "memit")
+    before = (kept / "session.json").read_bytes()
+    if error == "full":
+        said = f"cannot write {kept}: No space left on device"
+        monkeypatch.setattr(SessionFolder, "claim", lambda *_: (_ for _ in ()).throw(SessionError(said)))
+        with pytest.raises(SessionError, match="No space left"):
+            compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", facts=4)
+        assert (kept / "session.json").read_bytes() == before
+        return
+    (kept / "session.json").write_bytes(before[:-100])
+    again = compared(fresh(), tokenizer, ["memit"], folder=tmp_path / "run", facts=4)
+    assert "made anew" in caplog.text
+    assert [timeless(row) for row in again.rows] == [timeless(row) for row in expected.rows]
+
+
+def test_who_has_a_kept_session_open_costs_its_row_alone(tokenizer, tmp_path):
+    compared(fresh(), tokenizer, ["memit", "rome"], folder=tmp_path / "run", facts=2, keep_sessions=True)
+    open_ = next(path for path in (tmp_path / "run" / "sessions").iterdir() if path.name.startswith("memit"))
+    with Session.resume(open_, fresh(), tokenizer):
+        result = compared(fresh(), tokenizer, ["memit", "rome"], folder=tmp_path / "run", facts=4)
+    assert "in use" in result.failed["memit"]
+    assert {row.variant for row in result.final} == {BEFORE, "rome"}
 
 
 def test_a_method_that_fails_is_said_to_have_failed_and_the_others_are_compared(tokenizer, tmp_path, monkeypatch):

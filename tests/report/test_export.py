@@ -55,6 +55,13 @@ def test_a_run_under_way_is_shown_at_one_checkpoint_with_its_edits_and_names_the
     assert "95.0" not in markdown + latex
 
 
+def test_a_variant_that_was_measured_elsewhere_only_is_named(tmp_path):
+    """Two variants after 2 edits, and one that was asked for later, after 4 at once."""
+    rows = [ROWS[0], row("memit", 0.5, edits=2), row("rect", 0.4, edits=2), row("rome", 0.9, edits=4)]
+    export([Comparison(rows, {"edits": 4, "batch_size": 2, "variants": ["memit", "rect", "rome"]})], tmp_path)
+    assert "Not measured after 2 edits: rome." in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
 def test_a_finished_run_names_nothing_unfinished(exported):
     assert "Not finished" not in exported[".md"] + exported[".tex"]
 
