@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..model.precision import float64_device
 from ..nullspace.covariance import Covariance
 from ..nullspace.projection import NullSpace
 
@@ -70,17 +69,17 @@ def sketch(before: Tensor, after: Tensor) -> list[float]:
     The entries of uᵢ and vᵢ spread over [−1, 1], so each number is of the order of ‖ΔW‖ / 2, and so is the difference
     of two sketches to that of the changes.
     """
-    device = float64_device(after.device)
+    work = torch.promote_types(after.dtype, torch.float32)
     left, right = (
         torch.sin(torch.outer(torch.arange(1, _PROBES + 1).double() * step, torch.arange(1, size + 1).double() ** 1.5))
         for step, size in zip((1.618033988749895, 1.324717957244746), after.shape, strict=True)
     )
-    found = torch.zeros(_PROBES, after.shape[1], dtype=torch.float64, device=device)
-    for rows in torch.arange(len(after)).split(_ROWS):  # so few that what is computed stays in the caches
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        delta = after[part].to(device).double() - before[part].to(device).double()
-        found += left[:, part].to(device) @ delta
-    return (found.cpu() * right).sum(1).tolist()
+    found, left = torch.zeros_like(right), left.to(after.device, work)
+    for start in range(0, len(after), _ROWS):  # so few rows that what is computed stays in the caches
+        rows = slice(start, start + _ROWS)
+        delta = after[rows].to(work) - before[rows].to(after.device, work)
+        found += (left[:, rows] @ delta).cpu()
+    return (found * right).sum(1).tolist()
 
 
 def same_change(one: Sequence[float], other: Sequence[float], before: Tensor, after: Tensor) -> bool:
