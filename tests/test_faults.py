@@ -13,7 +13,7 @@ import pytest
 from support.faults import fuzz
 from support.faults.campaign import made, row, tried
 from support.faults.compare_kills import CompareKills
-from support.faults.flips import Batches, CacheEntries, Patches, RunTensors
+from support.faults.flips import Batches, CacheEntries, RunTensors
 from support.faults.fullness import Fullness
 from support.faults.fuzz import Fuzz
 from support.faults.guards import Guards
@@ -106,7 +106,6 @@ PLANTS: list[tuple[type[Kind], Plant, int]] = [
     (CompareKills, sessions_are_left, 1),
     (Interrupts, a_hook_is_left, 3),
     (Batches, nothing_is_checked, 40),
-    (Patches, nothing_is_checked, 40),
     (CacheEntries, nothing_is_checked, 40),
     (RunTensors, nothing_is_checked, 40),
     (Fullness, errors_are_raw, 20),

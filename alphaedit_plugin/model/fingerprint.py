@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..restoring import swapping
 from ..storage.tensors import tensor_digest
 from .decoder import Decoder, OutProjection, Projection
 from .trace import evaluating
@@ -56,8 +60,7 @@ def fingerprints(model: nn.Module | Decoder, layers: Sequence[int]) -> dict[int,
     stages = [[(name, tensor) for name, tensor in _tensors(decoder.model) if not name.startswith(skipped)]]
     stages += [list(_tensors(decoder.blocks[layer], buffers=False)) for layer in range(top + 1)]
     flat = [tensor for stage in stages for _, tensor in stage]
-    with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
-        digests = iter(list(pool.map(tensor_digest, flat)))
+    digests = iter(_digests(flat))
 
     running = f"{type(decoder.model).__name__} {_settings(decoder.model.config)}"
     chain: list[str] = []
@@ -66,6 +69,42 @@ def fingerprints(model: nn.Module | Decoder, layers: Sequence[int]) -> dict[int,
         running = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         chain.append(running)
     return {layer: chain[layer + 1] for layer in layers}
+
+
+def _digests(tensors: Sequence[Tensor]) -> list[str]:
+    """The digest of each tensor, in as many threads as there are processors: hashlib releases the GIL."""
+    found: list[str] = [""] * len(tensors)
+    failures: list[Exception] = []
+    left = deque(range(len(tensors)))
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                place = left.popleft()
+                try:
+                    found[place] = tensor_digest(tensors[place])
+                except Exception as failure:
+                    failures.append(failure)
+
+    with _beside(work, left):
+        work()
+    if failures:
+        raise failures[0]
+    return found
+
+
+@swapping
+def _beside(work: Callable[[], None], left: deque[int]) -> Iterator[None]:
+    """Threads that work beside the block. (Ctrl-C in a ThreadPoolExecutor's own locks would have it wait for ever.)"""
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(left), os.cpu_count() or 1) - 1)]
+    try:
+        for thread in threads:
+            thread.start()
+        yield
+    finally:
+        left.clear()
+        for thread in threads:
+            thread.join()
 
 
 def whole_weights(module: nn.Module) -> list[Tensor]:

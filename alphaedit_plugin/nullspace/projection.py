@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,7 +43,7 @@ class Criterion:
         if len(given) != 1:
             raise NullSpaceError(f"give exactly one of threshold, energy and nullity, not {given or 'none'}")
         ((name, value),) = given.items()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise NullSpaceError(f"{name} must be a positive number, not {value!r}")
         if name == "energy" and value >= 1:
             raise NullSpaceError(f"energy is a share of the whole: it must be below 1, not {value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
+import signal
 import tempfile
 import time
 import traceback
@@ -12,8 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from .kind import Kind, Outcome
+
+
+PATIENCE = 300
+"""Seconds that one attempt may take on a slow and busy machine."""
 
 
 @dataclass
@@ -46,7 +52,8 @@ def attempted(kind: Kind, seed: int, keep: bool = True) -> Outcome:
     """One attempt, in a folder that is kept (and named) only if a promise was broken."""
     place = Path(tempfile.mkdtemp(prefix=f"fault-{kind.name.replace('/', '-')}-{seed}-"))
     try:
-        faults = kind.attempt(seed, place)
+        with no_longer_than(PATIENCE):
+            faults = kind.attempt(seed, place)
     except Exception as failure:
         said = "".join(traceback.format_exception_only(failure)).strip()
         if not isinstance(failure, AssertionError):
@@ -59,6 +66,22 @@ def attempted(kind: Kind, seed: int, keep: bool = True) -> Outcome:
         return Outcome(1, said)
     shutil.rmtree(place, ignore_errors=True)
     return Outcome(faults)
+
+
+@contextmanager
+def no_longer_than(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in a block that hangs: that is a fault too."""
+
+    def over(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"not over after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def campaign(
