@@ -17,7 +17,6 @@ from types import FrameType
 
 from .kind import Kind, Outcome
 
-
 PATIENCE = 300
 """Seconds that one attempt may take on a slow and busy machine."""
 
