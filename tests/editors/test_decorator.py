@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from concurrent.futures import Future
+import itertools
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -132,10 +135,20 @@ def test_an_edited_model_is_refused_unless_asked(model, spaces):
         lambda model: coroutine(model),
         lambda model: asynchronous_generator(model),
         lambda model: map(edit, [model]),
+        lambda model: itertools.starmap(edit, [(model, 1.0)]),
+        lambda model: zip(map(edit, [model]), [1], strict=True),
+        lambda model: Stepping(model),
+        lambda model: Awaited(model),
         lambda model: Future(),
+        lambda model: (model, generator(model)),
+        lambda model: [generator(model)],
+        lambda model: {"later": coroutine(model)},
     ],
-    ids=["generator", "coroutine", "asynchronous generator", "map", "future"],
-)
+    ids=[
+        "generator", "coroutine", "asynchronous generator", "map", "starmap", "zip", "iterator", "awaitable", "future",
+        "generator in a tuple", "generator in a list", "coroutine in a dict",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "wrap", [lambda f: f, functools.partial, lambda f: Calling(f)], ids=["plain", "partial", "object"]
 )
@@ -148,6 +161,46 @@ def test_a_function_that_returns_work_to_be_done_later_is_refused_and_undone(wra
         null_space_constrained(spaces)(wrap(returning))(model)
     assert torch.equal(weight_of(model), weight_of(tiny("llama")))
     assert type(weight_of(model)) is nn.Parameter
+
+
+def test_what_another_thread_has_begun_is_waited_for_and_undone(model, spaces):
+    begun, refused = threading.Event(), []
+
+    def work(model):
+        begun.set()
+        deadline = time.monotonic() + 10
+        while not refused and time.monotonic() < deadline:
+            time.sleep(0.001)
+        edit(model)
+
+    class Watched(Future):
+        def cancel(self):
+            refused.append(super().cancel())
+            return refused[-1]
+
+    def later(model, pool):
+        future = Watched()
+        pool.submit(lambda: (future.set_running_or_notify_cancel(), work(model), future.set_result(None)))
+        begun.wait(20)
+        return {"edited": future}
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(GuardError, match="returned a Watched"):
+        null_space_constrained(spaces)(later)(model, pool)
+    assert refused == [False]
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+
+
+def test_what_no_thread_has_begun_never_runs(model, spaces):
+    ran = []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(waiting := threading.Event().wait, 0.2)
+
+        def later(model):
+            return pool.submit(ran.append, waiting)
+
+        with pytest.raises(GuardError, match="returned a Future"):
+            null_space_constrained(spaces)(later)(model)
+    assert not ran
 
 
 def test_a_future_that_is_done_may_be_returned(model, spaces):
@@ -191,6 +244,25 @@ def generator(model):
 
 async def asynchronous_generator(model):
     yield model
+
+
+class Stepping:
+    def __init__(self, model):
+        self.model = model
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return edit(self.model)
+
+
+class Awaited:
+    def __init__(self, model):
+        self.model = model
+
+    def __await__(self):
+        yield edit(self.model)
 
 
 class Editor:
