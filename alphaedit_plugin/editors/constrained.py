@@ -32,6 +32,9 @@ def null_space_constrained(
     guaranteed. A file is read once, at the first call; a callable is called at every call. If a tokenizer and a list of
     facts are among the arguments, the log says afterwards what became of each fact.
 
+    A model that the function returns, alone or in a tuple, a list or a dict, is projected and checked like the one that
+    it was given, in whatever way it was made.
+
     Raises GuardError while decorating: for a class, a coroutine or a generator (their body would run after the guard
     has ended), a function without arguments, a file that does not exist, or a forgotten argument. When called, the
     function raises GuardError if its first argument is not the model, or if it returns (alone, or in a tuple, a list or
@@ -94,7 +97,7 @@ def null_space_constrained(
             if not isinstance(model, nn.Module):
                 raise GuardError(f"{name}: the first argument must be the model, not a {type(model).__name__}")
             spaces = find(model)
-            with guard(model, spaces, check_model=check_model):
+            with guard(model, spaces, check_model=check_model) as guarding:
                 last = guarded_decoder(model, spaces).out_projections(list(spaces), together=True)[max(spaces)]
                 witness = Witness.of_call(model, (*args, *kwargs.values()), last)
                 result = function(*args, **kwargs)
@@ -104,6 +107,8 @@ def null_space_constrained(
                         f"{name} returned a {later[0]}, which would run after the guard has ended: make it do its work "
                         "before it returns"
                     )
+                for part in parts:
+                    guarding.include(part)
             if witness is not None:
                 witness.tell(edited_model(result, model), name)
             return result

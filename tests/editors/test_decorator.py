@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 import itertools
@@ -15,6 +16,7 @@ import torch
 from support.spaces import outside, random_spaces
 from support.tiny import tiny
 from torch import nn
+from torch.nn.utils import parametrize
 
 from alphaedit_plugin.editors.constrained import null_space_constrained
 from alphaedit_plugin.errors import GuardError, NullSpaceError, WrongModelError
@@ -230,6 +232,65 @@ def test_a_first_argument_that_is_no_model_is_reported(wrong, spaces):
 def test_a_forgotten_model_is_reported(spaces):
     with pytest.raises((GuardError, TypeError)):
         null_space_constrained(spaces)(edit)()
+
+
+# ------------------------------------------------------------------------------------------- another model is returned
+
+
+def _anew(model: nn.Module) -> nn.Module:
+    new = type(model)(model.config)
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, _anew], ids=["a copy", "made anew"])
+@pytest.mark.parametrize(
+    "returned",
+    [lambda new: new, lambda new: (new, {}), lambda new: ["edited", new], lambda new: {"model": new}],
+    ids=["alone", "in a tuple", "in a list", "in a dict"],
+)
+@torch.no_grad()
+def test_a_model_that_is_returned_is_projected_like_the_argument(returned, make, model, spaces):
+    made = []
+
+    @null_space_constrained(spaces)
+    def edit_another(model):
+        made.append(new := make(model))
+        module = Decoder(new).out_projection(1).module
+        module.weight = nn.Parameter(module.weight.detach() + 1)
+        return returned(new)
+
+    edit_another(model)
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+    assert_projected(made[0], spaces)
+
+
+def _parametrized(model: nn.Module) -> None:
+    parametrize.register_parametrization(Decoder(model).out_projection(1).module, "weight", nn.Tanh(), unsafe=True)
+
+
+def _replaced(model: nn.Module) -> None:
+    model.model.layers[1].mlp.down_proj = nn.Bilinear(24, 24, 16, bias=False)
+
+
+def _wrapped(model: nn.Module) -> None:
+    mlp = model.model.layers[1].mlp
+    mlp.down_proj = nn.Sequential(mlp.down_proj, nn.Tanh())
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, _anew], ids=["a copy", "made anew"])
+@pytest.mark.parametrize("change", [_parametrized, _replaced, _wrapped], ids=_named)
+def test_a_returned_model_that_cannot_be_projected_is_refused_and_all_is_undone(change, make, model, spaces):
+    @null_space_constrained(spaces)
+    def edit_another(model):
+        edit(model)
+        change(new := make(model))
+        return new, {}
+
+    with pytest.raises(GuardError, match=r"layers\.1"):
+        edit_another(model)
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+    assert type(weight_of(model)) is nn.Parameter
 
 
 # -------------------------------------------------------------------------------------- misuse while decorating
