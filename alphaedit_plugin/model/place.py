@@ -9,6 +9,10 @@ from weakref import ref
 
 from torch import nn
 
+_IN_FRONT = ("forward", "weight")
+"""Attributes that, set on the module itself, are used instead of its class's or of its Parameter."""
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
 
 def leading(model: nn.Module, modules: Iterable[nn.Module]) -> list[list[nn.Module]]:
     """For each of `modules`, the modules of `model` that lead to it."""
@@ -44,6 +48,8 @@ class Place:
             for key, child in parent._modules.items()
             if child in on_the_way
         ]
+        self._in_front = {name: vars(module).get(name) for name in _IN_FRONT}
+        self._hooks = {name: list(vars(module)[name]) for name in _HOOKS}
 
     @property
     def module(self) -> nn.Module | None:
@@ -62,6 +68,7 @@ class Place:
             for parent, key, child in self._steps
             if id(parent()) in memo and id(child()) in memo
         ]
+        place._in_front = {name: memo.get(id(value), value) for name, value in self._in_front.items()}
         return place
 
     def change(self) -> str | None:
@@ -80,6 +87,11 @@ class Place:
             return f"was made a {type(module).__name__}"
         if "weight" not in module._parameters:
             return "has got a weight that is computed in every forward pass"
+        for name, before in self._in_front.items():
+            if vars(module).get(name) is not before:
+                return f"has got another `{name}`"
+        if any(list(vars(module)[name]) != before for name, before in self._hooks.items()):
+            return "has got other hooks than before"
         return None
 
 

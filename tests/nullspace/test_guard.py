@@ -488,10 +488,22 @@ def _parametrize(module: nn.Module) -> None:
     parametrize.register_parametrization(module, "weight", nn.Tanh(), unsafe=True)
 
 
+def _replace_forward(module: nn.Module) -> None:
+    module.forward = lambda x: x[..., :16]
+
+
+def _shadow_weight(module: nn.Module) -> None:
+    vars(module)["weight"] = module.weight.detach() + 1
+
+
 REFUSED = {
     "parametrized": _parametrize,
     "another shape": lambda module: setattr(module, "weight", nn.Parameter(torch.zeros(3, 5))),
     "not finite": lambda module: setattr(module, "weight", nn.Parameter(torch.full_like(module.weight, torch.nan))),
+    "another forward": _replace_forward,
+    "another weight in front": _shadow_weight,
+    "a hook": lambda module: module.register_forward_hook(lambda _module, _inputs, output: output + 1),
+    "a hook before": lambda module: module.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,)),
 }
 """What nobody can project, done to one module."""
 
@@ -669,6 +681,43 @@ def test_what_is_no_model_may_be_included(other):
         for each in (other, model, model.model, model.model.layers[1], copy.deepcopy(model).model):
             guarding.include(each)
         _write_to_all(model)
+    assert_guarded(model, spaces, before)
+
+
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_an_edit_by_code_is_refused_and_rolled_back(change):
+    model = tiny("llama")
+    before, spaces, logits = parameters(model), random_spaces(model, LAYERS), model(IDS).logits
+    held = [vars(module).copy() for module in modules_of(model).values()]
+
+    def edit():
+        with torch.no_grad(), guard(model, spaces):
+            weights_of(model)[2] += 1
+            change(modules_of(model)[1])
+
+    with pytest.raises(GuardError, match=r"layers\.1\.mlp\.down_proj"):
+        edit()
+    assert_unchanged(model, before)
+    assert [vars(module) for module in modules_of(model).values()] == held
+    assert torch.equal(model(IDS).logits, logits)
+
+
+def test_hooks_that_were_there_and_hooks_that_are_gone_at_the_end_do_not_count():
+    model = tiny("llama")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    module = modules_of(model)[1]
+    seen: list[int] = []
+    module.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad(), guard(model, spaces):
+        handle = module.register_forward_pre_hook(lambda *_: seen.append(2))
+        module.forward = lambda inputs: inputs[..., :16]
+        del module.forward
+        model(IDS)
+        handle.remove()
+        _write_to_all(model)
+    model(IDS)
+    assert seen == [2, 1, 1]
     assert_guarded(model, spaces, before)
 
 

@@ -268,9 +268,21 @@ def _not_finite(bench: _Bench, module: nn.Module) -> None:
     module.weight[1, 2] = float("nan")
 
 
+def _another_forward(bench: _Bench, module: nn.Module) -> None:
+    module.forward = lambda inputs: inputs
+
+
+def _a_hook(bench: _Bench, module: nn.Module) -> None:
+    module.register_forward_hook(lambda _module, _inputs, output: output + 1)
+
+
+def _a_hook_before(bench: _Bench, module: nn.Module) -> None:
+    module.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,))
+
+
 def _a_copy_broken(bench: _Bench, module: nn.Module) -> None:
     bench.copies.append(copied := copy.deepcopy(bench.model))
-    breaking = bench.choice.choice([_parametrized, _old_weight_norm, _another_shape, None])
+    breaking = bench.choice.choice([_parametrized, _old_weight_norm, _another_shape, _another_forward, _a_hook, None])
     name = bench.projections[bench.choice.choice(LAYERS)].name
     if breaking is None:
         copied.set_submodule(name, nn.Identity())
@@ -292,7 +304,7 @@ COMPUTED = (
 )  # fmt: skip
 BREAKING: tuple[Callable[[_Bench, nn.Module], None], ...] = (
     *COMPUTED, _replaced, _block_replaced, _block_removed, _wrapped, _lora, _another_shape, _another_shape_of_data,
-    _tied, _not_finite, _codes, _deleted, _a_copy_broken,
+    _tied, _not_finite, _codes, _deleted, _another_forward, _a_hook, _a_hook_before, _a_copy_broken,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------ one scenario
