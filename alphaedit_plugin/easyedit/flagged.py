@@ -169,8 +169,10 @@ class FlaggedMethod:
         return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], _records(call), settings)
 
     def _projected(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
-        with guards(attached, check_model=False):
-            return getattr(self.module, self.original.__name__)(*call.args, **call.kwargs)
+        with guards(attached, check_model=False) as guarding:
+            edited, weights = getattr(self.module, self.original.__name__)(*call.args, **call.kwargs)
+            guarding.include(edited)
+            return edited, weights
 
     # ------------------------------------------------------------------------------------------ AlphaEdit's memory
 

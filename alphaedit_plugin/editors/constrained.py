@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Set
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -32,10 +32,13 @@ def null_space_constrained(
     guaranteed. A file is read once, at the first call; a callable is called at every call. If a tokenizer and a list of
     facts are among the arguments, the log says afterwards what became of each fact.
 
+    A model that the function returns, alone or in a tuple, a list or a dict, is projected and checked like the one that
+    it was given, in whatever way it was made.
+
     Raises GuardError while decorating: for a class, a coroutine or a generator (their body would run after the guard
     has ended), a function without arguments, a file that does not exist, or a forgotten argument. When called, the
-    function raises GuardError if its first argument is not the model, or if it returns a generator, a coroutine or
-    another thing that has yet to run; what it wrote is then undone.
+    function raises GuardError if its first argument is not the model, or if it returns (alone, or in a tuple, a list or
+    a dict) an iterator, an awaitable or a pending Future, which has yet to run; what it wrote is then undone.
     """
     if isinstance(null_spaces, str | Path):
         path = Path(null_spaces)
@@ -94,15 +97,18 @@ def null_space_constrained(
             if not isinstance(model, nn.Module):
                 raise GuardError(f"{name}: the first argument must be the model, not a {type(model).__name__}")
             spaces = find(model)
-            with guard(model, spaces, check_model=check_model):
+            with guard(model, spaces, check_model=check_model) as guarding:
                 last = guarded_decoder(model, spaces).out_projections(list(spaces), together=True)[max(spaces)]
                 witness = Witness.of_call(model, (*args, *kwargs.values()), last)
                 result = function(*args, **kwargs)
-                if _is_yet_to_run(result):
+                parts = _parts(result)
+                if later := [type(part).__name__ for part in parts if _is_yet_to_run(part)]:
                     raise GuardError(
-                        f"{name} returned a {type(result).__name__}, which would run after the guard has ended: make "
-                        "it do its work before it returns"
+                        f"{name} returned a {later[0]}, which would run after the guard has ended: make it do its work "
+                        "before it returns"
                     )
+                for part in parts:
+                    guarding.include(part)
             if witness is not None:
                 witness.tell(edited_model(result, model), name)
             return result
@@ -112,11 +118,24 @@ def null_space_constrained(
     return decorate
 
 
+def _parts(result: object) -> list[object]:
+    """What a function returned, and what that holds if it is a tuple, a list, a set or a dict."""
+    if isinstance(result, Mapping):
+        return [result, *result.values()]
+    return [result, *result] if isinstance(result, tuple | list | Set) else [result]
+
+
 def _is_yet_to_run(result: object) -> bool:
-    """Whether a function returned work instead of doing it. Such work is closed, so that it never runs."""
+    """Whether this is work instead of its outcome. Such work never runs, as far as that can be prevented.
+
+    What another thread has begun is waited for: its writes must come before the guard undoes them.
+    """
     if isinstance(result, Future):
-        return not result.done()
-    later = inspect.isawaitable(result) or isinstance(result, Generator | AsyncGenerator | map | filter)
+        later = not result.done()
+        if later and not result.cancel():
+            wait([result])
+        return later
+    later = isinstance(result, Iterator | AsyncIterator) or inspect.isawaitable(result)
     if later and isinstance(result, Generator | Coroutine):
         result.close()
     return later

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import GuardError, ModelStructureError, NullSpaceError
 from ..model.decoder import Decoder, OutProjection
-from ..model.place import Place
+from ..model.place import Arrangement, Place, leading
+from ..model.wrappers import unwrapped
 from ..restoring import restoring
 from .null_spaces import NullSpaces
 from .projection import NullSpace
@@ -154,7 +158,7 @@ def _guarded_type(guard: _Guard) -> type:
 @restoring
 def guard(
     model: nn.Module | Decoder, null_spaces: NullSpaces | Mapping[int, NullSpace], *, check_model: bool = True
-) -> Iterator[None]:
+) -> Iterator[Guarding]:
     """Keep every write to the guarded out-projections inside their null spaces.
 
     Inside the block, each in-place write to a weight in `null_spaces` becomes W ← W_start + (W_new − W_start)P, with
@@ -165,12 +169,16 @@ def guard(
     guarded together or not at all; P then projects onto what their null spaces have in common.
 
     Inside the block, make a new Parameter from `w.detach()`: torch refuses to make one from a guarded `w`. One that
-    replaces a guarded `w` is projected when the block ends; a copy of the model that is made in between holds it
-    unprojected.
+    replaces a guarded `w` is projected when the block ends.
 
     When the block ends, writes that bypassed the hook are projected as well. If the block raises, or leaves something
     that cannot be projected (a weight that is not finite, a module that was replaced or wrapped, a weight that is now
-    computed), every guarded weight returns to W_start, and its module to its place, its hooks and its Parameter.
+    computed, a hook or a `forward` put on the module), every guarded weight returns to W_start, and its module to its
+    place, its hooks and its Parameter.
+
+    All this holds for copies too that `copy.deepcopy` makes inside the block, of the model or of parts of it, as long
+    as they exist. A model made in another way (from its class and a state_dict, by pickle) is not known, unless it is
+    named: `with guard(…) as guarding: …; guarding.include(other)`.
 
     `check_model=False` attaches null spaces to a model other than the one they were made from: use it for the second
     and later batches, when the model has been edited already.
@@ -183,67 +191,223 @@ def guard(
     or GuardError (nested guards, also another thread's; null spaces of one shared weight with nothing in common) before
     anything is touched, and GuardError at the end if what the block left cannot be projected.
     """
-    decoder = guarded_decoder(model, null_spaces)
-    projections = decoder.out_projections(list(null_spaces), together=True)
-    _check_free(projections)
-    for layer, projection in projections.items():
-        if projection.d_in != null_spaces[layer].d_in:
-            raise ModelStructureError(
-                f"{projection.name} has d_in {projection.d_in}, its null space {null_spaces[layer].d_in}: it belongs "
-                "to another model"
-            )
-    spaces = _common(projections, null_spaces)
-    if check_model and isinstance(null_spaces, NullSpaces):
-        null_spaces.check(decoder)
-
-    places: list[Place] = []
-    guards: dict[int, _Guard] = {}
-    handles = []
-    try:
-        with _entering:
-            _check_free(projections)
-            places += Place.all_of(decoder.given, [projection.module for projection in projections.values()])
-            for layer, projection in projections.items():
-                tensor = projection.stored
-                same = next((known for known in guards.values() if known.tensor is tensor), None)
-                if same is not None:
-                    guards[layer] = same
-                    continue
-                guards[layer] = _Guard(tensor, spaces[layer].to(tensor.device), projection.transposed)
-                if projection.module.weight is tensor:
-                    guards[layer].watch()
-                else:
-                    # accelerate makes Parameters of this tensor, so its type must stay; look before each forward.
-                    handles.append(projection.module.register_forward_pre_hook(_Look(guards[layer])))
-        yield
-        with _plain():
-            _finish(projections, places, guards)
-    except BaseException:
-        with _plain():
-            for place in places:
-                place.put_back()
-            for guard_ in guards.values():
-                for each in guard_.everyone():
-                    each.restore()
-        raise
-    finally:
-        for handle in handles:
-            handle.remove()
-        for guard_ in reversed(guards.values()):
-            guard_.release()
+    yield from _guarding({guarded_decoder(model, null_spaces): null_spaces}, check_model)
 
 
 @restoring
 def guards(
     null_spaces: Mapping[Decoder, NullSpaces | Mapping[int, NullSpace]], *, check_model: bool = True
-) -> Iterator[None]:
-    """`guard` for each of several kinds of out-projection, by the decoder that finds them."""
-    if not null_spaces:
-        yield
-        return
-    (decoder, spaces), *others = null_spaces.items()
-    with guard(decoder, spaces, check_model=check_model), guards(dict(others), check_model=check_model):
-        yield
+) -> Iterator[Guarding]:
+    """`guard` for several kinds of out-projection at once, by the decoder that finds them: all is accepted or none."""
+    yield from _guarding(null_spaces, check_model)
+
+
+def _guarding(
+    null_spaces: Mapping[Decoder, NullSpaces | Mapping[int, NullSpace]], check_model: bool
+) -> Iterator[Guarding]:
+    prepared = []
+    for decoder, spaces in null_spaces.items():
+        projections = decoder.out_projections(list(spaces), together=True)
+        _check_free(projections)
+        for layer, projection in projections.items():
+            if projection.d_in != spaces[layer].d_in:
+                raise ModelStructureError(
+                    f"{projection.name} has d_in {projection.d_in}, its null space {spaces[layer].d_in}: it belongs "
+                    "to another model"
+                )
+        prepared.append((decoder, projections, _common(projections, spaces)))
+        if check_model and isinstance(spaces, NullSpaces):
+            spaces.check(decoder)
+
+    guarding = Guarding()
+    try:
+        with _entering:
+            for each in prepared:
+                guarding._take(*each)
+        yield guarding
+        with _plain():
+            guarding._finish()
+    except BaseException:
+        with _plain():
+            guarding._put_back()
+        raise
+    finally:
+        guarding._release()
+
+
+@dataclass
+class _Watched:
+    """One guarded out-projection: in the model, and in each copy of it (`copies` keeps none of them alive)."""
+
+    decoder: Decoder
+    projection: OutProjection
+    place: Place
+    arrangement: Arrangement
+    guard: _Guard | None = None
+    copies: list[Place] = field(default_factory=list)
+    handle: RemovableHandle | None = None
+
+    def modules(self) -> set[nn.Module]:
+        found = (self.projection.module, *(place.module for place in self.copies))
+        return {module for module in found if module is not None}
+
+    def unhook(self) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+            for module in self.modules():
+                module._forward_pre_hooks.pop(self.handle.id, None)
+
+    def in_a_copy(self, place: Place) -> OutProjection:
+        return replace(self.projection, module=place.module, name=f"a copy's {self.projection.name}")
+
+
+Held = tuple[_Guard, OutProjection, Tensor]
+"""A guard, an out-projection that it holds at the end, and the tensor that is there by then."""
+
+
+class Guarding:
+    """What a guard watches: the out-projections of one model, in that model, its copies, and what `include` adds."""
+
+    def __init__(self) -> None:
+        self._all: list[_Watched] = []
+        self._included: list[nn.Module] = []
+
+    def include(self, model: Any) -> None:
+        """When the block ends, `model`, which was made inside it, is projected and checked like the guarded one.
+
+        A copy that `copy.deepcopy` makes is known already. What is no model, or is a part of a known one, does not
+        count.
+        """
+        if isinstance(model, nn.Module):
+            self._included.append(model)
+
+    def _take(
+        self, decoder: Decoder, projections: Mapping[int, OutProjection], spaces: Mapping[int, NullSpace]
+    ) -> None:
+        _check_free(projections)
+        ways = leading(decoder.given, [projection.module for projection in projections.values()])
+        new = [
+            _Watched(decoder, projection, Place(projection.module, way), Arrangement(projection.module, way))
+            for projection, way in zip(projections.values(), ways, strict=True)
+        ]
+        self._all += new
+        for each in new:
+            projection, tensor = each.projection, each.projection.stored
+            vars(projection.module)[_MARK] = _Mark(each.place, each.copies)
+            each.guard = next((known.guard for known in new if known.guard and known.guard.tensor is tensor), None)
+            if each.guard is not None:
+                continue
+            space = spaces[projection.layer].to(tensor.device)
+            each.guard = _Guard(tensor, space, projection.transposed)
+            if projection.module.weight is tensor:
+                each.guard.watch()
+            else:
+                # accelerate makes Parameters of this tensor, so its type must stay; look before each forward.
+                each.handle = projection.module.register_forward_pre_hook(_Look(each.guard))
+
+    def _guards(self) -> list[_Guard]:
+        return list({id(each.guard): each.guard for each in self._all if each.guard is not None}.values())
+
+    def _finish(self) -> None:
+        """Project what no guard could see, and accept the result only if all of it is finite."""
+        for each in self._all:
+            each.unhook()
+        held = [*self._held_by_known(), *self._held_by_included()]
+        first: dict[int, Held] = {}
+        for guard_, projection, tensor in held:
+            other, named, _ = first.setdefault(tensor.data_ptr(), (guard_, projection, tensor))
+            if other is not guard_:
+                raise GuardError(f"inside the guard {projection.name}.weight was tied to that of {named.name}")
+        watched = set()
+        for guard_ in self._guards():
+            for each_guard in guard_.everyone():
+                each_guard.project_now()
+                watched.add(id(each_guard.tensor))
+        for guard_, projection, tensor in held:
+            if id(tensor) not in watched:
+                with torch.no_grad():
+                    tensor.detach().copy_(guard_.projected(tensor.detach()))
+            if not torch.isfinite(tensor.detach()).all():
+                raise GuardError(
+                    f"the edit left {projection.name}.weight with values that are not finite; it is undone"
+                )
+
+    def _held_by_known(self) -> Iterator[Held]:
+        """Of the model and its copies."""
+        if any(place.change() for each in self._all for place in each.copies):
+            gc.collect()  # nobody needs to answer for a copy that only a cycle of references keeps
+        for each in self._all:
+            for place in (each.place, *each.copies):
+                projection = each.projection if place is each.place else each.in_a_copy(place)
+                _check_place(projection, place)
+                if place.module is not None:
+                    yield _held(each, projection)
+
+    def _held_by_included(self) -> Iterator[Held]:
+        for model in self._included:
+            parts = set(model.modules())
+            if all(not parts.isdisjoint(each.modules()) for each in self._all):
+                continue
+            for decoder in {each.decoder: None for each in self._all}:
+                if model not in set(decoder.given.modules()):
+                    yield from self._held_by(model, decoder)
+
+    def _held_by(self, model: nn.Module, like: Decoder) -> Iterator[Held]:
+        """The same out-projections in a model that nobody saw being made."""
+        try:
+            inside = unwrapped(model)
+            if not (hasattr(type(inside), "get_output_embeddings") or type(inside) is type(like.model)):
+                return
+            guarded = {each.projection.layer: each for each in self._all if each.decoder is like}
+            found = Decoder(model, like.template).out_projections(list(guarded), together=True)
+        except ModelStructureError as failure:
+            raise GuardError(
+                f"{type(model).__name__}, made inside the guard, does not have the guarded weights: {failure}"
+            ) from failure
+        for layer, projection in found.items():
+            each = guarded[layer]
+            there = inside.get_submodule(projection.name)
+            projection = replace(projection, name=f"the new model's {projection.name}")
+            if type(there) is not type(like.model.get_submodule(each.projection.name)):
+                raise GuardError(
+                    f"{projection.name} is wrapped (in a {type(there).__name__}), which cannot be projected"
+                )
+            alike = each.place.copied({id(each.projection.module): projection.module})
+            if alike is not None:
+                _check_place(projection, alike)
+            yield _held(each, projection)
+
+    def _put_back(self) -> None:
+        for each in self._all:
+            each.arrangement.put_back()
+        for guard_ in self._guards():
+            for each_guard in guard_.everyone():
+                each_guard.restore()
+
+    def _release(self) -> None:
+        for each in self._all:
+            each.unhook()
+            for module in each.modules():
+                vars(module).pop(_MARK, None)
+        for guard_ in reversed(self._guards()):
+            guard_.release()
+
+
+def _check_place(projection: OutProjection, place: Place) -> None:
+    if (change := place.change()) is not None:
+        raise GuardError(f"{projection.name} {change} inside the guard, which cannot project that; the edit is undone")
+
+
+def _held(watched: _Watched, projection: OutProjection) -> Held:
+    """Raises GuardError if the tensor that is there cannot be projected."""
+    assert watched.guard is not None
+    try:
+        tensor = projection.stored
+    except ModelStructureError as failure:
+        raise GuardError(f"inside the guard a weight was replaced: {failure}") from failure
+    if tensor.shape != watched.guard.start.shape:
+        raise GuardError(f"{projection.name}.weight was replaced by one of shape {tuple(tensor.shape)}")
+    return watched.guard, projection, tensor
 
 
 def guarded_decoder(model: nn.Module | Decoder, null_spaces: NullSpaces | Mapping[int, NullSpace]) -> Decoder:
@@ -260,6 +424,29 @@ class _Look:
 
     def __call__(self, _module: nn.Module, _args: Any) -> None:
         self._guard.enforce()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Look:
+        return self  # a copy of the module is looked at when the guard ends
+
+
+_MARK = "_guard_mark"
+
+
+class _Mark:
+    """Lies beside a guarded weight, and so learns of every copy that `copy.deepcopy` makes of its module."""
+
+    def __init__(self, place: Place, copies: list[Place]) -> None:
+        self._place, self._copies = place, copies
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Mark:
+        copied = self._place.copied(memo)
+        if copied is None:
+            return self  # a copy of the attributes alone
+        self._copies.append(copied)
+        return _Mark(copied, self._copies)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()  # a pickled model needs none
 
 
 def is_guarded(projection: OutProjection) -> bool:
@@ -299,29 +486,3 @@ def _common(projections: Mapping[int, OutProjection], null_spaces: Mapping[int, 
             ) from failure
         found.update(dict.fromkeys(layers, common))
     return found
-
-
-def _finish(projections: Mapping[int, OutProjection], places: list[Place], guards: Mapping[int, _Guard]) -> None:
-    """Project what the hook could not see, and accept the result only if it is finite."""
-    current: dict[int, Tensor] = {}
-    for (layer, projection), place in zip(projections.items(), places, strict=True):
-        if (change := place.change()) is not None:
-            raise GuardError(f"{projection.name} {change} inside the guard, which cannot project that; it is undone")
-        try:
-            current[layer] = projection.stored
-        except ModelStructureError as failure:
-            raise GuardError(f"inside the guard a weight was replaced: {failure}") from failure
-        if current[layer].shape != guards[layer].start.shape:
-            raise GuardError(f"{projection.name}.weight was replaced by one of shape {tuple(current[layer].shape)}")
-        for other, tensor in current.items():
-            if tensor.data_ptr() == current[layer].data_ptr() and guards[other] is not guards[layer]:
-                raise GuardError(f"inside the guard {projection.name}.weight was tied to that of layer {other}")
-    for layer, projection in projections.items():
-        guard_, tensor = guards[layer], current[layer]
-        for each in guard_.everyone():
-            each.project_now()
-        if tensor is not guard_.tensor:
-            with torch.no_grad():
-                tensor.detach().copy_(guard_.projected(tensor.detach()))
-        if not torch.isfinite(tensor.detach()).all():
-            raise GuardError(f"the edit left {projection.name}.weight with values that are not finite; it is undone")

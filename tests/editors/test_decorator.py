@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
-from concurrent.futures import Future
+import itertools
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
 from support.spaces import outside, random_spaces
 from support.tiny import tiny
 from torch import nn
+from torch.nn.utils import parametrize
 
 from alphaedit_plugin.editors.constrained import null_space_constrained
 from alphaedit_plugin.errors import GuardError, NullSpaceError, WrongModelError
@@ -132,10 +137,20 @@ def test_an_edited_model_is_refused_unless_asked(model, spaces):
         lambda model: coroutine(model),
         lambda model: asynchronous_generator(model),
         lambda model: map(edit, [model]),
+        lambda model: itertools.starmap(edit, [(model, 1.0)]),
+        lambda model: zip(map(edit, [model]), [1], strict=True),
+        lambda model: Stepping(model),
+        lambda model: Awaited(model),
         lambda model: Future(),
+        lambda model: (model, generator(model)),
+        lambda model: [generator(model)],
+        lambda model: {"later": coroutine(model)},
     ],
-    ids=["generator", "coroutine", "asynchronous generator", "map", "future"],
-)
+    ids=[
+        "generator", "coroutine", "asynchronous generator", "map", "starmap", "zip", "iterator", "awaitable", "future",
+        "generator in a tuple", "generator in a list", "coroutine in a dict",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "wrap", [lambda f: f, functools.partial, lambda f: Calling(f)], ids=["plain", "partial", "object"]
 )
@@ -148,6 +163,46 @@ def test_a_function_that_returns_work_to_be_done_later_is_refused_and_undone(wra
         null_space_constrained(spaces)(wrap(returning))(model)
     assert torch.equal(weight_of(model), weight_of(tiny("llama")))
     assert type(weight_of(model)) is nn.Parameter
+
+
+def test_what_another_thread_has_begun_is_waited_for_and_undone(model, spaces):
+    begun, refused = threading.Event(), []
+
+    def work(model):
+        begun.set()
+        deadline = time.monotonic() + 10
+        while not refused and time.monotonic() < deadline:
+            time.sleep(0.001)
+        edit(model)
+
+    class Watched(Future):
+        def cancel(self):
+            refused.append(super().cancel())
+            return refused[-1]
+
+    def later(model, pool):
+        future = Watched()
+        pool.submit(lambda: (future.set_running_or_notify_cancel(), work(model), future.set_result(None)))
+        begun.wait(20)
+        return {"edited": future}
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(GuardError, match="returned a Watched"):
+        null_space_constrained(spaces)(later)(model, pool)
+    assert refused == [False]
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+
+
+def test_what_no_thread_has_begun_never_runs(model, spaces):
+    ran = []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(waiting := threading.Event().wait, 0.2)
+
+        def later(model):
+            return pool.submit(ran.append, waiting)
+
+        with pytest.raises(GuardError, match="returned a Future"):
+            null_space_constrained(spaces)(later)(model)
+    assert not ran
 
 
 def test_a_future_that_is_done_may_be_returned(model, spaces):
@@ -179,6 +234,65 @@ def test_a_forgotten_model_is_reported(spaces):
         null_space_constrained(spaces)(edit)()
 
 
+# ------------------------------------------------------------------------------------------- another model is returned
+
+
+def _anew(model: nn.Module) -> nn.Module:
+    new = type(model)(model.config)
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, _anew], ids=["a copy", "made anew"])
+@pytest.mark.parametrize(
+    "returned",
+    [lambda new: new, lambda new: (new, {}), lambda new: ["edited", new], lambda new: {"model": new}],
+    ids=["alone", "in a tuple", "in a list", "in a dict"],
+)
+@torch.no_grad()
+def test_a_model_that_is_returned_is_projected_like_the_argument(returned, make, model, spaces):
+    made = []
+
+    @null_space_constrained(spaces)
+    def edit_another(model):
+        made.append(new := make(model))
+        module = Decoder(new).out_projection(1).module
+        module.weight = nn.Parameter(module.weight.detach() + 1)
+        return returned(new)
+
+    edit_another(model)
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+    assert_projected(made[0], spaces)
+
+
+def _parametrized(model: nn.Module) -> None:
+    parametrize.register_parametrization(Decoder(model).out_projection(1).module, "weight", nn.Tanh(), unsafe=True)
+
+
+def _replaced(model: nn.Module) -> None:
+    model.model.layers[1].mlp.down_proj = nn.Bilinear(24, 24, 16, bias=False)
+
+
+def _wrapped(model: nn.Module) -> None:
+    mlp = model.model.layers[1].mlp
+    mlp.down_proj = nn.Sequential(mlp.down_proj, nn.Tanh())
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, _anew], ids=["a copy", "made anew"])
+@pytest.mark.parametrize("change", [_parametrized, _replaced, _wrapped], ids=_named)
+def test_a_returned_model_that_cannot_be_projected_is_refused_and_all_is_undone(change, make, model, spaces):
+    @null_space_constrained(spaces)
+    def edit_another(model):
+        edit(model)
+        change(new := make(model))
+        return new, {}
+
+    with pytest.raises(GuardError, match=r"layers\.1"):
+        edit_another(model)
+    assert torch.equal(weight_of(model), weight_of(tiny("llama")))
+    assert type(weight_of(model)) is nn.Parameter
+
+
 # -------------------------------------------------------------------------------------- misuse while decorating
 
 
@@ -191,6 +305,25 @@ def generator(model):
 
 async def asynchronous_generator(model):
     yield model
+
+
+class Stepping:
+    def __init__(self, model):
+        self.model = model
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return edit(self.model)
+
+
+class Awaited:
+    def __init__(self, model):
+        self.model = model
+
+    def __await__(self):
+        yield edit(self.model)
 
 
 class Editor:

@@ -10,17 +10,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.spaces import assert_inside, outside, random_spaces
+from support.spaces import assert_inside, outside, random_covariance, random_spaces
 from support.tiny import tiny
 from support.tries import tries
 from support.weights import assert_unchanged, parameters
 from support.wrapping import lora
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from alphaedit_plugin.errors import AlphaEditError, GuardError, ModelStructureError, WrongModelError
 from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.nullspace.guard import guard
+from alphaedit_plugin.nullspace.guard import guard, guards
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
+from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 
 LAYERS = (1, 2)
 MODELS = ("llama", "gpt2")  # Linear and Conv1D
@@ -476,6 +478,305 @@ def test_a_copy_made_inside_the_guard_is_guarded_too_and_ordinary_afterwards(cop
     for weight in weights_of(copied).values():
         assert type(weight) is nn.Parameter
         assert weight.requires_grad
+
+
+def _new_parameter(module: nn.Module) -> None:
+    module.weight = nn.Parameter(module.weight.detach() + 1, requires_grad=False)
+
+
+def _parametrize(module: nn.Module) -> None:
+    parametrize.register_parametrization(module, "weight", nn.Tanh(), unsafe=True)
+
+
+def _replace_forward(module: nn.Module) -> None:
+    module.forward = lambda x: x[..., :16]
+
+
+def _shadow_weight(module: nn.Module) -> None:
+    vars(module)["weight"] = module.weight.detach() + 1
+
+
+REFUSED = {
+    "parametrized": _parametrize,
+    "another shape": lambda module: setattr(module, "weight", nn.Parameter(torch.zeros(3, 5))),
+    "not finite": lambda module: setattr(module, "weight", nn.Parameter(torch.full_like(module.weight, torch.nan))),
+    "another forward": _replace_forward,
+    "another weight in front": _shadow_weight,
+    "a hook": lambda module: module.register_forward_hook(lambda _module, _inputs, output: output + 1),
+    "a hook before": lambda module: module.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,)),
+}
+"""What nobody can project, done to one module."""
+
+
+def _replace(model: nn.Module, by) -> None:
+    mlp = model.model.layers[1].mlp
+    mlp.down_proj = by(mlp.down_proj)
+
+
+REFUSED_IN_A_MODEL = {
+    **{name: (lambda model, do=do: do(modules_of(model)[1])) for name, do in REFUSED.items()},
+    "replaced": lambda model: _replace(model, lambda module: nn.Linear(24, 16, bias=False)),
+    "replaced by its copy": lambda model: _replace(model, copy.deepcopy),
+    "wrapped": lambda model: _replace(model, nn.Sequential),
+    "lora": lambda model: lora(model, "down_proj", trained=True),
+    "tied": lambda model: setattr(modules_of(model)[1], "weight", modules_of(model)[2].weight),
+    "a block replaced": lambda model: model.model.layers.__setitem__(1, model.model.layers[2]),
+}
+
+COPIES = {
+    "a copy": copy.deepcopy,
+    "a copy of a copy": lambda model: copy.deepcopy(copy.deepcopy(model)),
+    "a copy of its body": lambda model: nn.ModuleDict({"model": copy.deepcopy(model.model)}),
+}
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+def test_a_new_parameter_in_a_copy_is_projected(make):
+    model = tiny("llama")
+    before, spaces = parameters(model), random_spaces(model, LAYERS)
+    with guard(model, spaces):
+        copied = make(model)
+        for layer in LAYERS:
+            _new_parameter(copied.get_submodule(f"model.layers.{layer}.mlp.down_proj"))
+    assert_unchanged(model, before)
+    for layer in LAYERS:
+        module = copied.get_submodule(f"model.layers.{layer}.mlp.down_proj")
+        out, size = outside(spaces[layer], before[f"model.layers.{layer}.mlp.down_proj.weight"], module.weight, False)
+        assert size > 0
+        assert out <= 1e-5 * size
+        assert list(vars(module)) == list(vars(modules_of(model)[layer]))
+
+
+def test_a_copy_made_after_a_parameter_was_replaced_is_projected():
+    model = tiny("gpt2")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with guard(model, spaces):
+        for module in modules_of(model).values():
+            _new_parameter(module)
+        copied = copy.deepcopy(model)
+    assert_guarded(model, spaces, before)
+    assert_guarded(copied, spaces, before)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, COPIES["a copy of a copy"]], ids=["a copy", "a copy of a copy"])
+@pytest.mark.parametrize("change", REFUSED_IN_A_MODEL.values(), ids=REFUSED_IN_A_MODEL)
+def test_what_cannot_be_projected_in_a_copy_is_refused_and_the_model_rolled_back(change, make):
+    model = tiny("llama")
+    before, spaces = parameters(model), random_spaces(model, LAYERS)
+    copies = []
+
+    def edit():
+        with torch.no_grad(), guard(model, spaces):
+            weights_of(model)[2] += 1
+            copies.append(make(model))
+            change(copies[0])
+
+    with pytest.raises(GuardError, match="a copy's "):
+        edit()
+    assert_unchanged(model, before)
+    assert all(type(w) is nn.Parameter for w in (*model.parameters(), *copies[0].parameters()))
+
+
+def _write_to_all(model: nn.Module) -> None:
+    for layer, weight in weights_of(model).items():
+        weight += _noise(weight, layer, 1.0)
+
+
+def test_a_copy_that_is_gone_when_the_guard_ends_may_have_been_anything():
+    model = tiny("llama")
+    before, spaces = {n: w.detach().clone() for n, w in weights_of(model).items()}, random_spaces(model, LAYERS)
+
+    def tried(scratch: nn.Module) -> dict[int, Tensor]:
+        for module in modules_of(scratch).values():
+            parametrize.register_parametrization(module, "weight", nn.Tanh(), unsafe=True)
+        return {layer: module.weight.detach() for layer, module in modules_of(scratch).items()}
+
+    with torch.no_grad(), guard(model, spaces):
+        for layer, weight in tried(copy.deepcopy(model)).items():
+            weights_of(model)[layer].copy_(weight)
+    assert_guarded(model, spaces, before)
+
+
+def test_a_copy_that_cannot_be_made_is_no_copy():
+    model = tiny("llama")
+    before, spaces = {n: w.detach().clone() for n, w in weights_of(model).items()}, random_spaces(model, LAYERS)
+    model.cannot_be_copied = (each for each in ())
+    with torch.no_grad(), guard(model, spaces):
+        with pytest.raises(TypeError) as failure:
+            copy.deepcopy(model)
+        copy.deepcopy(vars(modules_of(model)[1]))
+        _write_to_all(model)
+    assert failure.traceback, "which keeps what was copied of it alive"
+    assert_guarded(model, spaces, before)
+
+
+def test_a_copy_of_a_model_offloaded_by_accelerate_is_projected():
+    accelerate = pytest.importorskip("accelerate")
+    plain = tiny("llama")
+    spaces = random_spaces(plain, LAYERS)
+    model = accelerate.cpu_offload(tiny("llama"), execution_device=torch.device("cpu"))
+    with torch.no_grad(), guard(model, spaces, check_model=False):
+        copied = copy.deepcopy(model)
+        for projection in Decoder(copied).out_projections(list(LAYERS)).values():
+            projection.matrix.add_(1)
+    for layer, projection in Decoder(copied).out_projections(list(LAYERS)).items():
+        out, size = outside(spaces[layer], weights_of(plain)[layer], projection.stored, transposed=False)
+        assert size > 0
+        assert out <= 1e-5 * size
+        assert not any(hasattr(hook, "_guard") for hook in projection.module._forward_pre_hooks.values())
+
+
+def _anew(model: nn.Module) -> nn.Module:
+    """The same model, made so that nobody sees it."""
+    new = type(model)(model.config)
+    new.load_state_dict(model.state_dict())
+    return new.requires_grad_(False)
+
+
+def _pickled(model: nn.Module) -> nn.Module:
+    torch.save(model, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("make", [_anew, _pickled], ids=["made anew", "pickled"])
+@pytest.mark.parametrize("name", MODELS)
+def test_another_model_that_is_included_is_projected(name, make):
+    model = tiny(name)
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with torch.no_grad(), guard(model, spaces) as guarding:
+        guarding.include(new := make(model))
+        for weight in weights_of(new).values():
+            weight += 1
+    assert_guarded(new, spaces, before)
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED_IN_A_MODEL if "replaced" not in name])
+def test_what_cannot_be_projected_in_a_model_that_is_included_is_refused(name):
+    """Of a model that is made anew all modules are others: to replace one is nothing."""
+    model = tiny("llama")
+    before, spaces = parameters(model), random_spaces(model, LAYERS)
+
+    def edit():
+        with torch.no_grad(), guard(model, spaces) as guarding:
+            weights_of(model)[2] += 1
+            guarding.include(new := _anew(model))
+            REFUSED_IN_A_MODEL[name](new)
+
+    with pytest.raises(GuardError):
+        edit()
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    "other", [None, nn.Linear(2, 2), tiny("gpt2").transformer.h[0]], ids=["none", "a layer", "a block"]
+)
+def test_what_is_no_model_may_be_included(other):
+    model = tiny("llama")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    with torch.no_grad(), guard(model, spaces) as guarding:
+        for each in (other, model, model.model, model.model.layers[1], copy.deepcopy(model).model):
+            guarding.include(each)
+        _write_to_all(model)
+    assert_guarded(model, spaces, before)
+
+
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_an_edit_by_code_is_refused_and_rolled_back(change):
+    model = tiny("llama")
+    before, spaces, logits = parameters(model), random_spaces(model, LAYERS), model(IDS).logits
+    held = [vars(module).copy() for module in modules_of(model).values()]
+
+    def edit():
+        with torch.no_grad(), guard(model, spaces):
+            weights_of(model)[2] += 1
+            change(modules_of(model)[1])
+
+    with pytest.raises(GuardError, match=r"layers\.1\.mlp\.down_proj"):
+        edit()
+    assert_unchanged(model, before)
+    assert [vars(module) for module in modules_of(model).values()] == held
+    assert torch.equal(model(IDS).logits, logits)
+
+
+def test_hooks_that_were_there_and_hooks_that_are_gone_at_the_end_do_not_count():
+    model = tiny("llama")
+    spaces = random_spaces(model, LAYERS)
+    before = {n: w.detach().clone() for n, w in weights_of(model).items()}
+    module = modules_of(model)[1]
+    seen: list[int] = []
+    module.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad(), guard(model, spaces):
+        handle = module.register_forward_pre_hook(lambda *_: seen.append(2))
+        module.forward = lambda inputs: inputs[..., :16]
+        del module.forward
+        model(IDS)
+        handle.remove()
+        _write_to_all(model)
+    model(IDS)
+    assert seen == [2, 1, 1]
+    assert_guarded(model, spaces, before)
+
+
+# ------------------------------------------------------------------------------------- several kinds at once
+
+
+def _of_both_kinds(model: nn.Module) -> dict[Decoder, dict[int, NullSpace]]:
+    decoders = [Decoder(model, f"model.layers.{{}}.{name}") for name in ("mlp.down_proj", "self_attn.o_proj")]
+    return {
+        decoder: {
+            layer: NullSpace.of(random_covariance(projection.d_in, seed=layer), Criterion(nullity=9))
+            for layer, projection in decoder.out_projections(list(LAYERS)).items()
+        }
+        for decoder in decoders
+    }
+
+
+def _every(attached: dict[Decoder, dict[int, NullSpace]]):
+    for decoder, spaces in attached.items():
+        for layer, projection in decoder.out_projections(list(LAYERS)).items():
+            yield projection, spaces[layer]
+
+
+def test_several_kinds_of_out_projections_are_guarded_together():
+    model = tiny("llama")
+    attached = _of_both_kinds(model)
+    starts = [projection.stored.detach().clone() for projection, _ in _every(attached)]
+    with torch.no_grad(), guards(attached):
+        for projection, _ in _every(attached):
+            projection.module.weight += 1
+    for start, (projection, space) in zip(starts, _every(attached), strict=True):
+        out, size = outside(space, start, projection.stored, transposed=False)
+        assert size > 0
+        assert out <= 1e-5 * size
+
+
+@pytest.mark.parametrize("fails", range(4), ids=lambda n: f"the weight number {n} fails")
+def test_of_several_kinds_all_are_rolled_back_or_none(fails):
+    model = tiny("llama")
+    before, attached = parameters(model), _of_both_kinds(model)
+
+    def edit():
+        with torch.no_grad(), guards(attached):
+            for n, (projection, _) in enumerate(_every(attached)):
+                projection.module.weight += torch.nan if n == fails else 1
+
+    with pytest.raises(GuardError, match="not finite"):
+        edit()
+    assert_unchanged(model, before)
+    assert all(type(projection.stored) is nn.Parameter for projection, _ in _every(attached))
+
+
+def test_one_weight_found_by_two_decoders_is_refused():
+    model = tiny("llama")
+    before = parameters(model)
+    spaces = random_spaces(model, LAYERS)
+    with pytest.raises(GuardError, match="guarded already"), guards({Decoder(model): spaces, Decoder(model): spaces}):
+        pass
+    assert_unchanged(model, before)
 
 
 def test_deepcopy_keeps_ties():

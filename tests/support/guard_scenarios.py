@@ -171,7 +171,7 @@ def _state(bench: _Bench, module: nn.Module) -> None:
 def _a_copy(bench: _Bench, module: nn.Module) -> None:
     bench.copies.append(copied := copy.deepcopy(bench.model))
     for projection in Decoder(copied).out_projections(list(LAYERS)).values():
-        projection.module.weight.add_(bench.noise(projection.module.weight))
+        bench.choice.choice([_add, _new_data, _new_parameter, _state])(bench, projection.module)
 
 
 def _forward(bench: _Bench, module: nn.Module) -> None:
@@ -268,6 +268,28 @@ def _not_finite(bench: _Bench, module: nn.Module) -> None:
     module.weight[1, 2] = float("nan")
 
 
+def _another_forward(bench: _Bench, module: nn.Module) -> None:
+    module.forward = lambda inputs: inputs
+
+
+def _a_hook(bench: _Bench, module: nn.Module) -> None:
+    module.register_forward_hook(lambda _module, _inputs, output: output + 1)
+
+
+def _a_hook_before(bench: _Bench, module: nn.Module) -> None:
+    module.register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,))
+
+
+def _a_copy_broken(bench: _Bench, module: nn.Module) -> None:
+    bench.copies.append(copied := copy.deepcopy(bench.model))
+    breaking = bench.choice.choice([_parametrized, _old_weight_norm, _another_shape, _another_forward, _a_hook, None])
+    name = bench.projections[bench.choice.choice(LAYERS)].name
+    if breaking is None:
+        copied.set_submodule(name, nn.Identity())
+    else:
+        breaking(bench, copied.get_submodule(name))
+
+
 def _codes(bench: _Bench, module: nn.Module) -> None:
     del module.weight
     module.register_buffer("weight", torch.ones(bench.start[LAYERS[0]].shape, dtype=torch.int8))
@@ -282,7 +304,7 @@ COMPUTED = (
 )  # fmt: skip
 BREAKING: tuple[Callable[[_Bench, nn.Module], None], ...] = (
     *COMPUTED, _replaced, _block_replaced, _block_removed, _wrapped, _lora, _another_shape, _another_shape_of_data,
-    _tied, _not_finite, _codes, _deleted,
+    _tied, _not_finite, _codes, _deleted, _another_forward, _a_hook, _a_hook_before, _a_copy_broken,
 )  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------ one scenario
@@ -509,8 +531,6 @@ def _write(bench: _Bench, *, shared: bool = False, reads: bool = False) -> list[
         return []
     for _ in range(bench.choice.randint(1, 5)):
         write = bench.choice.choice([each for each in WRITES if not (shared and each in separating)])
-        if write is _a_copy and any(type(p.module.weight) is nn.Parameter for p in bench.projections.values()):
-            continue  # one that replaced a guarded one is guarded at the end only, and not in a copy: a known limit
         write(bench, bench.any_module())
         done.append(_plain(write))
     return done
