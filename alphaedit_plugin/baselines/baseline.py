@@ -22,6 +22,7 @@ from torch import nn
 from ..editors.requests import Request
 from ..errors import AlphaEditError, CompareError, EditError
 from ..model.decoder import Decoder
+from ..model.gradients import gradients
 from ..model.undisturbed import seeded
 from ..nullspace.guard import guards
 from ..nullspace.null_spaces import NullSpaces
@@ -150,7 +151,7 @@ class Baseline:
             seeded(self._written),
             self._globals.in_place(),
             working_in(self._folder),
-            torch.enable_grad(),
+            gradients(True),
             guards(self._attached, check_model=False),
         ):
             look_up_as_easyedit(self._model)

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..restoring import restoring, swapping
 from .edition import PACKAGE
 from .methods import templates
@@ -36,16 +34,16 @@ def model_restored(model: Any, settings: Any) -> Iterator[None]:
         for name, parameter in parameters.items()
         if any(name.startswith(f"{module}.") for module in written)
     }
-    gradients = {name: (parameter.requires_grad, parameter.grad) for name, parameter in parameters.items()}
+    recorded = {name: (parameter.requires_grad, parameter.grad) for name, parameter in parameters.items()}
     training = [(module, module.training) for module in model.modules()]
     attributes = set(vars(model))
     try:
         yield
     finally:
-        for name, (requires, gradient) in gradients.items():
+        for name, (requires, gradient) in recorded.items():
             parameters[name].requires_grad_(requires)
             parameters[name].grad = gradient
-        with torch.no_grad():
+        with gradients(False):
             for name, weight in before.items():
                 parameters[name].copy_(weight)
         for module, flag in training:

@@ -33,6 +33,7 @@ from ..editors.requests import Request
 from ..editors.variant import Variant
 from ..errors import EditError
 from ..model.decoder import Decoder, OutProjection
+from ..model.gradients import gradients
 from ..model.undisturbed import seeded, undisturbed
 from ..nullspace.guard import guard
 from ..nullspace.null_spaces import NullSpaces
@@ -115,7 +116,7 @@ class _YourEntry(Entry):
         if isinstance(chat := self.ground.tokenizer, Chat):
             requests = [replace(request, prompt=chat.written_out(request.prompt)) for request in requests]
         try:
-            with seeded(written), undisturbed(), torch.enable_grad(), guarded:
+            with seeded(written), undisturbed(), gradients(True), guarded:
                 returned = called(model, tokenizer, list(requests))
         except (Exception, SystemExit) as failure:  # another person's code: anything may come
             raise EditError(f"{self.name} failed {_where(failure, called)}: {_said(failure)}") from failure

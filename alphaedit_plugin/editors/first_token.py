@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from ..errors import RequestError
 from ..model.decoder import Decoder, OutProjection
+from ..model.gradients import gradients
 from ..model.trace import evaluating, inputs_of
 from .requests import Request, encode
 
@@ -64,7 +65,7 @@ def _spread(tokenizer: Any, without: set[int]) -> list[int]:
     return usual[len(usual) // (2 * _OTHERS) :: max(1, len(usual) // _OTHERS)]
 
 
-@torch.no_grad()
+@gradients(False)
 def _resembles_others(
     decoder: Decoder, projection: OutProjection, tokens: Sequence[int], others: Sequence[int]
 ) -> list[bool]:

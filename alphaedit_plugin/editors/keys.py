@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..model.batches import PaddedBatch, batches
 from ..model.branch import Branch, probe
 from ..model.decoder import Decoder, OutProjection, first_stream, hidden_states
+from ..model.gradients import gradients
 from ..model.sampling import SEED, sample, unsayable
 from ..model.standin import standing_in
 from ..model.trace import hooks, inputs_of, stop, stopping
@@ -99,7 +100,7 @@ class Sweep:
         bare = [part.of_rows(self.contexts) for part in self._parts]
         return self._gather([part for part in bare if part.batch.rows], lambda part: part.output(layer))[:, 0]
 
-    @torch.no_grad()
+    @gradients(False)
     def branch(self, projection: OutProjection) -> Branch:
         """The branch at the bare prompts, n tokens, with the weights as they are now."""
         parts = [part for part in (part.of_rows(self.contexts) for part in self._parts) if part.batch.rows]
@@ -108,7 +109,7 @@ class Sweep:
         value, gain = (torch.cat(each)[order] for each in ([b.value for b in found], [b.gain for b in found]))
         return Branch(projection, value, gain, all(each.saturates for each in found))
 
-    @torch.no_grad()
+    @gradients(False)
     def _gather(self, parts: Sequence[_Part], run: Callable[[_Part], Tensor]) -> Tensor:
         """The results of `run` for all parts, put into the order of requests and contexts, n × contexts × d."""
         result: Tensor | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import EditError
 from ..model.branch import Branch
 from ..model.decoder import OutProjection
+from ..model.gradients import gradients
 from ..model.trace import evaluating
 from .editor import Editor, Written
 from .keys import Sweep, half_bare
@@ -90,7 +91,7 @@ class LayeredEditor(Editor):
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
         updates: list[Update] = []
         kept: dict[int, tuple[Tensor, Ridge]] = {}
-        with torch.no_grad(), evaluating(self.model):
+        with gradients(False), evaluating(self.model):
             wanted: dict[int, Tensor] = {}
             for layer, projection in self.projections.items():
                 precision = torch.promote_types(projection.matrix.dtype, torch.float32)

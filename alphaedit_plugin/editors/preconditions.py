@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from ..errors import EditError, ModelStructureError, RequestError
 from ..model.decoder import Decoder, OutProjection
+from ..model.gradients import gradients
 from ..model.trace import evaluating, hooks, stop, stopping
 from .keys import in_context
 from .requests import Request, encode
@@ -125,7 +126,7 @@ def not_finite(model: nn.Module) -> str | None:
     return None
 
 
-@torch.no_grad()
+@gradients(False)
 def _check_pass(decoder: Decoder, projections: Mapping[int, OutProjection]) -> None:
     """Runs two texts that differ in the last token only, and looks whether the model does what edits rely on."""
     model, kind = decoder.model, type(decoder.model).__name__

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..model.decoder import Decoder, OutProjection
+from ..model.gradients import gradients
 from ..model.trace import evaluating
 from .editor import Editor, Written
 from .hyperparameters import Hyperparameters
@@ -60,7 +61,7 @@ class ROME(Editor):
         self.check(requests)
         updates, losses, missed = [], [], []
         with (
-            torch.no_grad(),
+            gradients(False),
             evaluating(self.model),
             tqdm(requests, desc="facts", unit="fact", disable=not self.progress, leave=False) as bar,
         ):

@@ -28,6 +28,7 @@ from ..errors import EditError
 from ..model.batches import pad
 from ..model.branch import Branch
 from ..model.decoder import Decoder, Projection, eager_attention, first_stream, hidden_states
+from ..model.gradients import gradients
 from ..model.precision import in_bfloat16
 from ..model.standin import standing_in
 from ..model.trace import hooks, logits_at
@@ -233,7 +234,7 @@ class _Problem:
         log.warning("%s %s: targets run whole sequences", type(self.model).__name__, why)
         return False
 
-    @torch.no_grad()
+    @gradients(False)
     def _equals(self, other: _Problem) -> bool:
         plain = TargetSettings(steps=1, lr=0.0)
         mine, theirs = (problem.losses(torch.zeros_like(problem.z), plain) for problem in (self, other))
@@ -258,7 +259,7 @@ class _Problem:
         self.positions = (positions * self.mask.cpu()).to(self.device)
         self.inject = self.subject_last - begin  # where in the suffix δ goes: 0 behind a cached prefix
 
-    @torch.no_grad()
+    @gradients(False)
     def _first_pass(self, use_cache: bool) -> None:
         """Everything that no δ can change: the prefix's cache, the suffix's hidden states, the KL term's base."""
         self.hidden, self.output, self.cache = None, None, None
@@ -414,7 +415,7 @@ def _minimise(problem: _Problem, settings: TargetSettings, requests: Sequence[Re
     running = torch.ones(len(z), dtype=torch.bool)
     for step in range(settings.steps):
         variable = delta[active].requires_grad_()
-        with torch.enable_grad():
+        with gradients(True):
             loss = problem.losses(variable, settings)
             (gradient,) = torch.autograd.grad(loss.sum(), [variable])
         loss = loss.detach().to(losses.device)

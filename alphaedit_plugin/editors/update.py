@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import EditError
 from ..model.decoder import OutProjection
+from ..model.gradients import gradients
 from ..model.precision import compact
 from ..nullspace.guard import is_guarded
 from ..nullspace.projection import NullSpace
@@ -81,7 +82,7 @@ class Write:
         """The Write that repeats a call exactly, given the update that the call returned."""
         return Write() if self.in_factors else self
 
-    @torch.no_grad()
+    @gradients(False)
     def __call__(self, projection: OutProjection, update: Update) -> Update:
         """Write. Returns the update as it was written or, if that is not in factors, as it was given.
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..editors.chat import plain
 from ..errors import AlphaEditError
+from ..model.gradients import gradients
 from ..model.trace import evaluating
 from ..restoring import restoring
 from ..storage.files import file_digest
@@ -92,7 +93,7 @@ class Harness:
         estimates: dict[str, Estimate] = {}
         records: list[dict[str, Any]] = []
         quiet = nullcontext() if progress else redirect_stderr(io.StringIO())  # lm_eval's progress bars go to stderr
-        with _same_random_states(), evaluating(model), torch.no_grad(), quiet:
+        with _same_random_states(), evaluating(model), gradients(False), quiet:
             # A copy: the wrapper gives the tokenizer a padding token.
             wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(plain(tokenizer)), batch_size=8)
             for task in self.tasks:

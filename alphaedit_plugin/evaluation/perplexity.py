@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..errors import CorpusError
 from ..model.batches import Tokens, batches, digest
 from ..model.decoder import Decoder
+from ..model.gradients import gradients
 from ..model.trace import evaluating, logits_at
 from .facts import Fact
 from .measure import Measured, estimate
@@ -63,7 +64,7 @@ class Perplexity:
         return Measured({"perplexity": estimate(items, over_windows)}, records)
 
 
-@torch.no_grad()
+@gradients(False)
 def negative_log_likelihoods(
     model: nn.Module, windows: Sequence[Tokens], *, batch_tokens: int = 1024, progress: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ from ..editors.requests import encode
 from ..errors import AlphaEditError, RequestError
 from ..model.batches import batches
 from ..model.decoder import Decoder, hidden_states
+from ..model.gradients import gradients
 from ..model.trace import evaluating, hooks, stop, stopping
 from ..storage.records import mapping, text_of
 from .datasets import FORMATS, load_facts, records_of
@@ -170,7 +171,7 @@ def held_out(prompts: Sequence[str], facts: Sequence[Fact]) -> list[str]:
     return [prompt for prompt in prompts if not any(subject in prompt for subject in subjects)]
 
 
-@torch.no_grad()
+@gradients(False)
 def last_states(
     model: nn.Module,
     tokenizer: Any,

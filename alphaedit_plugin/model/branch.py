@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder, OutProjection, first_stream, hidden_states
+from .gradients import gradients
 from .trace import evaluating, hooks, stop, stopping
 
 _DAMPING = 1e-2
@@ -112,7 +113,7 @@ def probe(projection: OutProjection, block: Any, run: Callable[[], Any], last: T
     return Branch(projection, value, once / (step if saturates else times * step), saturates)
 
 
-@torch.no_grad()
+@gradients(False)
 def branch_is_identity(decoder: Decoder, layers: Sequence[int]) -> bool:
     """Whether in all of `layers` what the out-projection puts out is what the hidden state moves by."""
     vocabulary = decoder.model.get_input_embeddings().weight.shape[0]

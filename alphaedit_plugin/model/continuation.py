@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ..errors import RequestError
 from .batches import Tokens
 from .decoder import Decoder, eager_attention
+from .gradients import gradients
 from .sampling import SEED
 from .trace import evaluating, logits_at
 
 _WORTH_SHARING = 16
 
 
-@torch.no_grad()
+@gradients(False)
 def continuations(
     model: nn.Module | Decoder,
     starts: Sequence[Tokens],

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ..restoring import swapping
 from ..storage.tensors import tensor_digest
 from .decoder import Decoder, OutProjection, Projection
+from .gradients import gradients
 from .trace import evaluating
 from .wrappers import inner, plain_name, unwrapped
 from .writable import dimensions
@@ -146,7 +147,7 @@ def _tensors(module: nn.Module, *, buffers: bool = True) -> Iterator[tuple[str, 
             yield from ((f"{prefix}.{name}", buffer) for name, buffer in child.named_buffers(recurse=False))
 
 
-@torch.no_grad()
+@gradients(False)
 def _is_silent(adapter: Any) -> bool:
     """Whether an adapter around a matrix leaves what that matrix puts out as it is."""
     layer = inner(adapter)

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from .batches import Tokens, batches
 from .decoder import Decoder, eager_attention
+from .gradients import gradients
 from .precision import float64_device
 from .trace import evaluating, logits_at
 
@@ -28,7 +29,7 @@ class Scored:
     predicted: list[list[int]]
 
 
-@torch.no_grad()
+@gradients(False)
 def score_tokens(
     model: nn.Module | Decoder,
     pairs: Sequence[tuple[Tokens, Tokens]],

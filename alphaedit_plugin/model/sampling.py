@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from .batches import Tokens
 from .decoder import Decoder, eager_attention
+from .gradients import gradients
 from .precision import reduced_precision
 from .trace import evaluating
 
@@ -71,7 +72,7 @@ def unsayable(model: nn.Module | Decoder, tokenizer: Any) -> list[int]:
     return sorted({*tokenizer.all_special_ids, *range(len(tokenizer), padded)})
 
 
-@torch.no_grad()
+@gradients(False)
 def sample(
     model: nn.Module | Decoder,
     starts: Sequence[Tokens],

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..errors import StatisticsError
 from ..model.batches import Tokens, batches, digest
 from ..model.decoder import Decoder
+from ..model.gradients import gradients
 from ..model.precision import float64_device
 from ..model.trace import evaluating, inputs_of
 from ..storage.files import atomic
@@ -168,7 +169,7 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-@torch.no_grad()
+@gradients(False)
 def collect(
     model: nn.Module | Decoder,
     windows: Sequence[Tokens],

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import GuardError, ModelStructureError, NullSpaceError
 from ..model.decoder import Decoder, OutProjection
+from ..model.gradients import gradients
 from ..model.place import Arrangement, Place, leading
 from ..model.wrappers import unwrapped
 from ..restoring import restoring
@@ -80,7 +81,7 @@ class _Guard:
         self.project_now()
 
     def project_now(self) -> None:
-        with torch.no_grad():
+        with gradients(False):
             value = self.tensor.detach()
             if self.tensor.data_ptr() != self.pointer:
                 # `w.data = x`: x belongs to the caller, and must not change.
@@ -92,7 +93,7 @@ class _Guard:
     def restore(self) -> None:
         """Put W_start back, exactly, and in its own memory, unless the model has moved to another device."""
         tensor, home = self.tensor, self._home
-        with torch.no_grad():
+        with gradients(False):
             moved = tensor.device != home.device and (tensor.shape, tensor.dtype) == (home.shape, home.dtype)
             if not moved:
                 _set_data(tensor, home)
@@ -325,7 +326,7 @@ class Guarding:
                 watched.add(id(each_guard.tensor))
         for guard_, projection, tensor in held:
             if id(tensor) not in watched:
-                with torch.no_grad():
+                with gradients(False):
                     tensor.detach().copy_(guard_.projected(tensor.detach()))
             if not torch.isfinite(tensor.detach()).all():
                 raise GuardError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import AlphaEditError
+from ..restoring import swapping
 from .files import atomic
 
 
@@ -55,13 +56,8 @@ def stored_checksum(path: Path, error: type[AlphaEditError]) -> str | None:
 
 def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, metadata). A file that is absent, cut short, altered or not ours raises `error`, naming it."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            # copies: tensors read from a file may start at any address, and alignment changes how kernels round
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as failure:
-        raise error(f"cannot read {path}: {failure}. Is it complete? Delete it and make it again") from failure
+    with _opened(path, error) as (header, tensors):
+        pass
     if "alphaedit" not in header or "sha256" not in header:
         raise error(f"{path} was not written by alphaedit-plugin: it lacks our metadata")
     if _checksum(tensors, header["alphaedit"]) != header["sha256"]:
@@ -73,6 +69,18 @@ def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Ten
     if not isinstance(metadata, dict):
         raise error(f"{path} was not written by alphaedit-plugin: its metadata is no mapping")
     return tensors, metadata
+
+
+@swapping
+def _opened(path: Path, error: type[AlphaEditError]) -> Iterator[tuple[dict[str, str], dict[str, Tensor]]]:
+    """(header, tensors), read while Ctrl-C waits: safetensors makes another error of one that comes while it reads."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            # copies: tensors read from a file may start at any address, and alignment changes how kernels round
+            found = file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as failure:
+        raise error(f"cannot read {path}: {failure}. Is it complete? Delete it and make it again") from failure
+    yield found
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:

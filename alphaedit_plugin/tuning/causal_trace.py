@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..editors.requests import Encoded, Request, encode
 from ..errors import TuningError
 from ..model.decoder import Decoder, eager_attention, hidden_states
+from ..model.gradients import gradients
 from ..model.standin import standing_in
 from ..model.trace import evaluating, hooks, logits_at
 from ..restoring import restoring
@@ -101,7 +102,7 @@ def causal_trace(
     found: list[tuple[Tensor, Tensor]] = []
     probabilities, said = [], []
     with (
-        torch.no_grad(),
+        gradients(False),
         evaluating(decoder.model),
         eager_attention(decoder.model),
         tqdm(total=len(prompts), desc="causal trace", unit="fact", disable=not progress, leave=False) as bar,
