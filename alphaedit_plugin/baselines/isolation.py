@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..model.gradients import gradients
 from ..restoring import restoring, swapping
 from .edition import PACKAGE
 from .methods import templates
