@@ -24,6 +24,8 @@ QUICK_ARCHITECTURES = {"llama", "gpt2"}
 QUICK_METHODS = {"rome", "memit", "memit+P", "rect+P", "prune+P", "alphaedit"}
 """Likewise where a test runs with every method."""
 
+settings.register_profile("patient", deadline=None)  # a slow machine is no failure
+settings.load_profile("patient")
 settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
 
 

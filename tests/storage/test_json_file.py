@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tries import tries
 
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.storage.json_file import read_json, write_json
@@ -24,6 +25,7 @@ VALUES = {
 }
 
 
+@tries(60)
 @given(
     st.dictionaries(
         st.text().filter(lambda key: key != "sha256"),
