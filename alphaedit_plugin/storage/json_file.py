@@ -35,7 +35,10 @@ def read_json(path: Path, error: type[AlphaEditError]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise error(f"{path} holds no JSON object: it is damaged, or another file")
     try:
-        whole = CHECKSUM not in values or values.pop(CHECKSUM) == _checksum(values)
+        if CHECKSUM in values:
+            whole = values.pop(CHECKSUM) == _checksum(values)
+        else:  # the damage may be in the name of the checksum
+            whole = not any(_vouches(values, key) for key in values)
     except RecursionError as failure:
         raise error(f"cannot read {path}: {failure}") from failure
     if not whole:
@@ -54,6 +57,14 @@ def load_json(path: Path, error: type[AlphaEditError]) -> Any:
 def json_bytes(text: str) -> bytes:
     """JSON text as UTF-8; halves of characters, as names of files may hold, in JSON's own escapes."""
     return text.encode("utf-8", "backslashreplace")
+
+
+def _vouches(values: Mapping[str, Any], key: str) -> bool:
+    """Whether the value of this key is the checksum of all others."""
+    value = values[key]
+    if not isinstance(value, str) or len(value) != 64:
+        return False
+    return value == _checksum({other: each for other, each in values.items() if other != key})
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

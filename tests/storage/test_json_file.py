@@ -94,3 +94,11 @@ def test_a_file_without_a_checksum_is_read_as_it_is(tmp_path: Path) -> None:
 def test_a_file_that_is_absent_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(CompareError, match=r"values\.json"):
         read_json(tmp_path / "values.json", CompareError)
+
+
+def test_a_checksum_under_another_name_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    write_json(path, VALUES, CompareError)
+    path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"shq256"'))
+    with pytest.raises(CompareError, match="does not match"):
+        read_json(path, CompareError)
