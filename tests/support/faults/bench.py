@@ -9,6 +9,7 @@ import pickle
 import random
 import select
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from alphaedit_plugin import Session
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
@@ -34,6 +36,10 @@ FACTS = [
     for number in range(1000)
 ]
 """All different, so that each can be told by its case_id."""
+
+# Attempts fork this process: a bar's monitor thread, or a lock shared with a fork that is killed, would hang the next.
+tqdm.monitor_interval = 0
+tqdm.set_lock(threading.RLock())
 
 
 @functools.cache
