@@ -184,28 +184,47 @@ class SessionFolder:
         folder holds a session that this object did not write or read last.
         """
         with self.claimed():
-            found = self._stamp()
-            if found is not None and found not in self._known:
-                raise SessionError(
-                    f"{self.path} holds another session, or another Session has saved there since: resume what it "
-                    "holds, or choose another folder. Nothing was changed"
-                )
+            found = self._checked_stamp()
             fresh = [path for path in map(self.path.joinpath, _PARTS) if found is None and not path.exists()]
             if found is None:
                 self._names, self._sums = {}, {}
             try:
                 if found is None:
                     self._save_foundations(tokenizer, covariances, null_spaces)
-                names = {}
-                for index, batch in enumerate(batches):
-                    name = self._names.get(batch)
-                    names[batch] = name if name and (self._batches / name).exists() else self._save_batch(batch, index)
+                names = self._files_of(batches)
                 stamp = self._save_manifest(values, list(names.values()))
             except BaseException:
                 for path in fresh:
                     _remove(path)
                 raise
             self._known, self._names = {stamp}, names
+
+    def stage(self, batches: Sequence[Batch]) -> None:
+        """Write the files of new batches, which takes longest of a `save`; they count when that names them.
+
+        Does nothing where there is no session yet. Raises what `save` raises.
+        """
+        with self.claimed():
+            if self._checked_stamp() is not None:
+                self._names |= self._files_of(batches)
+
+    def _files_of(self, batches: Sequence[Batch]) -> dict[Batch, str]:
+        """The names of the batches' files; those that are not there are written."""
+        names = {}
+        for index, batch in enumerate(batches):
+            name = self._names.get(batch)
+            names[batch] = name if name and (self._batches / name).exists() else self._save_batch(batch, index)
+        return names
+
+    def _checked_stamp(self) -> str | None:
+        """The stamp of the manifest in the folder, if there is one; SessionError if somebody else wrote it."""
+        found = self._stamp()
+        if found is not None and found not in self._known:
+            raise SessionError(
+                f"{self.path} holds another session, or another Session has saved there since: resume what it "
+                "holds, or choose another folder. Nothing was changed"
+            )
+        return found
 
     def _stamp(self) -> str | None:
         """What tells the manifest in the folder from others; None if there is none."""

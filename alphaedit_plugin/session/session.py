@@ -68,8 +68,9 @@ class Session:
     """Edits one model in place, batch after batch, and can undo, save, resume and export the edits.
 
     Invariants. A call to `edit`, `undo` or `finish` does all of its work or none: after any interruption (an error, a
-    value that is not finite, a full disk, Ctrl-C), weights and history are as before the call, bit for bit. Writing the
-    updates of `batches` into `base`, in order, gives the weights.
+    value that is not finite, a full disk, Ctrl-C), weights, history and folder are as before the call, bit for bit; or
+    as after it, if Ctrl-C came when all was done but the folder's manifest. Writing the updates of `batches` into
+    `base`, in order, gives the weights.
     """
 
     def __init__(
@@ -485,9 +486,9 @@ class Session:
 
     @restoring
     def transaction(self) -> Iterator[None]:
-        """Keep the block's weights, history and memory, or restore them all if it fails. Can be nested.
+        """Keep (and autosave) the block's weights, history and memory, or restore them all if it fails. Can be nested.
 
-        Raises EditError if a weight is not finite.
+        Raises EditError if a weight is not finite, SessionError if it cannot be saved.
         """
         before = (self.batches, self._before_end, self.editor.memory)
         self.batches = list(self.batches)
@@ -495,15 +496,17 @@ class Session:
             with put_back(self.projections, only_on_error=True):
                 yield
                 _check_finite(self.projections)
+                if self.autosave is not None:
+                    self.save(self.autosave)  # Ctrl-C waits: folder and memory are both as after the block
         except BaseException:
             self.batches, self._before_end, self.editor.memory = before
             raise
 
     def _keep(self) -> None:
-        """Save the session as it is now, if it saves itself; the last act of a transaction, which Ctrl-C may end."""
+        """Write what takes longest of a save, as the last act of a transaction, while Ctrl-C may still end it."""
         _check_finite(self.projections)
         if self.autosave is not None:
-            self.save(self.autosave)
+            self._folder(self.autosave).stage(self.batches)
 
     def _first_tokens(self, requests: Sequence[Request]) -> tuple[int, ...]:
         return first_tokens(self.model, self.tokenizer, requests, self.projections[max(self.projections)])
