@@ -7,6 +7,8 @@ that `make quick` leaves out are declared in pyproject.toml; what can be told fr
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,8 @@ QUICK_ARCHITECTURES = {"llama", "gpt2"}
 QUICK_METHODS = {"rome", "memit", "memit+P", "rect+P", "prune+P", "alphaedit"}
 """Likewise where a test runs with every method."""
 
+FAULT_SEED = "ALPHAEDIT_FAULT_SEED"
+
 settings.register_profile("patient", deadline=None)  # a slow machine is no failure
 settings.load_profile("patient")
 settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
@@ -31,6 +35,11 @@ settings.register_profile("quick", max_examples=HANDFUL, deadline=None)
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    os.environ.setdefault(FAULT_SEED, str(time.time_ns() % 10**6))  # one for all processes of this run
+
+
+def pytest_report_header() -> str:
+    return f"faults: {FAULT_SEED}={os.environ[FAULT_SEED]} (set it to repeat tests/test_faults.py)"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
