@@ -86,6 +86,15 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("ALPHAEDIT_CACHE", str(tmp_path / "alphaedit-cache"))
 
 
+@pytest.fixture(autouse=True)
+def _leaves_gradients_as_they_were():
+    """One test that leaves them off would fail others, far from itself."""
+    yield
+    on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert on, "this test leaves gradients off"
+
+
 @pytest.fixture(scope="session")
 def demo():
     """(model, tokenizer) of SmolLM2-135M, converted into the user's cache on first use. Restore what you edit."""

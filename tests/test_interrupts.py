@@ -28,6 +28,7 @@ from alphaedit_plugin.baselines.isolation import working_in
 from alphaedit_plugin.comparison.private_modules import PrivateModules
 from alphaedit_plugin.easyedit.undoable import putting
 from alphaedit_plugin.model.decoder import Decoder, eager_attention
+from alphaedit_plugin.model.gradients import gradients
 from alphaedit_plugin.model.precision import reduced_precision
 from alphaedit_plugin.model.snapshot import put_back
 from alphaedit_plugin.model.standin import standing_in
@@ -160,7 +161,7 @@ def _near_the_ends_and_between(run: Callable[[], Any], count: int):
     yield from at_random_points(run, count, seed=0)
 
 
-@torch.no_grad()
+@gradients(False)  # torch.no_grad() itself does not survive an interrupt at every point
 def _pass_through(model: nn.Module, block: Callable[[], Any]) -> None:
     with block():
         model(IDS, use_cache=False)
@@ -187,7 +188,7 @@ def test_an_interrupt_of_a_guard_leaves_no_weight_guarded_and_no_half_edit():
     start = {layer: projection.stored.clone() for layer, projection in projections.items()}
     before = of_model(model)
 
-    @torch.no_grad()
+    @gradients(False)  # torch.no_grad() itself does not survive an interrupt at every point
     def run() -> None:
         with guard(model, spaces, check_model=False):
             for projection in projections.values():
