@@ -32,6 +32,9 @@ _EASYEDIT_ONLY = frozenset(
 )
 
 
+NORMALISED, ADAM = "normalised", "adam"
+"""The names of the optimisers of targets (`optimisers.py`)."""
+
 # Keys of EasyEdit with a single implemented value: any other value would silently be another method.
 _IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all"}
 
@@ -40,7 +43,8 @@ _IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all"}
 class TargetSettings:
     """Names in brackets are EasyEdit's.
 
-    `steps` (v_num_grad_steps) and `lr` (v_lr) of Adam; loss = NLL of the new object averaged over contexts +
+    At most `steps` (v_num_grad_steps) of the `optimiser` (target_optimiser: see `optimisers.py`; ours), `lr` (v_lr)
+    is Adam's; loss = NLL of the new object averaged over contexts +
     `kl_factor` · KL(after ‖ before) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
     within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` optimises δ on a bfloat16 copy of a float32 model
     where the hardware has bfloat16: several times faster, and edits are no worse (`benchmarks/targets.py`).
@@ -52,6 +56,7 @@ class TargetSettings:
     kl_factor: float = 0.0625
     clamp: float = 0.75
     reduced_precision: bool = False
+    optimiser: str = ADAM
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Hyperparameters:
     context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
     rewrite_module_tmp: str | None = None
     reduced_precision: bool = False
+    target_optimiser: str = NORMALISED
     null_space: Criterion = field(default_factory=lambda: Criterion(threshold=PAPER_THRESHOLD))
     tokens: int | None = None
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -97,17 +103,25 @@ class Hyperparameters:
             kl_factor=self.kl_factor,
             clamp=self.clamp_norm_factor,
             reduced_precision=self.reduced_precision,
+            optimiser=self.target_optimiser,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """In JSON's types; `from_mapping` reads it again."""
+        """In JSON's types; `from_saved` reads it again."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
         values["layers"] = list(self.layers)
         values["context_template_length_params"] = [list(pair) for pair in self.context_template_length_params]
         values["null_space"] = {k: v for k, v in values["null_space"].items() if v is not None}
         if not self.own:
             del values["own"]  # so that settings saved before `own` existed stay equal
+        if self.target_optimiser == ADAM:
+            del values["target_optimiser"]  # likewise: there was no other (`from_saved`)
         return values
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
+        """Settings from `as_dict`. Raises HyperparameterError as `from_mapping` does."""
+        return cls.from_mapping({"target_optimiser": ADAM, **values}, name)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
@@ -138,7 +152,10 @@ class Hyperparameters:
         mine = {key: value for key, value in {**self.own, **values}.items() if key in known}
         others = {key: value for key, value in values.items() if key not in known}
         typed = {key: _typed_like(known[key], key, value, name) for key, value in mine.items()}
-        return replace(self, **self._settings(others, name, known), own=typed)
+        changed = replace(self, **self._settings(others, name, known), own=typed)
+        if "v_lr" in others and changed.target_optimiser != ADAM:
+            raise HyperparameterError(f"{name}: v_lr is Adam's step size: set target_optimiser to {ADAM!r} as well")
+        return changed
 
     @classmethod
     def _settings(cls, values: Mapping[str, Any], name: str, own: Iterable[str] = ()) -> dict[str, Any]:
@@ -179,12 +196,11 @@ class Hyperparameters:
             return found
         derived, regularised_by = cls.derived(method, model), _solver(method).editor.regularised_by
         log.warning(
-            "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor "
-            "%g%s (derived, not tuned; `alphaedit tune` finds better ones)",
+            "no hyperparameters of %s for %s are shipped: using layers %s, clamp_norm_factor %g"
+            "%s (derived, not tuned; `alphaedit tune` finds better ones)",
             find(method).folder or method,
             name,
             list(derived.layers),
-            derived.v_lr,
             derived.clamp_norm_factor,
             f", {regularised_by} {getattr(derived, regularised_by):g}" if regularised_by else "",
         )
@@ -245,6 +261,10 @@ def _typed(key: str, value: Any, name: str) -> Any:
         if min(value) < 0 or len(set(value)) != len(value):
             raise wrong("a list of different layer numbers from 0")
         return tuple(sorted(value))
+    if key == "target_optimiser":
+        if value not in (NORMALISED, ADAM):
+            raise wrong(f"{NORMALISED!r} or {ADAM!r}")
+        return value
     if key == "rewrite_module_tmp":
         if not isinstance(value, str) or value.count("{}") != 1:
             raise wrong("a module name with '{}' in the place of the layer")

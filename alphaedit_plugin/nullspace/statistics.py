@@ -16,6 +16,7 @@ from ..model import sampling
 from ..model.batches import digest
 from ..model.decoder import Decoder
 from ..model.fingerprint import fingerprints, model_name, whole_weights
+from ..storage.shipped import shipped
 from ..storage.store import Recipe, Store
 from ..storage.tensors import tensor_digest
 from . import corpus
@@ -157,7 +158,7 @@ def prepare_statistics(
     windows = (
         corpus.windows(corpus.documents(source), tokenizer, budget)
         if source is not None
-        else _self_written(decoder, tokenizer, budget, store, progress)
+        else self_written(decoder, tokenizer, budget, store, progress)
     )
     text: dict[str, Any] = {"tokens": sum(map(len, windows)), "digest": digest(windows)}
     if text["tokens"] <= widest:
@@ -237,7 +238,8 @@ def _provenance(decoder: Decoder, prints: Mapping[int, str], source: Any, text: 
     }
 
 
-def _self_written(decoder: Decoder, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
+def self_written(decoder: Decoder, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
+    """Windows of text that the model itself has written: from the store, from what ships, or written now and stored."""
     top = len(decoder) - 1
     window = sampling.SELF_WRITTEN_WINDOW
     recipe = {
@@ -250,9 +252,11 @@ def _self_written(decoder: Decoder, tokenizer: Any, budget: int, store: Store, p
     }
 
     def make(_missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        if (given := Store(shipped("examples")).get("text", recipe)) is not None:
+            return {0: given}
         log.info("no corpus was given: the model writes %d tokens itself", budget)
         written = sampling.self_written(decoder, tokenizer, budget, progress=progress)
-        return {0: {"tokens": torch.tensor(written)}}
+        return {0: {"tokens": torch.tensor(written, dtype=torch.int32)}}
 
     if is_distributed():
         if distributed.get_rank() == 0:

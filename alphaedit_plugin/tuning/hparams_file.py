@@ -76,6 +76,8 @@ def easyedit_values(variant: Variant, model: nn.Module, settings: Hyperparameter
         "mom2_n_samples": 100000,
         "mom2_dtype": "float32",
     }
+    if settings.target_optimiser != Hyperparameters.target_optimiser:
+        values["target_optimiser"] = settings.target_optimiser
     if settings.rewrite_module_tmp is not None:
         values["rewrite_module_tmp"] = settings.rewrite_module_tmp
     if editor.regularised_by != "mom2_update_weight" and not editor.needs_null_spaces:  # ROME has neither

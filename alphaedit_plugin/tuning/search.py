@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..editors.hyperparameters import Hyperparameters
+from ..editors.hyperparameters import ADAM, Hyperparameters
 from ..editors.registry import find_method
 from ..editors.variant import Variant
 from ..errors import TuningError
@@ -190,7 +190,9 @@ class _Search:
             knobs.append(Knob(key, _scaled(key, 10**0.5)))
         if self.variant.projected:
             knobs.append(Knob("null_space", self._criterion))
-        knobs += [Knob("clamp_norm_factor", _scaled("clamp_norm_factor", 1.5)), Knob("v_lr", _scaled("v_lr", 2.0))]
+        knobs.append(Knob("clamp_norm_factor", _scaled("clamp_norm_factor", 1.5)))
+        if settings.target_optimiser == ADAM:
+            knobs.append(Knob("v_lr", _scaled("v_lr", 2.0)))
         return [knob for knob in knobs if knob.name not in self.kept]
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alphaedit_plugin.editors import targets as targets_module
 from alphaedit_plugin.editors.hyperparameters import TargetSettings
 from alphaedit_plugin.editors.requests import Request
+from alphaedit_plugin.editors.target_loss import Rows, TargetLoss
 from alphaedit_plugin.editors.targets import STOP_LOSS, Targets, optimise_targets
 from alphaedit_plugin.errors import EditError
 from alphaedit_plugin.model.decoder import Decoder
@@ -306,7 +307,7 @@ def test_reduced_precision_is_switched_off_again(tokenizer):
 def test_the_prefix_is_computed_once_on_every_architecture(name, tokenizer):
     """With a usable cache a step runs the tokens from the subject's last on, and no others."""
     model = model_of(name)
-    rows = [targets_module._Rows.of(tokenizer, request, CONTEXTS) for request in REQUESTS[:2]]
-    problem = targets_module._Problem(Decoder(model), LAYER, rows, True)
+    rows = [Rows.of(tokenizer, request, CONTEXTS) for request in REQUESTS[:2]]
+    problem = TargetLoss(Decoder(model), LAYER, rows, True)
     assert problem.cache is not None
     assert problem.ids.shape[1] - problem.prefix == max(row.suffix for row in rows)
