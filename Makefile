@@ -9,7 +9,7 @@ PARALLEL := -n auto --dist loadfile
 
 .PHONY: demo test quick lint types bench install clean
 
-demo: install
+demo: $(VENV)/.demo
 	$(BIN)/alphaedit compare
 
 test: install
@@ -41,11 +41,17 @@ dist: $(VENV)/.dist
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt requirements-demo.txt requirements-tests.txt
+# What the demo needs: about half of what the tests need.
+$(VENV)/.demo: setup.cfg pyproject.toml constraints.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots,gguf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.demo requirements-tests.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,evaluation,plots,gguf]' ruff mypy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt -r requirements-tests.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-tests.txt
 	touch $@
 
 $(VENV)/.docs: constraints.txt

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from tqdm.auto import tqdm
 
 from .. import __version__
 from ..editors.chat import chat_identity
@@ -136,6 +137,22 @@ class Cell:
     def run(self, wait: bool = True) -> Comparison:
         """Do everything that is not done yet; without `wait`, only what no other process is working on."""
         _ = self.settings  # saved before anything is edited
+        with tqdm(total=self._left(), desc="before", unit="fact", disable=not self.progress) as self.place.bar:
+            self._run_all(wait)
+        return self.comparison()
+
+    def _left(self) -> int:
+        """The facts that are still to be edited or measured, each as often as that."""
+        before = Checkpoint(len(self.course.facts), 0, 0)
+        left = 0 if self._is_measured(BEFORE, before) else before.facts
+        for group in self._groups():
+            missing = [
+                at.facts for entry in group for at in self.course.checkpoints if not self._is_measured(entry.name, at)
+            ]
+            left += sum(missing) + (self.course.checkpoints[-1].edits if missing else 0)
+        return left
+
+    def _run_all(self, wait: bool) -> None:
         with self.folder.claim(BEFORE, wait=True):
             self._measure(BEFORE, Checkpoint(len(self.course.facts), 0, 0), self.ground.model)
         left = list(self._groups())
@@ -159,7 +176,6 @@ class Cell:
                         self.failed |= failed
                         self.folder.add_failures(failed)
             left = postponed
-        return self.comparison()
 
     def _groups(self) -> Iterator[list[Entry]]:
         """Groups of entries with the same edits; entries that do something at the end come last."""
@@ -244,6 +260,7 @@ class Cell:
             change = change or Change()
             weights = {"seconds": seconds, "drift": change.drift, "leakage": change.leakage}
             self.folder.save_weights(name, at.edits, point, weights)
+        self.place.bar.update(at.facts)
         self.on_row(self.comparison())
 
     def _found(self, measure: Measure, name: str, edits: int) -> Measured:

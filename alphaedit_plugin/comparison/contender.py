@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.targets import Targets
@@ -98,13 +99,15 @@ class Workplace:
     """What the contenders of one comparison share, and the place where one of them saves its edits.
 
     `session` is a folder for edits that can be resumed, or None. `contexts` and `targets` hold what is the same for all
-    contenders that begin in the same way: context templates, and the first batch's targets with their seconds.
+    contenders that begin in the same way: context templates, and the first batch's targets with their seconds. `bar` is
+    the run's progress, in facts edited and facts measured.
     """
 
     progress: bool = False
     session: Path | None = None
     contexts: dict[Any, tuple[str, ...]] = field(default_factory=dict)
     targets: dict[Any, tuple[Targets, float]] = field(default_factory=dict)
+    bar: Any = field(default_factory=lambda: tqdm(disable=True))
 
 
 class Contender(ABC):

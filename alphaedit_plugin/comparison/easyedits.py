@@ -8,8 +8,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..baselines.baseline import baseline, identity
 from ..baselines.hyperparameters import hyperparameters, layers_of
 from ..baselines.names import Named
@@ -96,17 +94,15 @@ class _EasyEditEntry(Entry):
                 statistics=statistics if self.layers else None,
                 null_spaces=self.null_spaces,
             ) as editor,
-            tqdm(
-                total=course.checkpoints[-1].edits, desc=visible(self.name), unit="fact", disable=not place.progress
-            ) as bar,
         ):
+            place.bar.set_description(visible(self.name))
             base = {layer: weight.clone() for layer, weight in self._weights(ground.model).items()}
             seconds = 0.0
             for index, batch in enumerate(course.batches, 1):
                 started = time.perf_counter()
                 model = editor.edit(batch)
                 seconds += time.perf_counter() - started
-                bar.update(len(batch))
+                place.bar.update(len(batch))
                 if index in course.by_batch:
                     now = self._weights(model)
                     for entry in together:

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.keys import context_templates
 from ..editors.layered import LayeredEditor
@@ -81,21 +79,19 @@ class _OurEntry(Entry):
         model, values = self.ground.model, self.hyperparameters
         projections = Decoder(model, values.rewrite_module_tmp).out_projections(values.layers)
         label, last = " ".join(entry.name for entry in together), course.checkpoints[-1]
-        with (
-            put_back(projections),
-            tqdm(total=last.edits, desc=visible(label), unit="fact", disable=not place.progress) as bar,
-        ):
+        place.bar.set_description(visible(label))
+        with put_back(projections):
             session, spent = self._session(course, place)
             with session:
                 targets, shared = (None, 0.0) if session.batches else self._first_targets(session, course, place)
-                bar.update(len(session.facts))
+                place.bar.update(len(session.facts))
                 for batch in course.batches[len(session.batches) : last.batches]:
                     started = time.perf_counter()
                     session.edit(batch, None if session.batches else targets, on_failure="ignore")
                     spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
                     if place.session is not None:
                         keep_spent(place.session, spent)
-                    bar.update(len(batch))
+                    place.bar.update(len(batch))
                 for at in course.checkpoints:
                     for entry in together:
                         with session.at(at.batches, end=entry.variant.at_end(entry.hyperparameters)) as ending:

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..editors.chat import Chat, plain
 from ..editors.hyperparameters import Hyperparameters
@@ -94,18 +93,17 @@ class _YourEntry(Entry):
         model = copy.deepcopy(start).requires_grad_(True)  # as a model that was just loaded
         tokenizer = copy.deepcopy(plain(self.ground.tokenizer))
         called, written, seconds = self.called.fresh(), 0, 0.0
-        bar = tqdm(total=course.checkpoints[-1].edits, desc=visible(self.name), unit="fact", disable=not place.progress)
-        with bar:
-            for index, batch in enumerate(course.batches, 1):
-                started = time.perf_counter()
-                model = self._edit(called, model, tokenizer, batch, written)
-                seconds += time.perf_counter() - started
-                written += len(batch)
-                bar.update(len(batch))
-                if index in course.by_batch:
-                    base, now = self._written(model)
-                    for entry in together:
-                        yield Stop(entry.name, course.by_batch[index], model, seconds, base, now)
+        place.bar.set_description(visible(self.name))
+        for index, batch in enumerate(course.batches, 1):
+            started = time.perf_counter()
+            model = self._edit(called, model, tokenizer, batch, written)
+            seconds += time.perf_counter() - started
+            written += len(batch)
+            place.bar.update(len(batch))
+            if index in course.by_batch:
+                base, now = self._written(model)
+                for entry in together:
+                    yield Stop(entry.name, course.by_batch[index], model, seconds, base, now)
 
     def _edit(
         self, called: EditingFunction, model: Any, tokenizer: Any, requests: list[Request], written: int
