@@ -274,3 +274,26 @@ def test_two_processes_that_share_a_store_prepare_together(model, tokenizer, sto
     assert {rank: count for rank, (_, count) in found.items()} == {0: alone.count, 1: alone.count}
     for total, _ in found.values():
         torch.testing.assert_close(torch.from_numpy(total), alone.total, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.user_cache
+def test_the_demo_models_own_text_ships(demo, store, monkeypatch):
+    """It is found by all that determines it; with other weights the model writes its own."""
+    model, tokenizer = demo
+    budget = prepare.TOKENS_PER_DIMENSION * Decoder(model).out_projection(0).d_in
+
+    def writes(*_args, **_options):
+        raise AssertionError("it is written again")
+
+    monkeypatch.setattr(prepare.sampling, "self_written", writes)
+    windows = prepare.self_written(Decoder(model), tokenizer, budget, store, progress=False)
+    assert sum(map(len, windows)) == budget
+    assert [window[0] for window in windows] == [start[-1] for start in sampling.openings(tokenizer, len(windows))]
+    row = Decoder(model).head.weight.data[0]
+    before = row.clone()
+    row += 1
+    try:
+        with pytest.raises(AssertionError, match="written again"):
+            prepare.self_written(Decoder(model), tokenizer, budget, store, progress=False)
+    finally:
+        row.copy_(before)
