@@ -38,7 +38,7 @@ def tune(
     """Find layers and settings for a model that has no file, by a causal trace and trial edits; write them as YAML.
 
     It begins with what is derived from the model, or with --hparams. Layers and criterion that are given stay, and so
-    does what the method's own name sets, as in memit@clamp_norm_factor=0.5.
+    does what the method's own name sets, as in memit@v_lr=0.1.
     """
     from dataclasses import replace
 

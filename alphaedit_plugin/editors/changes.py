@@ -1,4 +1,4 @@
-"""Settings in a name: `memit@mom2_update_weight=0@clamp_norm_factor=0.5`."""
+"""Settings in a name: `memit@mom2_update_weight=0@v_lr=0.1`."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ from alphaedit_plugin.session.session import Session
 pytestmark = pytest.mark.slow
 
 VARIANTS = ["prune", "memit", "prune+P", "rome", "memit+P", "alphaedit", "alphaedit+prune", "rect", "rect+prune"]
-VARIANTS += ["memit-seq+rect+P", "memit@layers=[0, 1]", "alphaedit@clamp_norm_factor=5.0"]
+VARIANTS += ["memit-seq+rect+P", "memit@layers=[0, 1]", "alphaedit@v_lr=5.0"]
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_one_folder_holds_one_order_of_facts_wherever_the_file_lies(tokenizer, t
 
 def test_settings_that_several_processes_add_at_once_are_all_there(tmp_path):
     def add(number: int) -> None:
-        name = f"memit@clamp_norm_factor=0.{number + 1}"
+        name = f"memit@v_lr=0.{number + 1}"
         RunFolder(tmp_path).add_settings(
             {
                 "cell": "c", "order": ["a"], "date": "today", "variants": [name], "trajectories": {name: "t"},

@@ -131,7 +131,7 @@ def test_context_templates_that_the_model_wrote_itself_are_kept(tokenizer, tmp_p
     ],
     ids=lambda values: ", ".join(values) or "defaults",
 )
-@pytest.mark.parametrize("method", ["memit", "rome@kl_factor=0.25+P", "memit@mom2_update_weight=0+rect"])
+@pytest.mark.parametrize("method", ["memit", "rome@v_lr=0.25+P", "memit@mom2_update_weight=0+rect"])
 def test_every_setting_is_resumed(method, values, tokenizer, tmp_path):
     chosen = Hyperparameters.from_mapping({"layers": [0, 1], **values}, "a test")
     assert {**chosen.as_dict(), **values} == chosen.as_dict(), "a setting is not even read"

@@ -17,7 +17,7 @@ from alphaedit_plugin.tuning.search import MARGIN, tune
 from alphaedit_plugin.tuning.trials import Trials
 
 LAMBDAS = {"mom2_update_weight", "L2"}
-OPTIMISER = {"clamp_norm_factor"}
+OPTIMISER = {"v_lr", "clamp_norm_factor"}
 
 
 def changed(trials) -> set[str]:
@@ -52,7 +52,7 @@ def test_what_is_kept_stays(model, tokenizer, pilot, preparation, start):
         model,
         tokenizer,
         pilot,
-        "alphaedit@target_optimiser=adam@v_lr=0.25",
+        "alphaedit@v_lr=0.25",
         start=start,
         keep={"layers", "null_space"},
         preparation=preparation,
