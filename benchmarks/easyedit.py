@@ -1,7 +1,7 @@
 """AlphaEdit on SmolLM2: seconds a fact, ours against the real EasyEdit, and whether the edits are as good.
 
 Same facts, hyperparameters, null spaces and context templates; batches of 20, turn by turn. Targets alone too. Ours
-runs twice: with targets in float32, and in bfloat16 where the processor has it. (EasyEdit uses float32 everywhere.)
+runs with each optimiser of targets, in float32 and in bfloat16 where the processor has it; EasyEdit has Adam, float32.
 `EASYEDIT_HOME=… python benchmarks/easyedit.py THREADS FACTS [FILE]`; FILE is CounterFact's, by default ours.
 """
 
@@ -14,6 +14,7 @@ import torch
 
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.keys import context_templates
+from alphaedit_plugin.editors.optimisers import OPTIMISERS
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.facts import Fact
@@ -41,15 +42,14 @@ contexts = context_templates(model, tokenizer)
 dense = {layer: space.dense().float() for layer, space in spaces.items()}
 
 
-def session(reduced: bool) -> Session:
-    chosen = replace(settings, reduced_precision=reduced)
+def session(optimiser: str, reduced: bool) -> Session:
+    chosen = replace(settings, target_optimiser=optimiser, reduced_precision=reduced)
     return Session(model, tokenizer, "alphaedit", spaces, hyperparameters=chosen, contexts=contexts, check_model=False)
 
 
 theirs = easyedit_home.AlphaEdit(model, tokenizer, {}, dense, contexts)
-ours = {"ours, float32": session(False)}
-if in_bfloat16(model) is not model:
-    ours["ours, bfloat16"] = session(True)
+precisions = {"float32": False} | ({"bfloat16": True} if in_bfloat16(model) is not model else {})
+ours = {f"{name}, {precision}": session(name, precisions[precision]) for name in OPTIMISERS for precision in precisions}
 projections = next(iter(ours.values())).projections
 
 
@@ -92,8 +92,8 @@ for name, each in ours.items():
 
 print(f"{count} facts in batches of {BATCH}, {threads} thread(s); targets: {len(alone)} facts, ours {len(batches[0])}")
 for name in editors:
-    print(f"{name:15} {seconds[name] / count:7.2f} s a fact, targets {targets[name]:6.2f} s   {results[name]}")
+    print(f"{name:20} {seconds[name] / count:7.2f} s a fact, targets {targets[name]:6.2f} s   {results[name]}")
 for name in ours:
     print(
-        f"{name:15} {seconds['EasyEdit'] / seconds[name]:7.1f} ×,         {targets['EasyEdit'] / targets[name]:6.1f} ×"
+        f"{name:20} {seconds['EasyEdit'] / seconds[name]:7.1f} ×,         {targets['EasyEdit'] / targets[name]:6.1f} ×"
     )
