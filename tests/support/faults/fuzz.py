@@ -59,7 +59,7 @@ def record(chance: random.Random, depth: int = 0) -> Any:
         return value(chance)
     found = json.loads(json.dumps(chance.choice((RECORD, bench.FACTS[0], bench.FACTS[1]))))
     for _ in range(chance.randrange(4)):
-        place = found["requested_rewrite"] if "requested_rewrite" in found and chance.random() < 0.6 else found
+        place = found["requested_rewrite"] if found.get("requested_rewrite") and chance.random() < 0.6 else found
         key = chance.choice(sorted(place, key=str))
         way = chance.randrange(4)
         if way == 0:
