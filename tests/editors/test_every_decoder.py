@@ -29,7 +29,7 @@ def bed(request, tmp_path_factory):
 
 
 MOST = 0.6
-"""Of eight facts. The models are trained where the test runs, and its processor's rounding decides what they become: the
+"""Of eight facts. The models are trained where the test runs, and its rounding decides what they become: the
 worst case seen is five."""
 
 
