@@ -1,7 +1,7 @@
 """How near targets and statistics come to what the processor can do, one thread, SmolLM2.
 
 Counted are the operations of all matrix products, forward and backward, with padding; the processor's rate is measured
-in the same run, on products of the model's own shapes. Twenty facts (or N) in one batch; statistics over 8,192 tokens.
+in the same run, on products of the model's own shapes. Twenty facts (or N) in one batch; statistics over 4,096 tokens.
 `python benchmarks/limits.py [N]`.
 """
 
@@ -82,5 +82,5 @@ with evaluating(model):
             lambda: optimise_targets(decoder, tokenizer, requests, contexts, layer, reduced),
             torch.bfloat16,
         )
-    text = corpus.windows(corpus.documents(shipped("examples/heldout.txt")), tokenizer, 8192)
+    text = corpus.windows(corpus.documents(shipped("examples/heldout.txt")), tokenizer, 4096)
     report("statistics, float32", lambda: collect(decoder, text, list(settings.layers)), torch.float32)
