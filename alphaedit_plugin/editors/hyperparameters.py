@@ -43,9 +43,9 @@ _IMPLEMENTED = {"fact_token": "subject_last", "layer_selection": "all"}
 class TargetSettings:
     """Names in brackets are EasyEdit's.
 
-    At most `steps` (v_num_grad_steps) of the `optimiser` (target_optimiser: see `optimisers.py`; ours), `lr` (v_lr)
-    is Adam's; loss = NLL of the new object averaged over contexts +
-    `kl_factor` · KL(after ‖ before) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
+    At most `steps` (v_num_grad_steps) of `optimiser` (ours: target_optimiser, see `optimisers.py`), of which Adam has
+    the step size `lr` (v_lr); loss = NLL of the new object averaged over contexts + `kl_factor` ·
+    KL(after ‖ before) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
     within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` optimises δ on a bfloat16 copy of a float32 model
     where the hardware has bfloat16: several times faster, and edits are no worse (`benchmarks/targets.py`).
     """

@@ -196,6 +196,6 @@ class _Descent:
         remedy = (
             f"{damaged} holds values that are not finite, so load the checkpoint again"
             if damaged is not None
-            else "lower clamp_norm_factor, or load the model in float32 or bfloat16"
+            else "lower v_lr or clamp_norm_factor, or load the model in float32 or bfloat16"
         )
         raise EditError(f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: {remedy}")
