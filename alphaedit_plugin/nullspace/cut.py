@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from scipy.linalg import lapack
+from scipy.linalg import lapack  # torch cannot stop at the tridiagonal form
 from torch import Tensor
 
-_SMALL = 512  # below this dimension, eigenvectors of everything cost nothing
-_TOP = 16  # as many of the largest eigenvalues are looked at, to find giants among them
-_PRODUCTS = 6  # with the matrix: enough for an eigenvalue that is thirty times the 16th
-_WINDOW = 128  # eigenvectors on either side of the cut are computed in float64
+_SMALL = 512  # below this dimension a full decomposition takes no time
+_TOP = 16  # giants are looked for among so many of the largest eigenvalues
+_PRODUCTS = 6  # with the matrix: enough to find an eigenvalue that is thirty times the 17th
+_WINDOW = 64  # eigenvectors on either side of the cut are computed in float64
 _ROWS = 512  # are converted to float32 at a time
 _EPS = torch.finfo(torch.float32).eps
 
@@ -30,11 +30,11 @@ class Cut(NamedTuple):
 
 
 def cut(matrix: Tensor, count: Callable[[Tensor], int]) -> Cut:
-    """Cut a symmetric, positive semidefinite matrix, d × d, float64, where `count` says: of ascending eigenvalues, how
-    many are below.
+    """Cut the spectrum of a symmetric, positive semidefinite matrix, d × d, float64, after as many as `count` says.
 
-    A large matrix on the CPU is reduced in float32, which takes a third of the time. Wherever that could put an
-    eigenvector on the wrong side, float64 decides.
+    `count` is asked about all eigenvalues, ascending. A large matrix on the CPU is decomposed in float32 where that is
+    good enough, in a third of the time: eigenvalues are then exact to 1e-6 of the largest that is no attention sink,
+    and those around the cut to 1e-9. Everything else is decomposed in float64.
     """
     if matrix.device.type == "cpu" and len(matrix) >= _SMALL:
         found = _in_float32(matrix, count)
@@ -52,11 +52,12 @@ def _cut(values: Tensor, vectors: Tensor, first: int, count: Callable[[Tensor], 
 
 
 def _in_float32(matrix: Tensor, count: Callable[[Tensor], int]) -> Cut | None:
-    """None if float32 cannot tell the two sides apart.
+    """None if float32 is not good enough for this matrix and this cut.
 
-    The rounding of float32 is a share of the largest eigenvalue. So the giants (attention sinks) are found in float64
-    and lowered first; then the matrix is made tridiagonal; and at last the eigenvectors around the cut are turned into
-    those of the float64 matrix, within their span (Rayleigh and Ritz).
+    Its rounding is a share of the largest eigenvalue, so giants (attention sinks) are found in float64 and lowered to
+    the size of the others first. Then the matrix becomes tridiagonal, and only the eigenvectors of the thinner side are
+    transformed back. At last those around the cut are turned, within their span, into eigenvectors of the float64
+    matrix (Rayleigh and Ritz): rounding mixes neighbours, and here it matters who is on which side.
     """
     d = len(matrix)
     giants, sizes, ceiling = _giants(matrix)
@@ -64,20 +65,23 @@ def _in_float32(matrix: Tensor, count: Callable[[Tensor], int]) -> Cut | None:
         return None
     lowered = _lowered(matrix, giants, sizes, ceiling)
     reflectors, diagonal, beside, scales, _ = lapack.ssytrd(lowered.numpy().T, lower=1, lwork=32 * d, overwrite_a=1)
-    values = torch.from_numpy(lapack.dstevd(diagonal, beside, compute_v=0)[0]) * ceiling
-    others = d - len(sizes)
+    exact, _, failed = lapack.dstevd(diagonal, beside, compute_v=0)
+    values, others = torch.from_numpy(exact) * ceiling, d - len(sizes)
     values[others:] = sizes
     below = min(count(values), d)
     low, high = max(0, below - _WINDOW), min(d, below + _WINDOW)
-    if not _settled(values, below, low, high, 8 * _EPS * ceiling, count):
+    if failed or not _settled(values, below, low, high, 8 * _EPS * ceiling):
         return None
 
     first, last = (0, high) if 2 * below <= d else (low, d)
-    vectors = torch.from_numpy(lapack.sstevd(diagonal, beside)[1])[:, first:last]
+    _, tridiagonal, failed = lapack.sstevd(diagonal, beside)
+    if failed:
+        return None
+    vectors = torch.from_numpy(tridiagonal)[:, first:last]
     vectors[1:] = torch.ormqr(torch.from_numpy(reflectors)[1:, :-1], torch.from_numpy(scales), vectors[1:])
-    plain, v = vectors[:, : others - first], giants.to(torch.float32)
-    plain -= v @ (v.T @ plain)
-    vectors[:, others - first :] = v[:, : max(0, last - others)]
+    plain, known = vectors[:, : others - first], giants.to(torch.float32)
+    plain -= known @ (known.T @ plain)  # a trace of a giant weighs much
+    vectors[:, others - first :] = known[:, : max(0, last - others)]
 
     window = vectors[:, low - first : high - first]
     span = torch.linalg.qr(window.to(torch.float64)).Q
@@ -93,8 +97,8 @@ def _in_float32(matrix: Tensor, count: Callable[[Tensor], int]) -> Cut | None:
 def _giants(matrix: Tensor) -> tuple[Tensor, Tensor, float]:
     """The eigenvectors and eigenvalues that stand out at the top, if any, and a bound on the others.
 
-    By subspace iteration. An eigenvector is a giant if it is exact enough to be taken out of the matrix without a trace
-    in float32.
+    By subspace iteration: what stands out converges fast. A giant is exact enough to leave no trace in float32 when it
+    is taken out of the matrix.
     """
     span = torch.randn(len(matrix), _TOP, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for _ in range(_PRODUCTS - 1):
@@ -106,13 +110,13 @@ def _giants(matrix: Tensor) -> tuple[Tensor, Tensor, float]:
     vectors = span @ turn
     exact = (image @ turn - vectors * sizes).norm(dim=0) <= _EPS * sizes[0]
     following = sizes[: _TOP - int(exact.flip(0).cumprod(0)[:-1].sum())]
-    ceiling = 2 * float(following[-1])  # Ritz values may be too small
+    ceiling = 2 * float(following[-1])  # Ritz values may be too small, never too large
     giants = sizes > ceiling
     return vectors[:, giants], sizes[giants], ceiling
 
 
 def _lowered(matrix: Tensor, giants: Tensor, sizes: Tensor, ceiling: float) -> Tensor:
-    """The matrix in units of `ceiling`, with each giant at 1, float32."""
+    """The matrix in units of `ceiling`, with each giant lowered to 1, float32."""
     result = torch.empty(matrix.shape, dtype=torch.float32)
     for row in range(0, len(matrix), _ROWS):
         part = slice(row, row + _ROWS)
@@ -120,11 +124,12 @@ def _lowered(matrix: Tensor, giants: Tensor, sizes: Tensor, ceiling: float) -> T
     return (result + result.T).div_(2)
 
 
-def _settled(values: Tensor, below: int, low: int, high: int, rounding: float, count: Callable[[Tensor], int]) -> bool:
-    """Whether all that rounding may bring across the cut lies between the `low`-th eigenvalue and the `high`-th."""
+def _settled(values: Tensor, below: int, low: int, high: int, rounding: float) -> bool:
+    """Whether rounding is small beside the eigenvalues at the cut, and brings none across from outside the window."""
     d = len(values)
-    if not low <= count(values + rounding) or not min(count(values - rounding), d) <= high:
-        return False
-    left_out_below = low == 0 or below == d or float(values[below] - values[low - 1]) > 2 * rounding
-    left_out_above = high == d or below == 0 or float(values[high] - values[below - 1]) > 2 * rounding
-    return left_out_below and left_out_above
+    return (
+        0 < below < d
+        and 100 * rounding < float(values[below - 1])
+        and (low == 0 or float(values[below - 1] - values[low - 1]) > 2 * rounding)
+        and (high == d or float(values[high] - values[below]) > 2 * rounding)
+    )
