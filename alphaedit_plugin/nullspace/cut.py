@@ -125,11 +125,11 @@ def _lowered(matrix: Tensor, giants: Tensor, sizes: Tensor, ceiling: float) -> T
 
 
 def _settled(values: Tensor, below: int, low: int, high: int, rounding: float) -> bool:
-    """Whether rounding is small beside the eigenvalues at the cut, and brings none across from outside the window."""
+    """Whether rounding is small beside eigenvalues below the cut, and brings none across from outside the window."""
     d = len(values)
     return (
         0 < below < d
-        and 100 * rounding < float(values[below - 1])
+        and 100 * rounding < float(values[:below].mean())  # their sum is the leakage
         and (low == 0 or float(values[below - 1] - values[low - 1]) > 2 * rounding)
         and (high == d or float(values[high] - values[below]) > 2 * rounding)
     )

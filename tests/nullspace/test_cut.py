@@ -63,7 +63,7 @@ SPECTRA = {
     "with a sink": torch.cat([logspace(-4, 1, LARGE - 1), torch.tensor([4e4]).double()]),
     "with three sinks": torch.cat([logspace(-4, 1, LARGE - 3), torch.tensor([3e3, 7e3, 1e6]).double()]),
     "close at the threshold": torch.cat(
-        [logspace(-4, -2, 300), THRESHOLD * (1 + torch.linspace(-1e-5, 1e-5, 60).double()), logspace(-1, 1, 160)]
+        [logspace(-3, -2, 300), THRESHOLD * (1 + torch.linspace(-1e-5, 1e-5, 60).double()), logspace(-1, 1, 160)]
     ),
     "of any scale": 1e-40 * logspace(-4, 1),
 }
