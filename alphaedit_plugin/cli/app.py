@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -82,6 +83,9 @@ def run(words: Sequence[str], level: int = logging.WARNING) -> None:
 
 def main() -> None:
     """Entry point: errors of ours are one line, without a traceback."""
+    # Threads that spin while they wait for each other are many times slower beside a busy process. Said before torch
+    # makes its threads, and to the processes that this one starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run(sys.argv[1:])
     except (AlphaEditError, CycloptsError) as error:

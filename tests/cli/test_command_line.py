@@ -72,6 +72,19 @@ def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(words,
     assert said in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_do_not_spin_while_they_wait_unless_somebody_says_so(chosen, monkeypatch):
+    """It must be said before torch makes its threads; torch's library of threads then shows what it understood."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "TRUE")
+    done = alphaedit("--version", after="import torch")
+    found = [line.partition("=")[2].strip() for line in done.stderr.splitlines() if "OMP_WAIT_POLICY" in line]
+    assert found
+    assert set(found) == {f"'{chosen or 'PASSIVE'}'"}
+
+
 def test_what_is_repeated_here_to_do_without_torch_is_what_the_library_says():
     assert get_args(cache.Kind) == KINDS
 
