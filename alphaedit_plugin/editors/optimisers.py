@@ -22,8 +22,8 @@ _LEAST = 0.01  # of a vector's typical entry: what is far below it may be roundi
 class Optimiser(ABC):
     """The state of n requests' descent; δ of a request has shape d, or layers × d."""
 
-    searches_few_contexts: ClassVar[bool] = False
-    """Whether its first steps may see a part of the contexts, which makes them cheaper."""
+    enough: ClassVar[float] = 5e-2
+    """A request whose loss is below this is done (EasyEdit's and MEMIT's)."""
     most: ClassVar[int | None] = None
     """The number of steps beyond which it gets no further."""
 
@@ -74,7 +74,6 @@ class Normalised(Optimiser):
     hidden state, and δs that share a direction add up in the weights (docs/architecture.md).
     """
 
-    searches_few_contexts = True
     most = 15  # by then a step is a thirtieth of the radius
 
     def __init__(self, delta: Tensor, lr: float) -> None:

@@ -4,8 +4,7 @@ z* = z + δ, with δ added to the hidden state at the subject's last token of on
 of their out-projection's output (`model/branch.py`), one layer cannot move the hidden state to any place: there each
 edited layer has a δ of its own, added to that output, so that the weights can reach what the δs reach together.
 
-Many requests share a batch, and leave it when they have converged. Most of the way is the same for every context, so
-an optimiser may search with a few of them; the last steps, and the decision that a request is done, see all.
+Many requests share a batch, and leave it when they have converged.
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ from .target_loss import Rows, TargetLoss, cache_agrees
 
 log = logging.getLogger(__name__)
 
-STOP_LOSS = 5e-2
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 512, 4096
-_FEW_CONTEXTS, _SEARCH_STEPS = 2, 10
 
 
 @dataclass(frozen=True)
@@ -140,62 +137,45 @@ def _affordable_tokens(decoder: Decoder, layer: int) -> int:
 def _minimise(
     problem: TargetLoss, settings: TargetSettings, requests: Sequence[Request], bar: Any
 ) -> tuple[Tensor, ...]:
-    """z, what it moved by, δ, the last losses and the steps taken, for each request of the batch."""
-    descent = _Descent(problem, settings, requests)
-    last = min(settings.steps - 1, descent.optimiser.most or settings.steps)
-    if descent.optimiser.searches_few_contexts and problem.contexts > _FEW_CONTEXTS:
-        descent.go_down(problem.of_contexts(_FEW_CONTEXTS), min(_SEARCH_STEPS, last))
-    descent.go_down(problem, last, bar)
-    return descent.z, descent.reached, descent.delta, descent.losses, descent.optimiser.taken
+    """z, what it moved by, δ, the last losses and the steps taken, for each request of the batch. Uses `problem` up.
 
-
-class _Descent:
-    """The δ of a batch's requests, on their way down.
-
-    Invariant: requests do not influence each other, so a batch gives what its requests give one by one.
+    Requests do not influence each other, so a batch gives what its requests give one by one.
     """
+    z, norms = problem.z, problem.norms
+    delta, reached, losses = torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z))
+    optimiser = OPTIMISERS[settings.optimiser](delta, settings.lr)
+    last = min(settings.steps - 1, optimiser.most or settings.steps)
+    active = torch.arange(len(z))  # the requests that `problem` holds, in its order
+    running = torch.ones(len(z), dtype=torch.bool)
+    while True:
+        variable = delta[active].requires_grad_()
+        with gradients(True):
+            loss = problem.losses(variable, settings)
+            (gradient,) = torch.autograd.grad(loss.sum(), [variable])
+        loss = loss.detach().to(losses.device)
+        if not torch.isfinite(loss).all():
+            _raise(requests[int(active[int((~torch.isfinite(loss)).nonzero()[0, 0])])], problem.model)
+        going = running[active]
+        losses[active[going]] = loss[going]
+        reached[active[going]] = (variable.detach() if problem.unit is None else problem.moved)[going]
+        done = (loss < optimiser.enough).cpu() | (optimiser.taken[active] >= last)
+        running[active[done]] = False
+        moving = running[active]
+        bar.update(int((going & ~moving).sum()))
+        if not moving.any():
+            return z, reached, delta, losses, optimiser.taken
+        index = active[moving]
+        delta[index] = optimiser.step(index, delta[index], gradient[moving], settings.clamp * norms[index, ..., None])
+        if moving.float().mean() <= 0.8:
+            problem.select(moving.nonzero().squeeze(1))
+            active = index
 
-    def __init__(self, problem: TargetLoss, settings: TargetSettings, requests: Sequence[Request]) -> None:
-        self.settings, self.requests = settings, requests
-        self.z, self.norms = problem.z, problem.norms
-        self.delta, self.reached = torch.zeros_like(self.z), torch.zeros_like(self.z)
-        self.losses = self.z.new_zeros(len(self.z))
-        self.optimiser = OPTIMISERS[settings.optimiser](self.delta, settings.lr)
 
-    def go_down(self, problem: TargetLoss, last: int, bar: Any = None) -> None:
-        """Until the loss is small, or the optimiser has taken `last` steps in all. Uses `problem` up."""
-        active = torch.arange(len(self.z))  # the requests that `problem` holds, in its order
-        running = torch.ones(len(self.z), dtype=torch.bool)
-        while True:
-            variable = self.delta[active].requires_grad_()
-            with gradients(True):
-                loss = problem.losses(variable, self.settings)
-                (gradient,) = torch.autograd.grad(loss.sum(), [variable])
-            loss = loss.detach().to(self.losses.device)
-            if not torch.isfinite(loss).all():
-                self._raise(int(active[int((~torch.isfinite(loss)).nonzero()[0, 0])]), problem.model)
-            going = running[active]
-            self.losses[active[going]] = loss[going]
-            self.reached[active[going]] = (variable.detach() if problem.unit is None else problem.moved)[going]
-            small, spent = (loss < STOP_LOSS).cpu(), self.optimiser.taken[active] >= last
-            running[active[small | spent]] = False
-            moving = running[active]
-            if bar is not None:
-                bar.update(int((going & ~moving).sum()))
-            if not moving.any():
-                return
-            index = active[moving]
-            longest = self.settings.clamp * self.norms[index, ..., None]
-            self.delta[index] = self.optimiser.step(index, self.delta[index], gradient[moving], longest)
-            if moving.float().mean() <= 0.8:
-                problem.select(moving.nonzero().squeeze(1))
-                active = index
-
-    def _raise(self, row: int, model: nn.Module) -> NoReturn:
-        culprit, damaged = self.requests[row], not_finite(model)
-        remedy = (
-            f"{damaged} holds values that are not finite, so load the checkpoint again"
-            if damaged is not None
-            else "lower v_lr or clamp_norm_factor, or load the model in float32 or bfloat16"
-        )
-        raise EditError(f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: {remedy}")
+def _raise(culprit: Request, model: nn.Module) -> NoReturn:
+    damaged = not_finite(model)
+    remedy = (
+        f"{damaged} holds values that are not finite, so load the checkpoint again"
+        if damaged is not None
+        else "lower v_lr or clamp_norm_factor, or load the model in float32 or bfloat16"
+    )
+    raise EditError(f"the target loss of {culprit.text!r} → {culprit.target_new!r} is not finite: {remedy}")

@@ -10,11 +10,11 @@ from support import oracle
 from support.tiny import NAMES, model_of, tiny
 from torch import Tensor, nn
 
-from alphaedit_plugin.editors import targets as targets_module
 from alphaedit_plugin.editors.hyperparameters import TargetSettings
+from alphaedit_plugin.editors.optimisers import Adam
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.editors.target_loss import Rows, TargetLoss
-from alphaedit_plugin.editors.targets import STOP_LOSS, Targets, optimise_targets
+from alphaedit_plugin.editors.targets import Targets, optimise_targets
 from alphaedit_plugin.errors import EditError
 from alphaedit_plugin.model.decoder import Decoder
 
@@ -36,7 +36,7 @@ def textbook(
     contexts=CONTEXTS,
     settings=SETTINGS,
     layer=LAYER,
-    stop_loss=STOP_LOSS,
+    stop_loss=Adam.enough,
     reference_norm=None,
 ) -> tuple[Tensor, Tensor]:
     return oracle.compute_target(
@@ -170,7 +170,7 @@ def test_converged_requests_leave_the_batch_and_keep_their_delta(tokenizer, exac
     )
     fastest = int((before - after).argmax())
     stop, settings = float(before[fastest] + after[fastest]) / 2, replace(SETTINGS, steps=12)
-    monkeypatch.setattr(targets_module, "STOP_LOSS", stop)
+    monkeypatch.setattr(Adam, "enough", stop)
     found = optimise_targets(model, tokenizer, REQUESTS, CONTEXTS, LAYER, settings)
     assert found.losses[fastest] < stop
     assert 0 < found.steps[fastest] < 11
