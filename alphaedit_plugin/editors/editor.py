@@ -18,7 +18,7 @@ from .keys import context_templates
 from .preconditions import check_editable, check_mode, check_requests, position_limit
 from .preserved import Preserved
 from .requests import Request
-from .ridge import Ridge
+from .ridge import Memory
 from .targets import Targets
 from .update import Update, Write
 
@@ -74,7 +74,7 @@ class Editor(ABC):
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
         self.projections = self.decoder.out_projections(hyperparameters.layers)
         self.checked = False
-        self.memory: Mapping[int, Ridge] = {}
+        self.memory: Mapping[int, Memory] = {}
         self._contexts = tuple(contexts) if contexts else None
         self.prepare(preserved)
 
@@ -139,4 +139,4 @@ class Editor(ABC):
 
     def forget(self, count: int) -> None:
         """Forget the last `count` facts."""
-        self.memory = {layer: ridge.truncated(ridge.count - count) for layer, ridge in self.memory.items()}
+        self.memory = {layer: kept.truncated(kept.count - count) for layer, kept in self.memory.items()}

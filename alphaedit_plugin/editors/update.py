@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..nullspace.projection import NullSpace
 from .registry import Modifier
 
 _ROWS = 512
+Derived = TypeVar("Derived")
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -48,13 +50,26 @@ class Update:
 class Site:
     """The weight that an update goes into; read-only.
 
-    `weight` is the current W, `base` is W before the first edit, both d_out × d_in in the model's precision.
+    `weight` is the current W, `base` is W before the first edit, both d_out × d_in in the model's precision. `derived`
+    is what was derived from the base before, for `of_base`.
     """
 
     layer: int
     weight: Tensor
     base: Tensor
     null_space: NullSpace | None = None
+    derived: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def of_base(self, derive: Callable[..., Derived], *settings: Hashable) -> Derived:
+        """derive(base, *settings), computed once for all updates of a layer, as the base never changes.
+
+        Treat the result as read-only. `derive` must depend on nothing else: a plain function of a module.
+        """
+        key = (self.layer, derive, *settings)
+        if key not in self.derived:
+            self.derived[key] = derive(self.base, *settings)
+        found: Derived = self.derived[key]
+        return found
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class Write:
     projects: bool = False
     null_spaces: Mapping[int, NullSpace] = field(default_factory=dict)
     base: Mapping[int, Tensor] = field(default_factory=dict)
+    _derived: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def in_factors(self) -> bool:
@@ -91,7 +107,8 @@ class Write:
         """
         weight, layer = projection.matrix, update.layer
         space = self.null_spaces[layer] if self.projects else None
-        site = Site(layer, weight, self.base.get(layer, weight), self.null_spaces.get(layer))
+        derived = self._derived if layer in self.base else {}  # of the current weight nothing lasts
+        site = Site(layer, weight, self.base.get(layer, weight), self.null_spaces.get(layer), derived)
         change: Update | Tensor = update
         for modifier in self.modifiers:
             change = modified(change if isinstance(change, Update) else Update.of(layer, change), site, modifier)
