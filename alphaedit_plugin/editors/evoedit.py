@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class EvoEdit(AlphaEdit):
     Modifiers act on Δ before it is projected onto the first P: what they put on directions of earlier keys stays.
     """
 
-    settings = {"cut": 1e-6}
+    settings: ClassVar = {"cut": 1e-6}
 
-    def no_memory(self, d_in: int) -> Memory:
-        return Deflation(self.regularisation, self.own["cut"], d_in)
+    def _ridge(self, layer: int) -> Memory:
+        return self.memory.get(layer) or Deflation(self.regularisation, self.own["cut"], self.projections[layer].d_in)

@@ -102,7 +102,7 @@ class LayeredEditor(Editor):
                 residual = self._residual(sweep, projection, wanted)
                 if not (torch.isfinite(keys).all() and torch.isfinite(residual).all()):
                     raise EditError(f"the keys or targets of layer {layer} are not finite: load the model in float32")
-                solution, grown = self._remembered(layer).add(keys)
+                solution, grown = self._ridge(layer).add(keys)
                 right = self.restore_solution(layer, solution).to(precision)
                 updates.append(self.write(projection, Update(layer, residual.to(right), right)))
                 # Edits above this layer do not change its keys, so later batches keep these.
@@ -141,12 +141,8 @@ class LayeredEditor(Editor):
     def remember(self, written: Written) -> None:
         self.memory = {
             **self.memory,
-            **{layer: self._remembered(layer).add(keys)[1] for layer, keys in written.keys.items()},
+            **{layer: self._ridge(layer).add(keys)[1] for layer, keys in written.keys.items()},
         }
 
-    def _remembered(self, layer: int) -> Memory:
-        return self.memory.get(layer) or self.no_memory(self.projections[layer].d_in)
-
-    def no_memory(self, d_in: int) -> Memory:
-        """What a layer remembers before its first edit."""
-        return Ridge(self.regularisation, d_in)
+    def _ridge(self, layer: int) -> Memory:
+        return self.memory.get(layer) or Ridge(self.regularisation, self.projections[layer].d_in)

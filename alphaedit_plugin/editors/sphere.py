@@ -1,4 +1,4 @@
-"""SPHERE (Liu et al. 2025, "Energy-Regularized Sequential Model Editing on Hyperspheres"): spare W's main directions."""
+"""SPHERE (Liu et al. 2025, "Energy-Regularized Sequential Model Editing on Hyperspheres"): spare main directions."""
 
 from __future__ import annotations
 

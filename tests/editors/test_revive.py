@@ -129,7 +129,9 @@ def test_three_batches_leave_the_weights_that_the_textbook_leaves(name, method, 
 @pytest.mark.parametrize("method", ["revive", "rect+revive"])
 def test_the_directions_are_found_once_per_layer_for_all_edits_and_their_replay(method, tokenizer, monkeypatch):
     found = []
-    monkeypatch.setattr(revive_module, "leading", lambda *args, real=revive_module.leading: found.append(0) or real(*args))
+    monkeypatch.setattr(
+        revive_module, "leading", lambda *args, real=revive_module.leading: found.append(0) or real(*args)
+    )
     editing = session(model_of(), tokenizer, method)
     for record in RECORDS:
         editing.edit([record])
