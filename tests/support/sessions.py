@@ -30,7 +30,7 @@ HYPERPARAMETERS = Hyperparameters(
 
 METHODS = (
     "memit", "memit+P", "memit-seq", "memit-seq+P", "rect+P", "prune", "prune+P", "alphaedit", "rome", "rome+P",
-    "revive+P", "memit+rect+sphere", "evoedit",
+    "revive+P", "rect+sphere", "evoedit",
 )  # fmt: skip
 
 # name -> (architecture, settings). In float64 no rounding hides a different order of summation; the wide one has
