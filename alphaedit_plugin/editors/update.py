@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -80,18 +80,23 @@ class Write:
     same weight gives the same bits, so a history of updates can be replayed. Modifiers see `null_spaces`; the result is
     projected onto them only with `projects`. `base` is W before the first edit, by layer; by default the current
     weight.
+
+    With `between`, what a call asks for and does not write (because modifiers, the projection or the weight's precision
+    took it) passes these modifiers, and is asked for again by the next call: it is in `owed`, d_out × d_in by layer,
+    which such a call needs and brings up to date. Then `owed` belongs to the invariant: of the weight and it.
     """
 
     modifiers: Sequence[Modifier] = ()
     projects: bool = False
     null_spaces: Mapping[int, NullSpace] = field(default_factory=dict)
     base: Mapping[int, Tensor] = field(default_factory=dict)
+    between: Sequence[Modifier] = ()
     _derived: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def in_factors(self) -> bool:
         """Whether a call returns exactly the update that it wrote."""
-        return all(modifier.in_factors for modifier in self.modifiers)
+        return not self.between and all(modifier.in_factors for modifier in self.modifiers)
 
     @property
     def again(self) -> Write:
@@ -99,17 +104,40 @@ class Write:
         return Write() if self.in_factors else self
 
     @gradients(False)
-    def __call__(self, projection: OutProjection, update: Update) -> Update:
+    def __call__(
+        self, projection: OutProjection, update: Update, owed: MutableMapping[int, Tensor] | None = None
+    ) -> Update:
         """Write. Returns the update as it was written or, if that is not in factors, as it was given.
 
         Raises EditError if a modifier returns something that is no Δ of this layer, or if the weight does not hold
         what was written to it.
         """
+        if not self.between:
+            return self._write(projection, update, update)
+        if owed is None:
+            raise EditError("what earlier updates did not write is needed: pass `owed`, an empty dict at the beginning")
+        weight, layer = projection.matrix, update.layer
+        before, asked = weight.to(torch.float64, copy=True), update.dense()
+        if layer in owed:
+            asked += owed[layer]
+        self._write(projection, update, asked)
+        left: Update | Tensor = asked - (projection.matrix.to(before) - before)
+        for modifier in self.between:
+            left = modified(left, self._site(projection, layer), modifier)
+        left = left.dense() if isinstance(left, Update) else left
+        owed[layer] = left.to(torch.promote_types(weight.dtype, torch.float32))
+        return update
+
+    def _site(self, projection: OutProjection, layer: int) -> Site:
+        derived = self._derived if layer in self.base else {}  # of the current weight nothing lasts
+        weight = projection.matrix
+        return Site(layer, weight, self.base.get(layer, weight), self.null_spaces.get(layer), derived)
+
+    def _write(self, projection: OutProjection, update: Update, change: Update | Tensor) -> Update:
+        """Write the change; returns it if it is in factors, else the `update` that it stands for."""
         weight, layer = projection.matrix, update.layer
         space = self.null_spaces[layer] if self.projects else None
-        derived = self._derived if layer in self.base else {}  # of the current weight nothing lasts
-        site = Site(layer, weight, self.base.get(layer, weight), self.null_spaces.get(layer), derived)
-        change: Update | Tensor = update
+        site = self._site(projection, layer)
         for modifier in self.modifiers:
             change = modified(change if isinstance(change, Update) else Update.of(layer, change), site, modifier)
         if isinstance(change, Tensor):

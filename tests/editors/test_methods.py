@@ -409,8 +409,8 @@ def test_what_turns_out_not_to_be_finite_is_not_remembered(method, tokenizer):
     running.edit(RECORDS[:1])
     before, memory, write = weights(model), dict(running.editor.memory), running.editor.write
 
-    def spoiling(projection: OutProjection, update: Update) -> Update:
-        written = write(projection, update)
+    def spoiling(projection: OutProjection, update: Update, *owed: dict[int, Tensor]) -> Update:
+        written = write(projection, update, *owed)
         if update.layer == LAYERS[-1]:
             projection.matrix[0, 0] = torch.inf
         return written
@@ -435,7 +435,7 @@ def test_an_undoing_that_fails_undoes_nothing(method, tokenizer):
     finished = running.finished
 
     class Failing:
-        def again(self, _projection: OutProjection, _update: Update) -> None:
+        def again(self, *_: object) -> None:
             raise Interrupted
 
     running.editor.write = Failing()
