@@ -12,7 +12,7 @@ from .update import Site, Update
 PAPER_SHARE = 0.1
 
 
-def protected(weight: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+def protected(weight: Tensor, tau: float = PAPER_SHARE) -> tuple[Tensor, Tensor]:
     """U_k, d_out × k, and V_k, d_in × k: with the smallest k ≥ 1 for which σ₁ + … + σ_k ≥ τ · Σσ; float64."""
 
     def enough(sigma: Tensor) -> int:
@@ -27,6 +27,7 @@ def protected(weight: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     source="Zhang et al. 2026, arXiv 2601.11042",
     alone="memit",
     in_factors=True,
+    spares=protected,
 )
 def revive(update: Update, site: Site, *, tau: float = PAPER_SHARE) -> Update:
     """Δ ← (I − U_kU_kᵀ) Δ (I − V_kV_kᵀ), U_k and V_k of W before the first edit.
