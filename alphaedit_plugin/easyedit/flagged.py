@@ -87,7 +87,7 @@ class FlaggedMethod:
         self.preserved = Prepared(tokenizer)
         self.checked: set[str] = set()
         self.lent: dict[str, dict[int, Covariance]] = {}
-        self.spared: dict[tuple[str, str, int], tuple[Tensor, Tensor]] = {}
+        self.spared: dict[tuple[str | None, str, int], tuple[Tensor, Tensor]] = {}
         self.narrowed: dict[tuple[int, tuple[str, ...]], tuple[NullSpaces, NullSpaces]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None
