@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..baselines.edition import PACKAGE
 from ..baselines.methods import ADDED, restores_by_itself, templates
-from ..editors.hyperparameters import Hyperparameters
+from ..editors.hyperparameters import ADAM, Hyperparameters
 from ..editors.variant import Variant
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
@@ -140,7 +140,7 @@ class AddedMethod:
         marks = [*flag.modifiers, "P"] if flag is not None else []
         variant = Variant.parse("+".join([ADDED[self.name], *marks]))
         given = {key: value for key, value in asdict(hparams).items() if key != "null_space" and value is not None}
-        values = Hyperparameters.from_mapping(given, type(hparams).__name__)
+        values = Hyperparameters.from_mapping({"target_optimiser": ADAM, **given}, type(hparams).__name__)  # EasyEdit's
         spaces, covariances = self._preserved(hparams, flag or Options(), variant, values)
         setup = (variant, values, id(spaces))
         if self.session is not None and setup != self._setup:

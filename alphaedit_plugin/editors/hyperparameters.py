@@ -84,7 +84,7 @@ class Hyperparameters:
     context_template_length_params: tuple[tuple[int, int], ...] = ((10, 5),)
     rewrite_module_tmp: str | None = None
     reduced_precision: bool = False
-    target_optimiser: str = ADAM
+    target_optimiser: str = NORMALISED
     null_space: Criterion = field(default_factory=lambda: Criterion(threshold=PAPER_THRESHOLD))
     tokens: int | None = None
     own: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -107,7 +107,7 @@ class Hyperparameters:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """In JSON's types; `from_mapping` reads it again."""
+        """In JSON's types; `from_saved` reads it again."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
         values["layers"] = list(self.layers)
         values["context_template_length_params"] = [list(pair) for pair in self.context_template_length_params]
@@ -115,8 +115,13 @@ class Hyperparameters:
         if not self.own:
             del values["own"]  # so that settings saved before `own` existed stay equal
         if self.target_optimiser == ADAM:
-            del values["target_optimiser"]  # likewise
+            del values["target_optimiser"]  # likewise: there was no other (`from_saved`)
         return values
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
+        """Settings from `as_dict`. Raises HyperparameterError as `from_mapping` does."""
+        return cls.from_mapping({"target_optimiser": ADAM, **values}, name)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], name: str) -> Hyperparameters:
@@ -141,12 +146,14 @@ class Hyperparameters:
         """A copy with some settings changed. Raises HyperparameterError as `from_mapping` does.
 
         `own` holds the method's own settings with their defaults. Besides the common settings only these may be
-        changed; other entries of `self.own` are dropped.
+        changed; other entries of `self.own` are dropped. Who changes v_lr, Adam's step size, asks for Adam.
         """
         known = own or {}
         mine = {key: value for key, value in {**self.own, **values}.items() if key in known}
         others = {key: value for key, value in values.items() if key not in known}
         typed = {key: _typed_like(known[key], key, value, name) for key, value in mine.items()}
+        if "v_lr" in others:
+            others = {"target_optimiser": ADAM, **others}
         changed = replace(self, **self._settings(others, name, known), own=typed)
         if "v_lr" in others and changed.target_optimiser != ADAM:
             raise HyperparameterError(f"{name}: v_lr is Adam's step size, and target_optimiser is another")
@@ -191,12 +198,11 @@ class Hyperparameters:
             return found
         derived, regularised_by = cls.derived(method, model), _solver(method).editor.regularised_by
         log.warning(
-            "no hyperparameters of %s for %s are shipped: using layers %s, v_lr %g, clamp_norm_factor "
-            "%g%s (derived, not tuned; `alphaedit tune` finds better ones)",
+            "no hyperparameters of %s for %s are shipped: using layers %s, clamp_norm_factor %g"
+            "%s (derived, not tuned; `alphaedit tune` finds better ones)",
             find(method).folder or method,
             name,
             list(derived.layers),
-            derived.v_lr,
             derived.clamp_norm_factor,
             f", {regularised_by} {getattr(derived, regularised_by):g}" if regularised_by else "",
         )

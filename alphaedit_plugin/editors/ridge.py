@@ -62,25 +62,23 @@ class Ridge:
         """
         new = compact(new)
         check_finite(new)
-        k = new.to(torch.float64)
         if self.regularisation == 0:
-            return self._interpolated(k), replace(self, keys=(*self.keys, new))
-        if self.count + k.shape[1] > self.d:
-            return self._add_primal(k, new)
-        half = self._forward(torch.cat([product(block, k) for block in self.keys]) if self.keys else k[:0])
-        schur = product(k, k) - half.T @ half
-        schur.diagonal().add_(self.regularisation)
+            return self._interpolated(new.to(torch.float64)), replace(self, keys=(*self.keys, new))
+        if self.count + new.shape[1] > self.d:
+            return self._add_primal(new.to(torch.float64), new)
+        half = torch.cat([product(block, new) for block in (*self.keys, new)])
+        half, schur = half[: self.count], half[self.count :]
+        self._forward(half)
+        schur.addmm_(half.T, half, alpha=-1).diagonal().add_(self.regularisation)
         corner, failed = torch.linalg.cholesky_ex(schur)
         if int(failed):
             raise EditError(
                 f"λ = {self.regularisation:g} is too small for keys that all but repeat: raise it (mom2_update_weight, "
                 "L2), or set it to 0"
             )
-        rest = k - self._combined(self._backward(half))
-        return (
-            torch.cholesky_solve(rest.T, corner).T,
-            replace(self, keys=(*self.keys, new), rows=(*self.rows, torch.cat([half.T, corner], 1))),
-        )
+        rows = (*self.rows, torch.cat([half.T, corner], 1))
+        self._backward(half)
+        return self._solution(new, half, corner), replace(self, keys=(*self.keys, new), rows=rows)
 
     def truncated(self, count: int) -> Ridge:
         """The ridge of the first `count` keys only."""
@@ -99,36 +97,34 @@ class Ridge:
             left -= size
         return result
 
-    def _forward(self, right: Tensor) -> Tensor:
-        """L⁻¹ right."""
-        solved = right.clone()
+    def _forward(self, right: Tensor) -> None:
+        """`right` becomes L⁻¹ right."""
         for start, row in self._starts():
-            end = row.shape[1]
-            reduced = solved[start:end] - row[:, :start] @ solved[:start]
-            solved[start:end] = torch.linalg.solve_triangular(row[:, start:], reduced, upper=False)
-        return solved
+            part = right[start : row.shape[1]]
+            part.addmm_(row[:, :start], right[:start], alpha=-1)
+            part.copy_(torch.linalg.solve_triangular(row[:, start:], part, upper=False))
 
-    def _backward(self, right: Tensor) -> Tensor:
-        """L⁻ᵀ right."""
-        solved = right.clone()
+    def _backward(self, right: Tensor) -> None:
+        """`right` becomes L⁻ᵀ right."""
         for start, row in reversed(self._starts()):
-            end = row.shape[1]
-            solved[start:end] = torch.linalg.solve_triangular(row[:, start:].T, solved[start:end], upper=True)
-            solved[:start] -= row[:, :start].T @ solved[start:end]
-        return solved
+            part = right[start : row.shape[1]]
+            part.copy_(torch.linalg.solve_triangular(row[:, start:].T, part, upper=True))
+            right[:start].addmm_(row[:, :start].T, part, alpha=-1)
 
     def _starts(self) -> list[tuple[int, Tensor]]:
         return [(row.shape[1] - row.shape[0], row) for row in self.rows]
 
-    def _combined(self, coefficients: Tensor) -> Tensor:
-        """K coefficients, d × m."""
-        result, start = coefficients.new_zeros(self.d, coefficients.shape[1]), 0
-        for block in self.keys:
-            end = start + block.shape[1]
-            for row in range(0, self.d, _ROWS):
-                part = slice(row, row + _ROWS)
-                result[part].addmm_(block[part].to(torch.float64), coefficients[start:end])
-            start = end
+    def _solution(self, new: Tensor, coefficients: Tensor, corner: Tensor) -> Tensor:
+        """(k − K coefficients) S⁻¹, d × m, by S's Cholesky factor. By rows: in float64 keys are a lot of memory."""
+        result = torch.empty(new.shape, dtype=torch.float64, device=new.device)
+        for row in range(0, self.d, _ROWS):
+            part, start = slice(row, row + _ROWS), 0
+            rest = new[part].to(torch.float64, copy=True)
+            for block in self.keys:
+                end = start + block.shape[1]
+                rest.addmm_(block[part].to(torch.float64), coefficients[start:end], alpha=-1)
+                start = end
+            result[part] = torch.cholesky_solve(rest.T, corner).T
         return result
 
     def _add_primal(self, k: Tensor, new: Tensor) -> tuple[Tensor, Ridge]:

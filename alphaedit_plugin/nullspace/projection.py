@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import NullSpaceError
 from .covariance import Covariance
+from .cut import cut
 
 log = logging.getLogger(__name__)
 
@@ -91,16 +92,16 @@ class NullSpace:
 
     @classmethod
     def of(cls, covariance: Covariance | Tensor, criterion: Criterion = PAPER, *, name: str = "the layer") -> NullSpace:
-        """The null space of a covariance, by `eigh` in float64.
+        """The null space of a covariance, decided in float64.
 
         Raises NullSpaceError if C is not finite, or, describing the spectrum, if nothing or everything is null.
         """
         matrix = covariance.matrix if isinstance(covariance, Covariance) else covariance
         matrix = matrix.to(torch.float64)
-        if not torch.isfinite(matrix).all():
+        if not torch.isfinite(matrix.sum()):  # far quicker than to look at each
             raise NullSpaceError(f"the covariance of {name} is not finite: compute it again")
-        eigenvalues, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-        d, nullity = len(eigenvalues), criterion.nullity_of(eigenvalues)
+        eigenvalues, nullity, factor = cut(matrix, criterion.nullity_of)
+        d = len(eigenvalues)
         spectrum = (
             f"its eigenvalues go from {eigenvalues[0]:.3g} over {eigenvalues.median():.3g} to {eigenvalues[-1]:.3g}"
         )
@@ -114,9 +115,7 @@ class NullSpace:
                 f"everything is null in {name} at {criterion}: {spectrum}, so nothing would be preserved. Choose a "
                 "smaller value, or a relative criterion (energy or nullity)"
             )
-        side: Literal["null", "range"] = "null" if nullity <= d - nullity else "range"
-        factor = vectors[:, :nullity] if side == "null" else vectors[:, nullity:]
-        return cls(factor.to(torch.float32).contiguous(), side, eigenvalues.clone())
+        return cls(factor, "null" if nullity <= d - nullity else "range", eigenvalues)
 
     @classmethod
     def intersection(cls, spaces: Sequence[NullSpace]) -> NullSpace:

@@ -306,7 +306,7 @@ class SessionFolder:
         values = read_manifest(self.path)
         with _reading(manifest):
             variant = Variant.parse(values["method"])
-            hyperparameters = Hyperparameters.from_mapping(values["hyperparameters"], str(manifest))
+            hyperparameters = Hyperparameters.from_saved(values["hyperparameters"], str(manifest))
             fingerprints = {int(layer): str(print_) for layer, print_ in values["fingerprints"].items()}
             contexts = [str(context) for context in values["contexts"]]
             finished, weights, names = bool(values["finished"]), dict(values["weights"]), list(values["batches"])

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..editors.hyperparameters import ADAM, Hyperparameters
+from ..editors.hyperparameters import Hyperparameters
 from ..editors.registry import find, find_method
 from ..editors.variant import Variant
 from ..errors import TuningError
@@ -76,7 +76,7 @@ def easyedit_values(variant: Variant, model: nn.Module, settings: Hyperparameter
         "mom2_n_samples": 100000,
         "mom2_dtype": "float32",
     }
-    if settings.target_optimiser != ADAM:
+    if settings.target_optimiser != Hyperparameters.target_optimiser:
         values["target_optimiser"] = settings.target_optimiser
     if settings.rewrite_module_tmp is not None:
         values["rewrite_module_tmp"] = settings.rewrite_module_tmp

@@ -23,7 +23,7 @@ REQUESTS = [
 ]
 CONTEXTS = ("{}", "The river flows. {}")
 CASES = [(name, {}) for name in NAMES] + [("granite", {"residual_multiplier": 0.22})]
-SETTINGS = Hyperparameters(layers=(2,), mom2_update_weight=1e-9, v_num_grad_steps=8, v_lr=0.2)
+SETTINGS = Hyperparameters(layers=(2,), mom2_update_weight=1e-9, v_num_grad_steps=8, v_lr=0.2, target_optimiser="adam")
 
 
 def hidden_at(model, tokenizer, layer: int) -> torch.Tensor:

@@ -100,8 +100,9 @@ def test_context_template_lengths_are_read_from_files_and_changes(tmp_path, pair
 
 def test_target_settings_carry_every_setting_over(tmp_path):
     text = "layers: [1]\nv_num_grad_steps: 7\nv_lr: 0.3\nv_weight_decay: 0.2\nkl_factor: 0.1\nclamp_norm_factor: 2\n"
-    found = read(tmp_path, text + "reduced_precision: true\n").target_settings
-    assert found == TargetSettings(steps=7, lr=0.3, weight_decay=0.2, kl_factor=0.1, clamp=2.0, reduced_precision=True)
+    found = read(tmp_path, text + "reduced_precision: true\ntarget_optimiser: adam\n").target_settings
+    assert found == TargetSettings(7, 0.3, 0.2, 0.1, clamp=2.0, reduced_precision=True, optimiser="adam")
+    assert read(tmp_path, text).target_settings.optimiser == "normalised"
 
 
 @pytest.mark.parametrize("number", ["5e-1", "5E-1", "0.5", ".5", "'0.5'", "5.0e-1"])
@@ -275,12 +276,12 @@ def test_what_as_dict_writes_is_read_back(tmp_path_factory, layers, numbers, swi
     )
 )
 def test_what_is_changed_changes_and_nothing_else(changes):
-    first = Hyperparameters(layers=(1, 2), v_lr=0.3, rewrite_module_tmp="a.{}.b")
+    first = Hyperparameters(layers=(1, 2), v_lr=0.3, rewrite_module_tmp="a.{}.b", target_optimiser="adam")
     found = first.changed(changes, "x")
     for field in fields(Hyperparameters):
         expected = changes.get(field.name, getattr(first, field.name))
         assert getattr(found, field.name) == (tuple(sorted(expected)) if field.name == "layers" else expected)
-    assert first == Hyperparameters(layers=(1, 2), v_lr=0.3, rewrite_module_tmp="a.{}.b")
+    assert first == Hyperparameters((1, 2), v_lr=0.3, rewrite_module_tmp="a.{}.b", target_optimiser="adam")
 
 
 def test_a_change_is_checked_as_a_file_is_and_its_error_names_the_place():

@@ -263,7 +263,9 @@ def test_nothing_but_the_edited_weights_changes(tokenizer):
 def test_with_next_to_no_regularisation_the_hidden_states_become_the_targets(name, tokenizer, exact):
     """Fewer facts than dimensions and only the bare prompt as context: nothing of the residual remains."""
     model = model_of(name)
-    hyperparameters = Hyperparameters(layers=LAYERS, v_num_grad_steps=5, v_lr=0.2, mom2_update_weight=1e-9)
+    hyperparameters = Hyperparameters(
+        layers=LAYERS, v_num_grad_steps=5, v_lr=0.2, mom2_update_weight=1e-9, target_optimiser="adam"
+    )
     editing = session(model, tokenizer, hyperparameters=hyperparameters, contexts=["{}"])
     targets = editing.editor.targets(REQUESTS)
     editing.edit(RECORDS, targets)

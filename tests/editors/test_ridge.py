@@ -266,8 +266,12 @@ def editor_of(kind: type[LayeredEditor], source: NullSpace | Covariance, **hyper
 
 
 @pytest.mark.slow
-def test_alphaedit_with_500_earlier_edits_is_the_dense_formula_to_1e_5(real_size):
-    """Its P is the one that `NullSpace` keeps in float32; the dense formula's is float64 throughout."""
+def test_alphaedit_with_500_earlier_edits_is_the_dense_formula_to_1e_4(real_size):
+    """Its P is the one that `NullSpace` finds and keeps in float32; the dense formula's is float64 throughout.
+
+    Float32 mixes neighbours across the threshold, which moves the projected keys by 4e-5 here. (The P of the published
+    recipe, an SVD in float32, moves them by 1.7e-4.)
+    """
     covariance, earlier, new, residual = real_size
     weight, space = 10.0, NullSpace.of(covariance, PAPER)
     assert abs(space.nullity / D_IN - _NULL_SHARE) < 0.01
@@ -275,7 +279,7 @@ def test_alphaedit_with_500_earlier_edits_is_the_dense_formula_to_1e_5(real_size
     found = residual @ solved(editor, earlier, new).T
     assert editor.memory[0].count == EARLIER
     expected = oracle.alphaedit_delta(new, residual, earlier, oracle.projection(covariance, PAPER_THRESHOLD), weight)
-    assert relative(found, expected) <= 1e-5
+    assert relative(found, expected) <= 1e-4
     without_memory = oracle.alphaedit_delta(new, residual, earlier[:, :0], space.dense(), weight)
     assert relative(without_memory, expected) > 1e-2, "the earlier edits must matter here"
 

@@ -19,7 +19,13 @@ RECORDS = (
 )
 REQUESTS = [Request.parse(record, "request") for record in RECORDS]
 HYPERPARAMETERS = Hyperparameters(
-    layers=LAYERS, v_num_grad_steps=5, v_lr=0.2, mom2_update_weight=0.5, kl_factor=0.0625, clamp_norm_factor=0.75
+    target_optimiser="adam",  # the oracle's
+    layers=LAYERS,
+    v_num_grad_steps=5,
+    v_lr=0.2,
+    mom2_update_weight=0.5,
+    kl_factor=0.0625,
+    clamp_norm_factor=0.75,
 )
 COVARIANCES = {layer: random_covariance(24, layer) for layer in LAYERS}
 
