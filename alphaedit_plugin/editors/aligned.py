@@ -30,8 +30,8 @@ def aligned(owed: Tensor, site: Site) -> Tensor:
     solver that keeps its earlier keys can carry over: memit-seq, alphaedit. With memit, which forgets them, A' is not
     that sum: there it is plain error feedback. What a weight's 16 bits rounded away is owed too.
 
-    Nothing bounds what is owed. Where updates are as large as W itself it can grow, most of all under RECT with P, which
-    writes into the null space what is left of entries that P will never let through: look at the drift.
+    Nothing bounds what is owed. Where updates are as large as W itself it can grow, most of all under RECT with P:
+    what P never lets through is owed for good, and RECT's choice of it is not. Look at the drift.
 
     (The authors' code solves all layers before it modifies any, adds I to A, and measures keys again at the end; here
     the next layer sees what was written, as with every modifier.)
