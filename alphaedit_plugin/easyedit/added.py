@@ -137,7 +137,8 @@ class AddedMethod:
     def _continued(self, hparams: Any) -> Session:
         """The session whose last edit is the last one in the weights; a new session if none fits."""
         flag = Options.parse(getattr(hparams, "null_space", None), self.name)
-        variant = Variant.parse(ADDED[self.name] + ("+P" if flag is not None else ""))
+        marks = [*flag.modifiers, "P"] if flag is not None else []
+        variant = Variant.parse("+".join([ADDED[self.name], *marks]))
         given = {key: value for key, value in asdict(hparams).items() if key != "null_space" and value is not None}
         values = Hyperparameters.from_mapping({"target_optimiser": ADAM, **given}, type(hparams).__name__)  # EasyEdit's
         spaces, covariances = self._preserved(hparams, flag or Options(), variant, values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..editors.hyperparameters import as_number, parse_criterion
+from ..editors.registry import find_modifier
 from ..errors import HyperparameterError
 from ..nullspace.projection import Criterion
 from ..nullspace.statistics import Preparation
@@ -16,7 +17,7 @@ from ..storage.store import Store
 _CRITERION = ("threshold", "energy", "nullity")
 _TEXTS = ("corpus", "path", "cache_dir")
 _SWITCHES = ("fast_targets", "progress")
-KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES)
+KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES, "modifiers")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Options:
     paper's, by default. `corpus` and `tokens` as in `alphaedit prepare`; without a corpus, the .npz files below
     EasyEdit's `stats_dir`, else text that the model writes. `path`: a file of null spaces, made by `alphaedit prepare
     --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser instead of `compute_z`. `progress`:
-    bars on stderr while statistics are computed.
+    bars on stderr while statistics are computed. `modifiers`: names of modifiers that are projections themselves
+    (`revive`), so that they can act on what other people's editors write.
     """
 
     criterion: Criterion | None = None
@@ -37,6 +39,7 @@ class Options:
     cache_dir: str | None = None
     fast_targets: bool = False
     progress: bool = True
+    modifiers: tuple[str, ...] = ()
 
     @property
     def preparation(self) -> Preparation:
@@ -79,6 +82,8 @@ class Options:
                 if not isinstance(given[key], bool):
                     raise HyperparameterError(f"{name}: null_space.{key} must be true or false, not {given[key]!r}")
                 settings[key] = given[key]
+        if "modifiers" in given:
+            settings["modifiers"] = _modifiers(given["modifiers"], name)
         if "tokens" in given:
             tokens = as_number(given["tokens"])
             if tokens is None or not 1 <= tokens < float("inf") or tokens != int(tokens):
@@ -89,3 +94,17 @@ class Options:
                 f"{name}: null_space.path names null spaces that are made already: remove {', '.join(idle)}"
             )
         return cls(**settings)
+
+
+def _modifiers(given: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise HyperparameterError(
+            f"{name}: null_space.modifiers must be a list of names such as [revive], not {given!r}"
+        )
+    for each in given:
+        if find_modifier(each).spares is None:
+            raise HyperparameterError(
+                f"{name}: null_space.modifiers: {each} is no projection, so it cannot act on what others write: leave "
+                "it out, or edit with our own methods"
+            )
+    return tuple(dict.fromkeys(given))

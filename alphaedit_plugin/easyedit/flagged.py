@@ -17,6 +17,7 @@ from torch import Tensor
 from ..baselines.methods import COVERED, check_covered, effective, restores_by_itself, templates
 from ..baselines.projected import globals_of, projectable, stacked
 from ..editors.preconditions import check_editable, check_mode
+from ..editors.registry import find_modifier
 from ..editors.witness import Witness
 from ..errors import HyperparameterError
 from ..model.branch import branch_is_identity
@@ -25,6 +26,7 @@ from ..model.fingerprint import weights_digest
 from ..nullspace.covariance import Covariance
 from ..nullspace.guard import guards
 from ..nullspace.null_spaces import NullSpaces
+from ..nullspace.two_sided import TwoSided
 from .flag import Options
 from .kept import keep, kept
 from .prepared import Prepared
@@ -85,6 +87,8 @@ class FlaggedMethod:
         self.preserved = Prepared(tokenizer)
         self.checked: set[str] = set()
         self.lent: dict[str, dict[int, Covariance]] = {}
+        self.spared: dict[tuple[str | None, str, int], tuple[Tensor, Tensor]] = {}
+        self.narrowed: dict[tuple[int, tuple[str, ...]], tuple[NullSpaces, NullSpaces]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None
         self.knows_branch = False
@@ -131,7 +135,23 @@ class FlaggedMethod:
         if options.path is None:
             self.lent[template] = self.preserved.statistics(settings, options, decoder, settings.layers).covariances
             lend(self.module, self.lent[template], decoder.model, template)
-        return spaces
+        return self._sparing(spaces, options.modifiers, decoder) if options.modifiers else spaces
+
+    def _sparing(self, spaces: NullSpaces, modifiers: tuple[str, ...], decoder: Decoder) -> NullSpaces:
+        """`spaces`, less what these modifiers spare in the weights as they were before the first edit of a layer."""
+        key = (id(spaces), modifiers)
+        if key not in self.narrowed:
+            narrow = dict(spaces)
+            for name in modifiers:
+                spares = find_modifier(name).spares
+                assert spares is not None  # the flag has seen to it
+                for layer, projection in decoder.out_projections(list(narrow)).items():
+                    place = (decoder.template, name, layer)
+                    if place not in self.spared:
+                        self.spared[place] = spares(projection.matrix)
+                    narrow[layer] = TwoSided.sparing(narrow[layer], *self.spared[place])
+            self.narrowed[key] = spaces, NullSpaces(narrow, spaces.provenance)
+        return self.narrowed[key][1]
 
     def _say_if_it_takes_the_branch_for_another(self, attached: Mapping[Decoder, NullSpaces]) -> None:
         """Once: EasyEdit's methods ask an out-projection to move by what the hidden state should move by."""
@@ -205,6 +225,7 @@ class FlaggedMethod:
         moved = copy.copy(self)
         moved.module, moved.base_module = another(self.module, self.original), None
         moved.preserved, moved.lent = self.preserved.copy(), dict(self.lent)
+        moved.spared, moved.narrowed = dict(self.spared), dict(self.narrowed)
         if self.keys is not None:
             self.keys = self.keys.before_last()
         return moved

@@ -18,7 +18,7 @@ from .keys import context_templates
 from .preconditions import check_editable, check_mode, check_requests, position_limit
 from .preserved import Preserved
 from .requests import Request
-from .ridge import Ridge
+from .ridge import Memory
 from .targets import Targets
 from .update import Update, Write
 
@@ -40,18 +40,21 @@ class Written:
 class Editor(ABC):
     """Writes facts into the out-projections of `hyperparameters.layers`, in place.
 
-    The only state is `memory`, layer → keys of facts written before, for the methods that keep them. It is replaced as
-    a whole at the end of an edit, so a failed edit leaves it unchanged. `write` does what happens between an update and
-    the weight (modifiers, projection).
+    The only state is `memory`, layer → keys of facts written before, for the methods that keep them, and `owed`, layer
+    → what was asked for and not written, d_out × d_in, for variants that carry it over (`Write.between`). Both are
+    replaced as a whole at the end of an edit, so a failed edit leaves them unchanged. `write` does what happens between
+    an update and the weight (modifiers, projection).
 
     `settings` are hyperparameters that only this method has, with their defaults; `own` holds their values.
-    `regularised_by` is the name of the hyperparameter that is its λ, if it has one.
+    `regularised_by` is the name of the hyperparameter that is its λ, if it has one. `carries_over` says whether it asks
+    for what is owed.
     """
 
     needs_covariances: ClassVar[bool] = True
     needs_null_spaces: ClassVar[bool] = False
     settings: ClassVar[Mapping[str, Any]] = {}
     regularised_by: ClassVar[str | None] = None
+    carries_over: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -74,7 +77,8 @@ class Editor(ABC):
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
         self.projections = self.decoder.out_projections(hyperparameters.layers)
         self.checked = False
-        self.memory: Mapping[int, Ridge] = {}
+        self.memory: Mapping[int, Memory] = {}
+        self.owed: Mapping[int, Tensor] = {}
         self._contexts = tuple(contexts) if contexts else None
         self.prepare(preserved)
 
@@ -139,4 +143,4 @@ class Editor(ABC):
 
     def forget(self, count: int) -> None:
         """Forget the last `count` facts."""
-        self.memory = {layer: ridge.truncated(ridge.count - count) for layer, ridge in self.memory.items()}
+        self.memory = {layer: kept.truncated(kept.count - count) for layer, kept in self.memory.items()}

@@ -18,7 +18,7 @@ from ..model.trace import evaluating
 from .editor import Editor, Written
 from .keys import Sweep, half_bare
 from .requests import Request
-from .ridge import Ridge
+from .ridge import Memory, Ridge
 from .targets import Targets, optimise_targets
 from .update import Update
 
@@ -32,10 +32,12 @@ class LayeredEditor(Editor):
     has a z* of its own, and R is what moves its output there.
 
     N solves the ridge regression of the batch's transformed keys, together with the remembered keys. A subclass
-    supplies the key transform, λ, and whether earlier keys are kept.
+    supplies the key transform, λ, and whether earlier keys are kept. If earlier updates still owe a Δ to the layer, it
+    is written with this one, so R is what is missing after it: R − owed K1.
     """
 
     sequential: ClassVar[bool]
+    carries_over: ClassVar = True
 
     @property
     @abstractmethod
@@ -90,25 +92,30 @@ class LayeredEditor(Editor):
         targets = targets or self.targets(requests)
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
         updates: list[Update] = []
-        kept: dict[int, tuple[Tensor, Ridge]] = {}
+        kept: dict[int, tuple[Tensor, Memory]] = {}
+        owed = dict(self.owed)
         with gradients(False), evaluating(self.model):
             wanted: dict[int, Tensor] = {}
             for layer, projection in self.projections.items():
                 precision = torch.promote_types(projection.matrix.dtype, torch.float32)
-                keys = self.transform_keys(layer, half_bare(sweep.keys(projection)).T)
+                plain = half_bare(sweep.keys(projection)).T
+                keys = self.transform_keys(layer, plain)
                 if self.sequential:  # in the type they are kept in, so that a resumed session solves the same system
                     keys = keys.to(precision)
                 wanted = wanted or self._wanted(sweep, targets)
                 residual = self._residual(sweep, projection, wanted)
+                if layer in owed:
+                    residual = residual - (owed[layer].to(torch.float64) @ plain.to(torch.float64)).to(residual)
                 if not (torch.isfinite(keys).all() and torch.isfinite(residual).all()):
                     raise EditError(f"the keys or targets of layer {layer} are not finite: load the model in float32")
                 solution, grown = self._ridge(layer).add(keys)
                 right = self.restore_solution(layer, solution).to(precision)
-                updates.append(self.write(projection, Update(layer, residual.to(right), right)))
+                updates.append(self.write(projection, Update(layer, residual.to(right), right), owed))
                 # Edits above this layer do not change its keys, so later batches keep these.
                 kept[layer] = (keys, grown)
                 log.debug("layer %d: residual %.3g", layer, residual.norm())
             missed = self._missed(sweep, wanted, targets)
+        self.owed = owed
         if not self.sequential:
             return Written(updates, losses=targets.losses, missed=missed)
         self.memory = {layer: grown for layer, (_, grown) in kept.items()}
@@ -144,5 +151,5 @@ class LayeredEditor(Editor):
             **{layer: self._ridge(layer).add(keys)[1] for layer, keys in written.keys.items()},
         }
 
-    def _ridge(self, layer: int) -> Ridge:
+    def _ridge(self, layer: int) -> Memory:
         return self.memory.get(layer) or Ridge(self.regularisation, self.projections[layer].d_in)

@@ -23,8 +23,20 @@ log = logging.getLogger(__name__)
 ENTRY_POINTS = "alphaedit_plugin"
 """The group of entry points: name = the method's or modifier's, value = a module whose import registers it."""
 
-METHODS: Mapping[str, str] = {"rome": "rome", "memit": "memit", "memit-seq": "memit", "alphaedit": "alphaedit"}
-MODIFIERS: Mapping[str, str] = {"rect": "rect", "prune": "prune"}
+METHODS: Mapping[str, str] = {
+    "rome": "rome",
+    "memit": "memit",
+    "memit-seq": "memit",
+    "alphaedit": "alphaedit",
+    "evoedit": "evoedit",
+}
+MODIFIERS: Mapping[str, str] = {
+    "rect": "rect",
+    "prune": "prune",
+    "revive": "revive",
+    "sphere": "sphere",
+    "aligned": "aligned",
+}
 """Our own names, and the modules of this package that register them."""
 
 GRAMMAR = (
@@ -33,7 +45,7 @@ GRAMMAR = (
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
-_ACTS = ("update", "end")
+ACTS = ("update", "between", "end")
 _PLAIN = (bool, int, float, str)
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
@@ -62,10 +74,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Modifier:
-    """Changes each update of a solver (`acts` "update"), or all that was written ("end").
+    """Changes each update of a solver (`acts` "update"), what it owes the next ("between"), or all of ΔW ("end").
 
     `function` takes (update, site, *, settings…). `alone` is the solver to use if none is named, and `folder` holds the
-    hyperparameter files of both together. `in_factors`: it always returns an `Update`.
+    hyperparameter files of both together. `in_factors`: it always returns an `Update`. `spares`, of one that is the
+    projection Δ ← (I − UUᵀ)Δ(I − VVᵀ), gives U and V for a W: so it can also act in a guard.
     """
 
     name: str
@@ -77,6 +90,7 @@ class Modifier:
     alone: str | None = None
     in_factors: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    spares: Callable[[Any], tuple[Any, Any]] | None = None
 
     kind = "modifier"
 
@@ -145,20 +159,26 @@ def modifier(
     folder: str | None = None,
     alone: str | None = None,
     in_factors: bool = False,
+    spares: Callable[[Any], tuple[Any, Any]] | None = None,
 ) -> Callable[[Thing], Thing]:
     """Registers a function (update, site, *, settings…) as a modifier; its keyword-only parameters are its settings.
 
-    With acts="update" it sees each `Update` before it is written; with acts="end" the whole ΔW, d_out × d_in in
-    float64, when the sequence ends. It returns an `Update` or a dense Δ, d_out × d_in. Declare `in_factors` if it
-    always returns an `Update`: this is then kept instead of the solver's own. `site` is a `Site`.
+    With acts="update" it sees each `Update` before it is written; with acts="between" what was asked for so far and not
+    written, d_out × d_in in float64, which the next update then asks for again; with acts="end" the whole ΔW, of the
+    same type, when the sequence ends. It returns an `Update` or a dense Δ, d_out × d_in. Declare `in_factors` if it
+    always returns an `Update`: this is then kept instead of the solver's own. `site` is a `Site`. If all that it does
+    is Δ ← (I − UUᵀ)Δ(I − VVᵀ), `spares` gives these orthonormal U and V for W before the first edit: then it can act in
+    a guard too.
 
     Raises RegistrationError for anything that could not be used later.
     """
     _check_words("modifier", name, summary, source)
-    if acts not in _ACTS:
-        raise RegistrationError(f"the modifier {name} must act per 'update' or at the 'end', not {acts!r}")
-    if in_factors and acts == "end":
-        raise RegistrationError(f"the modifier {name} acts at the end, where nothing is in factors: drop in_factors")
+    if acts not in ACTS:
+        raise RegistrationError(
+            f"the modifier {name} must act per 'update', 'between' them or at the 'end', not {acts!r}"
+        )
+    if in_factors and acts != "update":
+        raise RegistrationError(f"the modifier {name} acts {acts}, where nothing is in factors: drop in_factors")
     if folder is not None and alone is None:
         raise RegistrationError(
             f"the modifier {name} has a folder: say by alone=… which solver's hyperparameters it is"
@@ -178,9 +198,8 @@ def modifier(
                 f"{of} must be called {name.replace('-', '_')}(update, site, *, setting=default, …), not "
                 f"{function.__name__}{inspect.signature(function)}"
             )
-        _register(
-            Modifier(name, function, summary, source, acts, folder, alone, in_factors, _checked_settings(of, settings))
-        )
+        checked = _checked_settings(of, settings)
+        _register(Modifier(name, function, summary, source, acts, folder, alone, in_factors, checked, spares))
         return function
 
     return register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +13,22 @@ from ..model.precision import compact
 
 _ROWS = 512  # of keys kept in float32 are converted to float64 at a time
 _NEGLIGIBLE = 1e-10  # without regularisation, a direction of this relative size is rounding, not a key
+
+
+class Memory(Protocol):
+    """The keys of all edits of one layer, and what solves the next batch with them in mind. An instance never
+    changes.
+    """
+
+    @property
+    def count(self) -> int:
+        """How many keys it holds."""
+
+    def add(self, new: Tensor) -> tuple[Tensor, Self]:
+        """(the solution for new keys, d × m, in float64; the memory that also holds them)."""
+
+    def truncated(self, count: int) -> Self:
+        """The memory of the first `count` keys only; of whole batches, as it was after them, bit for bit."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +61,7 @@ class Ridge:
         batch. Raises EditError if a key is not finite, or if λ is too small to tell keys apart.
         """
         new = compact(new)
-        if not torch.isfinite(new).all():
-            raise EditError("a key is not finite: load the model in float32")
+        check_finite(new)
         if self.regularisation == 0:
             return self._interpolated(new.to(torch.float64)), replace(self, keys=(*self.keys, new))
         if self.count + new.shape[1] > self.d:
@@ -129,6 +145,12 @@ class Ridge:
         together = torch.cat([*(block.to(torch.float64) for block in self.keys), k], 1)
         inverse = torch.linalg.pinv(product(together, together), rtol=_NEGLIGIBLE, hermitian=True)
         return together @ inverse[:, -k.shape[1] :]
+
+
+def check_finite(keys: Tensor) -> None:
+    """Raises EditError for a key that is not finite."""
+    if not torch.isfinite(keys).all():
+        raise EditError("a key is not finite: load the model in float32")
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

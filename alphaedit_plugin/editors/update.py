@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..nullspace.projection import NullSpace
 from .registry import Modifier
 
 _ROWS = 512
+Derived = TypeVar("Derived")
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -48,13 +50,26 @@ class Update:
 class Site:
     """The weight that an update goes into; read-only.
 
-    `weight` is the current W, `base` is W before the first edit, both d_out × d_in in the model's precision.
+    `weight` is the current W, `base` is W before the first edit, both d_out × d_in in the model's precision. `derived`
+    is what was derived from the base before, for `of_base`.
     """
 
     layer: int
     weight: Tensor
     base: Tensor
     null_space: NullSpace | None = None
+    derived: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def of_base(self, derive: Callable[..., Derived], *settings: Hashable) -> Derived:
+        """derive(base, *settings), computed once for all updates of a layer, as the base never changes.
+
+        Treat the result as read-only. `derive` must depend on nothing else: a plain function of a module.
+        """
+        key = (self.layer, derive, *settings)
+        if key not in self.derived:
+            self.derived[key] = derive(self.base, *settings)
+        found: Derived = self.derived[key]
+        return found
 
 
 @dataclass(frozen=True)
@@ -65,17 +80,23 @@ class Write:
     same weight gives the same bits, so a history of updates can be replayed. Modifiers see `null_spaces`; the result is
     projected onto them only with `projects`. `base` is W before the first edit, by layer; by default the current
     weight.
+
+    With `between`, what a call asks for and does not write (because modifiers, the projection or the weight's precision
+    took it) passes these modifiers, and is asked for again by the next call: it is in `owed`, d_out × d_in by layer,
+    which such a call needs and brings up to date. Then `owed` belongs to the invariant: of the weight and it.
     """
 
     modifiers: Sequence[Modifier] = ()
     projects: bool = False
     null_spaces: Mapping[int, NullSpace] = field(default_factory=dict)
     base: Mapping[int, Tensor] = field(default_factory=dict)
+    between: Sequence[Modifier] = ()
+    _derived: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def in_factors(self) -> bool:
         """Whether a call returns exactly the update that it wrote."""
-        return all(modifier.in_factors for modifier in self.modifiers)
+        return not self.between and all(modifier.in_factors for modifier in self.modifiers)
 
     @property
     def again(self) -> Write:
@@ -83,16 +104,40 @@ class Write:
         return Write() if self.in_factors else self
 
     @gradients(False)
-    def __call__(self, projection: OutProjection, update: Update) -> Update:
+    def __call__(
+        self, projection: OutProjection, update: Update, owed: MutableMapping[int, Tensor] | None = None
+    ) -> Update:
         """Write. Returns the update as it was written or, if that is not in factors, as it was given.
 
         Raises EditError if a modifier returns something that is no Δ of this layer, or if the weight does not hold
         what was written to it.
         """
+        if not self.between:
+            return self._write(projection, update, update)
+        if owed is None:
+            raise EditError("what earlier updates did not write is needed: pass `owed`, an empty dict at the beginning")
+        weight, layer = projection.matrix, update.layer
+        before, asked = weight.to(torch.float64, copy=True), update.dense()
+        if layer in owed:
+            asked += owed[layer]
+        self._write(projection, update, asked)
+        left: Update | Tensor = asked - (projection.matrix.to(before) - before)
+        for modifier in self.between:
+            left = modified(left, self._site(projection, layer), modifier)
+        left = left.dense() if isinstance(left, Update) else left
+        owed[layer] = left.to(torch.promote_types(weight.dtype, torch.float32))
+        return update
+
+    def _site(self, projection: OutProjection, layer: int) -> Site:
+        derived = self._derived if layer in self.base else {}  # of the current weight nothing lasts
+        weight = projection.matrix
+        return Site(layer, weight, self.base.get(layer, weight), self.null_spaces.get(layer), derived)
+
+    def _write(self, projection: OutProjection, update: Update, change: Update | Tensor) -> Update:
+        """Write the change; returns it if it is in factors, else the `update` that it stands for."""
         weight, layer = projection.matrix, update.layer
         space = self.null_spaces[layer] if self.projects else None
-        site = Site(layer, weight, self.base.get(layer, weight), self.null_spaces.get(layer))
-        change: Update | Tensor = update
+        site = self._site(projection, layer)
         for modifier in self.modifiers:
             change = modified(change if isinstance(change, Update) else Update.of(layer, change), site, modifier)
         if isinstance(change, Tensor):

@@ -13,7 +13,7 @@ from .changes import parse_changes, show_changes
 from .editor import Editor
 from .hyperparameters import Hyperparameters, known_keys
 from .preserved import Preserved
-from .registry import Method, Modifier, check_names, find, find_method, find_modifier, split, unknown_in
+from .registry import ACTS, Method, Modifier, check_names, find, find_method, find_modifier, split, unknown_in
 from .update import Write
 
 
@@ -22,8 +22,8 @@ class Variant:
     """`rome`, `memit+P`, `rect`, `alphaedit+prune`, `memit@mom2_update_weight=0+P` (`registry.GRAMMAR`).
 
     A solver, with some of its hyperparameters changed; the modifiers of its updates; projection of what they leave.
-    Invariant: modifiers of each update come first, in the order given, then those that act at the end; what solves
-    in the null space is projected.
+    Invariant: modifiers of each update come first, in the order given, then those that act between updates, then those
+    at the end; what solves in the null space is projected.
     """
 
     solver: str
@@ -32,7 +32,7 @@ class Variant:
     changes: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        ordered = sorted(self.modifiers, key=lambda name: find_modifier(name).acts == "end")
+        ordered = sorted(self.modifiers, key=lambda name: ACTS.index(find_modifier(name).acts))
         object.__setattr__(self, "modifiers", tuple(ordered))
         object.__setattr__(self, "projected", self.projected or self._method.editor.needs_null_spaces)
 
@@ -107,7 +107,7 @@ class Variant:
         ending = {key for each in self._acting("end") for key in each.settings}
         return replace(
             self,
-            modifiers=tuple(each.name for each in self._acting("update")),
+            modifiers=tuple(each.name for acts in ("update", "between") for each in self._acting(acts)),
             changes=tuple((key, value) for key, value in self.changes if key not in ending),
         )
 
@@ -146,11 +146,19 @@ class Variant:
 
         `base` is W before the first edit, by layer, d_out × d_in. What a solver leaves in the null space by itself is
         projected only where something modifies it.
+
+        Raises HyperparameterError for a modifier that acts between updates with a solver that does not carry over.
         """
         solver = self._method.editor
         modifiers = tuple(each.set_to(hyperparameters.own) for each in self._acting("update"))
+        between = tuple(each.set_to(hyperparameters.own) for each in self._acting("between"))
+        if between and not solver.carries_over:
+            raise HyperparameterError(
+                f"{self}: {self.solver} does not ask for what earlier updates owe: leave {between[0].name} out, or "
+                "take a solver that goes layer by layer, such as memit-seq"
+            )
         projects = self.projected and (bool(modifiers) or not solver.needs_null_spaces)
-        write = Write(modifiers, projects, preserved.null_spaces, base)
+        write = Write(modifiers, projects, preserved.null_spaces, base, between)
         editor: Editor = solver(
             model, tokenizer, hyperparameters, preserved, contexts=contexts, write=write, progress=progress
         )

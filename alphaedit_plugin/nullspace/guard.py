@@ -20,6 +20,7 @@ from ..model.wrappers import unwrapped
 from ..restoring import restoring
 from .null_spaces import NullSpaces
 from .projection import NullSpace
+from .two_sided import TwoSided
 
 _plain = torch._C.DisableTorchFunctionSubclass
 _data_of = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -475,6 +476,8 @@ def _common(projections: Mapping[int, OutProjection], null_spaces: Mapping[int, 
         if len(layers) == 1:
             continue
         named = f"layers {', '.join(map(str, layers))} share one weight"
+        if any(isinstance(null_spaces[layer], TwoSided) for layer in layers):
+            raise GuardError(f"{named}: its output side cannot be spared too, so leave the modifiers out")
         tensors = {id(projections[layer].stored) for layer in layers}
         if len(tensors) > 1 or len({projections[layer].transposed for layer in layers}) > 1:
             raise GuardError(f"{named}, but not one Parameter: tie them, or give each its own")

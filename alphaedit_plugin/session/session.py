@@ -265,7 +265,7 @@ class Session:
             undone, self.batches = self.batches[-batches:], self.batches[:-batches]
             facts = [request for batch in undone for request in batch.requests]
             self.editor.forget(len(facts))
-            self._write_again()
+            self.editor.owed = self._write_again()
             self._keep()
         return facts
 
@@ -308,7 +308,7 @@ class Session:
         twin = copy.copy(self)
         twin.model, twin.batches, twin.autosave, twin._folders = model, list(self.batches), None, {}
         twin.editor = self._editor(model, self.editor._contexts, self.editor.progress)
-        twin.editor.memory = self.editor.memory
+        twin.editor.memory, twin.editor.owed = self.editor.memory, self.editor.owed
         return twin
 
     def report(self) -> Report:
@@ -417,7 +417,7 @@ class Session:
         )
         with put_back(session.projections, only_on_error=True):
             session.batches = saved.batches
-            session._write_again()
+            session.editor.owed = session._write_again()
             for batch in saved.batches:
                 session.editor.remember(batch.written)
             if saved.finished:
@@ -490,7 +490,7 @@ class Session:
 
         Raises EditError if a weight is not finite, SessionError if it cannot be saved.
         """
-        before = (self.batches, self._before_end, self.editor.memory)
+        before = (self.batches, self._before_end, self.editor.memory, self.editor.owed)
         self.batches = list(self.batches)
         try:
             with put_back(self.projections, only_on_error=True):
@@ -499,7 +499,7 @@ class Session:
                 if self.autosave is not None:
                     self.save(self.autosave)  # Ctrl-C waits: folder and memory are both as after the block
         except BaseException:
-            self.batches, self._before_end, self.editor.memory = before
+            self.batches, self._before_end, self.editor.memory, self.editor.owed = before
             raise
 
     def _keep(self) -> None:
@@ -571,13 +571,14 @@ class Session:
                 change = space.project(change)
             weight.copy_((before + change.to(before.device)).to(weight.dtype))
 
-    def _write_again(self) -> None:
-        """Set the weights to what `batches` leave, starting from the base."""
+    def _write_again(self) -> dict[int, Tensor]:
+        """Set the weights to what `batches` leave, starting from the base; returns what they owe (`Editor.owed`)."""
         copy_into(self.base, self.projections)
-        again = self.editor.write.again
+        again, owed = self.editor.write.again, dict[int, Tensor]()
         for batch in self.batches:
             for update in batch.written.updates:
-                again(self.projections[update.layer], update)
+                again(self.projections[update.layer], update, owed)
+        return owed
 
     def _description(self) -> dict[str, Any]:
         """A description of the session, in JSON's types."""

@@ -39,6 +39,7 @@ from support.easyedit_methods import (
 
 import alphaedit_plugin.easyedit as plugin
 from alphaedit_plugin.baselines.methods import ADDED, COVERED
+from alphaedit_plugin.editors.revive import protected
 from alphaedit_plugin.errors import AlphaEditError, HyperparameterError, WrongModelError
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.model.snapshot import put_back
@@ -108,6 +109,23 @@ def test_whatever_a_flagged_method_writes_is_in_the_null_space(name, model, toke
     assert {n for n, w in model.named_parameters() if not torch.equal(w, before[n])} == names
     assert max(outside(model, before, null_spaces).values()) < 1e-5
     assert hparams.null_space == FLAG
+
+
+@pytest.mark.parametrize("name", [name for name in ("MEMIT", "FT", "RECT", "AlphaEdit") if name in TABLE])
+def test_a_modifier_of_the_flag_keeps_the_leading_directions_of_the_unedited_weights_too(name, model, tokenizer):
+    hparams = hyperparameters(name)
+    hparams.null_space = {**FLAG, "modifiers": ["revive"]}
+    editor, before = editor_of(model, tokenizer, hparams), weights(model)
+    edit(editor, sequential_edit=True)
+    changed = {n for n, w in model.named_parameters() if not torch.equal(w, before[n])}
+    assert changed
+    for projection in Decoder(model).out_projections(LAYERS).values():
+        start = before[f"{projection.name}.weight"]
+        delta = (projection.stored.detach() - start).double()
+        u, v = protected(start)
+        assert float((u.T @ delta).norm()) <= 1e-5 * float(delta.norm())
+        if name in ("MEMIT", "FT") or (name == "AlphaEdit" and HEAD):  # in our own methods P comes last
+            assert float((delta @ v).norm()) <= 1e-5 * float(delta.norm())
 
 
 @pytest.mark.skipif("DINM" not in TABLE, reason="the edition of PyPI has no DINM: set EASYEDIT_HOME to a checkout")
@@ -233,6 +251,9 @@ def test_the_flag_is_read_from_a_file_kept_and_shown(tmp_path):
         ({"corpus": 3}, "corpus must be text"),
         ({"fast_targets": "on"}, "fast_targets must be true or false"),
         ({"path": "p.safetensors", "threshold": 0.1}, "remove threshold"),
+        ({"modifiers": "revive"}, "list of names"),
+        ({"modifiers": ["reviv"]}, "did you mean revive"),
+        ({"modifiers": ["rect"]}, "rect is no projection"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_refused_when_it_is_set(value, message):

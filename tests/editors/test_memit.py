@@ -330,11 +330,11 @@ def test_a_failure_in_the_middle_changes_nothing_and_the_session_goes_on(method,
     module = Decoder(model).out_projection(0).module
     write = editing.editor.write
 
-    def failing(projection: OutProjection, update: Update) -> Update:
+    def failing(projection: OutProjection, update: Update, *owed: dict) -> Update:
         if update.layer == LAYERS[1]:
             assert not torch.equal(Decoder(model).out_projection(0).matrix, start[0]), "nothing has been written yet"
             raise error
-        return write(projection, update)
+        return write(projection, update, *owed)
 
     editing.editor.write = failing
     with pytest.raises(error):

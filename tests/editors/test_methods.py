@@ -375,11 +375,11 @@ def test_a_batch_that_fails_leaves_weights_and_memory_and_the_session_goes_on(me
     kept = copy.deepcopy(memory)
     write = running.editor.write
 
-    def failing(projection: OutProjection, update: Update) -> Update:
+    def failing(projection: OutProjection, update: Update, *owed: dict) -> Update:
         if update.layer == LAYERS[1]:
             assert not torch.equal(weights(model)[LAYERS[0]], before[LAYERS[0]]), "nothing has been written yet"
             raise Interrupted
-        return write(projection, update)
+        return write(projection, update, *owed)
 
     running.editor.write = failing
     with pytest.raises(Interrupted):
@@ -409,8 +409,8 @@ def test_what_turns_out_not_to_be_finite_is_not_remembered(method, tokenizer):
     running.edit(RECORDS[:1])
     before, memory, write = weights(model), dict(running.editor.memory), running.editor.write
 
-    def spoiling(projection: OutProjection, update: Update) -> Update:
-        written = write(projection, update)
+    def spoiling(projection: OutProjection, update: Update, *owed: dict) -> Update:
+        written = write(projection, update, *owed)
         if update.layer == LAYERS[-1]:
             projection.matrix[0, 0] = torch.inf
         return written
@@ -435,7 +435,7 @@ def test_an_undoing_that_fails_undoes_nothing(method, tokenizer):
     finished = running.finished
 
     class Failing:
-        def again(self, _projection: OutProjection, _update: Update) -> None:
+        def again(self, *_: object) -> None:
             raise Interrupted
 
     running.editor.write = Failing()

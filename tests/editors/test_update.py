@@ -9,6 +9,7 @@ from support.spaces import random_spaces
 from support.tiny import model_of, tiny
 from torch import Tensor, nn
 
+from alphaedit_plugin.editors.registry import Modifier
 from alphaedit_plugin.editors.update import Update, Write
 from alphaedit_plugin.errors import EditError, PatchError
 from alphaedit_plugin.model.decoder import Decoder
@@ -82,3 +83,55 @@ def test_a_guarded_weight_holds_the_projection_of_what_was_written():
         Write()(projection, change)
     expected = start.double() + spaces[1].project(change.dense())
     torch.testing.assert_close(projection.matrix.double(), expected, rtol=0, atol=1e-5)
+
+
+def share_of(base: Tensor, share: float) -> Tensor:
+    DERIVED.append(share)
+    return base * share
+
+
+DERIVED: list[float] = []
+
+
+def test_what_follows_from_the_base_is_derived_once_per_layer_and_setting():
+    model = tiny("llama")
+    projections = Decoder(model).out_projections([1, 2])
+    base = {layer: projection.matrix.clone() for layer, projection in projections.items()}
+    seen = []
+
+    def spy(change, site):
+        seen.append((site.of_base(share_of, 0.5), site.of_base(share_of, 0.25)))
+        return change
+
+    write = Write((Modifier("spy", spy, "a test", "here", in_factors=True),), base=base)
+    DERIVED.clear()
+    for layer in (1, 2, 1):
+        write(projections[layer], update(layer))
+    assert DERIVED == [0.5, 0.25] * 2
+    assert torch.equal(seen[2][0], base[1] * 0.5)
+    assert torch.equal(seen[1][1], base[2] * 0.25)
+
+
+def test_where_the_base_is_the_weight_as_it_is_nothing_derived_from_it_is_kept():
+    projection, seen = Decoder(tiny("llama")).out_projection(1), []
+
+    def spy(change, site):
+        seen.append(site.of_base(share_of, 1.0).clone())
+        return change
+
+    write = Write((Modifier("spy", spy, "a test", "here", in_factors=True),))
+    for _ in range(2):
+        expected = projection.matrix.clone()
+        write(projection, update())
+        assert torch.equal(seen[-1], expected)
+
+
+def test_what_is_owed_must_be_passed_to_a_write_that_carries_it_over():
+    write = Write(between=(Modifier("all", lambda owed, site: owed, "a test", "here", acts="between"),))
+    projection = Decoder(tiny("llama")).out_projection(1)
+    before = projection.matrix.clone()
+    with pytest.raises(EditError, match="owed"):
+        write(projection, update())
+    assert torch.equal(projection.matrix, before)
+    assert not write.in_factors
+    assert write.again is write

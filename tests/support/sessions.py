@@ -30,6 +30,7 @@ HYPERPARAMETERS = Hyperparameters(
 
 METHODS = (
     "memit", "memit+P", "memit-seq", "memit-seq+P", "rect+P", "prune", "prune+P", "alphaedit", "rome", "rome+P",
+    "revive+P", "rect+sphere", "evoedit", "memit-seq+rect+aligned+P",
 )  # fmt: skip
 
 # name -> (architecture, settings). In float64 no rounding hides a different order of summation; the wide one has
@@ -121,17 +122,18 @@ def reference(kind: str, tokenizer, method: str, *numbers: int) -> Session:
     return _UNTOUCHED[key]
 
 
-def in_memory(session: Session) -> dict[int, list[torch.Tensor]]:
-    """What the editor keeps in mind of facts, by layer: every tensor of it."""
+def in_memory(session: Session) -> dict[int | str, list[torch.Tensor]]:
+    """What the editor keeps in mind of facts, by layer, and what it owes: every tensor of it."""
 
     def tensors(value) -> list[torch.Tensor]:
         if isinstance(value, torch.Tensor):
             return [value]
         return [tensor for each in value for tensor in tensors(each)] if isinstance(value, tuple) else []
 
+    owed = session.editor.owed
     return {
-        layer: tensors(tuple(vars(ridge).values())) for layer, ridge in session.editor.memory.items() if ridge.count
-    }
+        layer: tensors(tuple(vars(kept).values())) for layer, kept in session.editor.memory.items() if kept.count
+    } | {f"owed to {layer}": [owed[layer]] for layer in owed}
 
 
 def assert_same_session(found: Session, expected: Session) -> None:
@@ -156,16 +158,18 @@ def state(session: Session) -> tuple:
         [id(batch) for batch in session.batches],
         session.finished,
         session.editor.memory,
+        session.editor.owed,
     )
 
 
 def assert_state(session: Session, before: tuple) -> None:
-    weights, facts, batches, finished, memory = before
+    weights, facts, batches, finished, memory, owed = before
     assert_same(everything(session.model), weights)
     assert session.facts == facts
     assert [id(batch) for batch in session.batches] == batches
     assert session.finished == finished
     assert session.editor.memory is memory
+    assert session.editor.owed is owed
 
 
 IDS = torch.tensor([[5, 9, 11, 3, 77, 20], [1, 2, 3, 4, 90, 100]])
