@@ -145,8 +145,7 @@ def _minimise(
     delta, reached, losses = torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z))
     optimiser = OPTIMISERS[settings.optimiser](delta, settings.lr)
     last = min(settings.steps - 1, optimiser.most or settings.steps)
-    active = torch.arange(len(z))  # the requests that `problem` holds, in its order
-    running = torch.ones(len(z), dtype=torch.bool)
+    active = torch.arange(len(z))  # the requests that are not done: those that `problem` holds, in its order
     while True:
         variable = delta[active].requires_grad_()
         with gradients(True):
@@ -155,20 +154,17 @@ def _minimise(
         loss = loss.detach().to(losses.device)
         if not torch.isfinite(loss).all():
             _raise(requests[int(active[int((~torch.isfinite(loss)).nonzero()[0, 0])])], problem.model)
-        going = running[active]
-        losses[active[going]] = loss[going]
-        reached[active[going]] = (variable.detach() if problem.unit is None else problem.moved)[going]
-        done = (loss < optimiser.enough).cpu() | (optimiser.taken[active] >= last)
-        running[active[done]] = False
-        moving = running[active]
-        bar.update(int((going & ~moving).sum()))
-        if not moving.any():
+        losses[active] = loss
+        reached[active] = variable.detach() if problem.unit is None else problem.moved
+        going = ~((loss < optimiser.enough).cpu() | (optimiser.taken[active] >= last))
+        bar.update(int((~going).sum()))
+        if not going.any():
             return z, reached, delta, losses, optimiser.taken
-        index = active[moving]
-        delta[index] = optimiser.step(index, delta[index], gradient[moving], settings.clamp * norms[index, ..., None])
-        if moving.float().mean() <= 0.8:
-            problem.select(moving.nonzero().squeeze(1))
-            active = index
+        if not going.all():
+            problem.select(going.nonzero().squeeze(1))
+            active, gradient = active[going], gradient[going]
+        longest = settings.clamp * norms[active, ..., None]
+        delta[active] = optimiser.step(active, delta[active], gradient, longest)
 
 
 def _raise(culprit: Request, model: nn.Module) -> NoReturn:
