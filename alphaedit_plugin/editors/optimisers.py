@@ -24,6 +24,8 @@ class Optimiser(ABC):
 
     enough: ClassVar[float] = 5e-2
     """A request whose loss is below this is done (EasyEdit's and MEMIT's)."""
+    narrows: ClassVar[bool] = False
+    """Whether, after its first steps, it may look at a part of the contexts until these are content."""
     most: ClassVar[int | None] = None
     """The number of steps beyond which it gets no further."""
 
@@ -74,6 +76,8 @@ class Normalised(Optimiser):
     hidden state, and δs that share a direction add up in the weights (docs/architecture.md).
     """
 
+    enough = 7e-2  # further down δ becomes no better, only the way longer
+    narrows = True
     most = 15  # by then a step is a thirtieth of the radius
 
     def __init__(self, delta: Tensor, lr: float) -> None:

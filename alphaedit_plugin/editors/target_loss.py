@@ -207,16 +207,18 @@ class TargetLoss:
     def _position_ids(self, positions: Tensor) -> dict[str, Tensor]:
         return {"position_ids": positions} if self.decoder.takes("position_ids") else {}
 
+    def of_contexts(self, count: int) -> TargetLoss:
+        """The same loss over the first `count` contexts only."""
+        few = copy.copy(self)
+        few.cache, few.contexts, few.width = self._borrowed_cache(), count, count + 1
+        kept = torch.tensor([*range(count), self.contexts])
+        few._select_rows((torch.arange(len(self.target_lengths))[:, None] * self.width + kept).flatten())
+        few.wanted = self.wanted[self.wanted[:, 1] < count]
+        return few
+
     def select(self, keep: Tensor) -> None:
         """Continue with some of the requests only."""
-        rows = (keep[:, None] * self.width + torch.arange(self.width)).flatten()
-        on = rows.to(self.device)
-        self.ids, self.mask, self.positions = self.ids[on], self.mask[on], self.positions[on]
-        assert self.hidden is not None
-        self.hidden = self.hidden[rows.to(self.hidden.device)]
-        self.inject = self.inject[rows]
-        if self.cache is not None:
-            self.cache.batch_select_indices(on)
+        self._select_rows((keep[:, None] * self.width + torch.arange(self.width)).flatten())
         self.kl_base = self.kl_base[keep.to(self.kl_base.device)]
         self.norms = self.norms[keep.to(self.norms.device)]
         self.z = self.z[keep.to(self.z.device)]
@@ -228,6 +230,15 @@ class TargetLoss:
         wanted = self.wanted[torch.isin(self.wanted[:, 0], keep)]
         wanted[:, 0] = renumbered[wanted[:, 0]]
         self.wanted = wanted
+
+    def _select_rows(self, rows: Tensor) -> None:
+        on = rows.to(self.device)
+        self.ids, self.mask, self.positions = self.ids[on], self.mask[on], self.positions[on]
+        assert self.hidden is not None
+        self.hidden = self.hidden[rows.to(self.hidden.device)]
+        self.inject = self.inject[rows]
+        if self.cache is not None:
+            self.cache.batch_select_indices(on)
 
     def _borrowed_cache(self) -> Any:
         """A cache that can grow without changing ours: its own lists and counters around the same tensors.

@@ -4,7 +4,9 @@ z* = z + δ, with δ added to the hidden state at the subject's last token of on
 of their out-projection's output (`model/branch.py`), one layer cannot move the hidden state to any place: there each
 edited layer has a δ of its own, added to that output, so that the weights can reach what the δs reach together.
 
-Many requests share a batch, and leave it when they have converged.
+Many requests share a batch, and leave it when they have converged. Once the first and longest steps have found a
+direction that is good in every context, an optimiser may go on with a few of them, which is cheaper; the last steps,
+and the decision that a request is done, see all again.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from .target_loss import Rows, TargetLoss, cache_agrees
 log = logging.getLogger(__name__)
 
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 512, 4096
+_FEW_CONTEXTS, _WIDE_STEPS, _NARROW_UNTIL = 2, 2, 10
 
 
 @dataclass(frozen=True)
@@ -137,34 +140,64 @@ def _affordable_tokens(decoder: Decoder, layer: int) -> int:
 def _minimise(
     problem: TargetLoss, settings: TargetSettings, requests: Sequence[Request], bar: Any
 ) -> tuple[Tensor, ...]:
-    """z, what it moved by, δ, the last losses and the steps taken, for each request of the batch. Uses `problem` up.
+    """z, what it moved by, δ, the last losses and the steps taken, for each request of the batch."""
+    descent = _Descent(problem, settings, requests)
+    last = min(settings.steps - 1, descent.optimiser.most or settings.steps)
+    if descent.optimiser.narrows and problem.contexts > _FEW_CONTEXTS:
+        everyone = torch.arange(len(requests))
+        for _ in range(min(_WIDE_STEPS, last)):
+            loss, gradient = descent.look(problem, everyone)
+            going = loss >= descent.optimiser.enough
+            descent.move(everyone[going], gradient[going])
+        descent.go_down(problem.of_contexts(_FEW_CONTEXTS), min(_NARROW_UNTIL, last))
+    descent.go_down(problem, last, bar)
+    return descent.z, descent.reached, descent.delta, descent.losses, descent.optimiser.taken
 
-    Requests do not influence each other, so a batch gives what its requests give one by one.
+
+class _Descent:
+    """The δ of a batch's requests, on their way down.
+
+    Invariant: requests do not influence each other, so a batch gives what its requests give one by one.
     """
-    z, norms = problem.z, problem.norms
-    delta, reached, losses = torch.zeros_like(z), torch.zeros_like(z), z.new_zeros(len(z))
-    optimiser = OPTIMISERS[settings.optimiser](delta, settings.lr)
-    last = min(settings.steps - 1, optimiser.most or settings.steps)
-    active = torch.arange(len(z))  # the requests that are not done: those that `problem` holds, in its order
-    while True:
-        variable = delta[active].requires_grad_()
+
+    def __init__(self, problem: TargetLoss, settings: TargetSettings, requests: Sequence[Request]) -> None:
+        self.settings, self.requests = settings, requests
+        self.z, self.norms = problem.z, problem.norms
+        self.delta, self.reached = torch.zeros_like(self.z), torch.zeros_like(self.z)
+        self.losses = self.z.new_zeros(len(self.z))
+        self.optimiser = OPTIMISERS[settings.optimiser](self.delta, settings.lr)
+
+    def look(self, problem: TargetLoss, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses, on the CPU, and their gradients of the requests `rows`: those that `problem` holds."""
+        variable = self.delta[rows].requires_grad_()
         with gradients(True):
-            loss = problem.losses(variable, settings)
+            loss = problem.losses(variable, self.settings)
             (gradient,) = torch.autograd.grad(loss.sum(), [variable])
-        loss = loss.detach().to(losses.device)
+        loss = loss.detach().to(self.losses.device)
         if not torch.isfinite(loss).all():
-            _raise(requests[int(active[int((~torch.isfinite(loss)).nonzero()[0, 0])])], problem.model)
-        losses[active] = loss
-        reached[active] = variable.detach() if problem.unit is None else problem.moved
-        going = ~((loss < optimiser.enough).cpu() | (optimiser.taken[active] >= last))
-        bar.update(int((~going).sum()))
-        if not going.any():
-            return z, reached, delta, losses, optimiser.taken
-        if not going.all():
-            problem.select(going.nonzero().squeeze(1))
-            active, gradient = active[going], gradient[going]
-        longest = settings.clamp * norms[active, ..., None]
-        delta[active] = optimiser.step(active, delta[active], gradient, longest)
+            _raise(self.requests[int(rows[int((~torch.isfinite(loss)).nonzero()[0, 0])])], problem.model)
+        self.losses[rows] = loss
+        self.reached[rows] = variable.detach() if problem.unit is None else problem.moved
+        return loss.cpu(), gradient
+
+    def move(self, rows: Tensor, gradient: Tensor) -> None:
+        longest = self.settings.clamp * self.norms[rows, ..., None]
+        self.delta[rows] = self.optimiser.step(rows, self.delta[rows], gradient, longest)
+
+    def go_down(self, problem: TargetLoss, last: int, bar: Any = None) -> None:
+        """Until the loss is small, or the optimiser has taken `last` steps in all. Uses `problem` up."""
+        active = torch.arange(len(self.z))  # the requests that `problem` holds, in its order
+        while True:
+            loss, gradient = self.look(problem, active)
+            going = (loss >= self.optimiser.enough) & (self.optimiser.taken[active] < last)
+            if bar is not None:
+                bar.update(int((~going).sum()))
+            if not going.any():
+                return
+            if not going.all():
+                problem.select(going.nonzero().squeeze(1))
+                active, gradient = active[going], gradient[going]
+            self.move(active, gradient)
 
 
 def _raise(culprit: Request, model: nn.Module) -> NoReturn:

@@ -106,17 +106,18 @@ def test_every_step_stays_in_the_ball_whatever_the_gradient(name, scale, steps):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_targets_are_where_a_textbook_descent_gets_to(name, tokenizer, exact):
-    """Nothing cached, one request at a time."""
+    """Two steps on all contexts, then on two until these are content, then on all; nothing cached, one at a time."""
     model, decoder = model_of(name), Decoder(model_of(name))
     found = optimise_targets(decoder, tokenizer, REQUESTS, CONTEXTS, LAYER, SETTINGS)
     for row, request in enumerate(REQUESTS):
         delta, gradients = torch.zeros_like(found.z[row]), []
-        while True:
-            loss, gradient = loss_at(model, tokenizer, request, CONTEXTS, delta)
-            if loss < OPTIMISERS[NORMALISED].enough or len(gradients) == SETTINGS.steps - 1:
-                break
-            gradients.append(gradient)
-            delta = textbook_step(delta, gradients, float(SETTINGS.clamp * found.z[row].norm()))
+        for contexts, most in ((CONTEXTS, 2), (CONTEXTS[:2], SETTINGS.steps - 1), (CONTEXTS, SETTINGS.steps - 1)):
+            while True:
+                loss, gradient = loss_at(model, tokenizer, request, contexts, delta)
+                if loss < 0.07 or len(gradients) == most:
+                    break
+                gradients.append(gradient)
+                delta = textbook_step(delta, gradients, float(SETTINGS.clamp * found.z[row].norm()))
         assert found.steps[row] == len(gradients)
         assert (found.delta[row] - delta).norm() <= 1e-12 * delta.norm()
         assert float(found.losses[row]) == pytest.approx(loss, rel=1e-6)
@@ -142,6 +143,28 @@ def test_a_batch_gives_what_its_requests_give_one_by_one(tokenizer, exact):
         alone = optimise_targets(model, tokenizer, [request], CONTEXTS, LAYER, SETTINGS)
         assert torch.allclose(together.delta[row], alone.delta[0], rtol=1e-12, atol=1e-15)
         assert together.steps[row] == alone.steps[0]
+
+
+def test_the_first_steps_and_the_decision_that_a_request_is_done_see_all_contexts(tokenizer, monkeypatch):
+    model, seen = model_of("llama"), []
+    losses = TargetLoss.losses
+
+    def watched(self, delta, settings):
+        seen.append(self.contexts)
+        return losses(self, delta, settings)
+
+    monkeypatch.setattr(TargetLoss, "losses", watched)
+    monkeypatch.setattr(OPTIMISERS[NORMALISED], "enough", 1e-9)
+    settings = replace(SETTINGS, steps=13)
+    found = optimise_targets(model, tokenizer, REQUESTS, CONTEXTS, LAYER, settings, use_prefix_cache=False)
+    assert seen == [3] * 2 + [2] * 9 + [3] * 3  # each stage looks once more than it steps, but for the first
+    assert found.steps.tolist() == [12] * len(REQUESTS)
+    monkeypatch.setattr(OPTIMISERS[NORMALISED], "enough", 1e9)
+    seen.clear()
+    found = optimise_targets(model, tokenizer, REQUESTS, CONTEXTS, LAYER, settings, use_prefix_cache=False)
+    assert seen[0] == seen[-1] == 3
+    assert not found.delta.any()
+    assert found.steps.tolist() == [0] * len(REQUESTS)
 
 
 def test_the_prefixes_heads_are_run_once_for_all_requests(tokenizer, monkeypatch):
