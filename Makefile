@@ -26,7 +26,7 @@ types: install
 	$(BIN)/mypy
 
 bench: install
-	for script in covariance projection hook attention targets history solve; do echo; echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in covariance projection hook attention targets threads history solve; do echo; echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 .PHONY: docs dist
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..editors.hyperparameters import Hyperparameters
+from ..editors.hyperparameters import ADAM, Hyperparameters
 from ..errors import HyperparameterError
 from ..model.decoder import Decoder
 from ..model.module_names import module_names
@@ -116,7 +116,9 @@ def _derived(method: str, model: Any) -> dict[str, Any]:
         }
     if method in COVERED:
         theirs = {"ROME": "rome", "R-ROME": "rome", "AlphaEdit": "alphaedit", "SPHERE": "alphaedit"}
-        ours = Hyperparameters.for_model(theirs.get(method, "memit"), model, name)
+        ours = dataclasses.replace(
+            Hyperparameters.for_model(theirs.get(method, "memit"), model, name), target_optimiser=ADAM
+        )
         threshold = {} if ours.null_space.threshold is None else {"nullspace_threshold": ours.null_space.threshold}
         return values | ours.as_dict() | threshold
     return {key: values[key] for key in ("alg_name", "model_name", "model_parallel")}

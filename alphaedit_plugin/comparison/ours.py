@@ -73,7 +73,8 @@ class _OurEntry(Entry):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return self.hyperparameters.as_dict()
+        """All that repeats the run, also what `as_dict` leaves out."""
+        return {**self.hyperparameters.as_dict(), "target_optimiser": self.hyperparameters.target_optimiser}
 
     def run(self, course: Course, together: Sequence[_OurEntry], place: Workplace) -> Generator[Stop, None, None]:
         model, values = self.ground.model, self.hyperparameters

@@ -733,7 +733,7 @@ def test_an_added_method_is_ours(name, flag, tokenizer, tmp_path):
         tokenizer,
         ADDED[name] + ("+P" if flag else ""),
         null_spaces_of(statistics, criterion) if flag or name == "AlphaEdit" else None,
-        hyperparameters=Hyperparameters.from_mapping(values, "the test"),
+        hyperparameters=Hyperparameters.from_mapping({**values, "target_optimiser": "adam"}, "the test"),  # EasyEdit's
         covariances=statistics.covariances,
         check_model=False,
     )

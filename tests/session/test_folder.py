@@ -466,7 +466,7 @@ def test_another_model_may_be_forced_and_the_difference_is_said(tokenizer, tmp_p
 def test_a_resumption_that_fails_halfway_leaves_the_model_as_it_was(saved, monkeypatch):
     model = model_of_kind()
 
-    def poisoned(projection, update) -> None:
+    def poisoned(projection, update, *owed) -> None:
         projection.matrix.fill_(torch.nan)
 
     monkeypatch.setattr("alphaedit_plugin.editors.update.Write.__call__", lambda self, *args: poisoned(*args))

@@ -122,8 +122,8 @@ def test_a_process_killed_while_it_writes_weights_is_resumed_bit_for_bit(layer, 
         write(editing, *range(6))
         once = editing.editor.write
 
-        def then_die(projection, update):
-            once(projection, update)
+        def then_die(projection, update, *owed):
+            once(projection, update, *owed)
             if update.layer == layer:
                 kill()
 
