@@ -34,8 +34,9 @@ def saved(tmp_path, monkeypatch) -> Path:
     """The working directory of a run of version 0.1: model, facts, text and run folder."""
     shutil.copytree(SAVED, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")
-    derived = Hyperparameters.derived  # which gave every model a λ of 15,000
-    monkeypatch.setattr(Hyperparameters, "derived", lambda *args: replace(derived(*args), mom2_update_weight=15_000.0))
+    derived = Hyperparameters.derived  # which gave every model a λ of 15,000, and Adam's targets
+    then = {"mom2_update_weight": 15_000.0, "target_optimiser": "adam"}
+    monkeypatch.setattr(Hyperparameters, "derived", lambda *args: replace(derived(*args), **then))
     expected = NullSpaces.load("null_spaces.safetensors").provenance["fingerprints"]
     model = load("model")[0]
     if fingerprints(model, [2])[2] != expected["2"]:

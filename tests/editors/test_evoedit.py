@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import oracle
 from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS, RECORDS, REQUESTS, session, weights
-from support.spaces import assert_inside, random_spaces
+from support.spaces import assert_inside, in_float64, random_spaces
 from support.tiny import model_of
 from support.weights import assert_same
 
@@ -16,17 +16,9 @@ from alphaedit_plugin.editors.evoedit import Deflation
 from alphaedit_plugin.editors.keys import Sweep, half_bare
 from alphaedit_plugin.errors import EditError
 from alphaedit_plugin.model.decoder import Decoder
-from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 
 HYPERPARAMETERS = replace(HYPERPARAMETERS, L2=0.3)
 ONE_BY_ONE = [[record] for record in RECORDS]
-
-
-def in_float64(spaces: NullSpaces) -> NullSpaces:
-    exactly = {
-        layer: replace(space, factor=torch.linalg.qr(space.factor.double())[0]) for layer, space in spaces.items()
-    }
-    return NullSpaces(exactly, spaces.provenance)
 
 
 def deflated(p, keys):

@@ -23,7 +23,7 @@ from support.editing import (
     weights,
 )
 from support.mishaps import Interrupted
-from support.spaces import assert_inside, outside, random_covariance, random_spaces
+from support.spaces import assert_inside, in_float64, outside, random_covariance, random_spaces
 from support.tiny import model_of
 from support.tries import tries
 from support.weights import assert_same
@@ -81,14 +81,6 @@ def editing(
     model, tokenizer, method: str, spaces: NullSpaces | None = None, hyperparameters=HYPERPARAMETERS
 ) -> Session:
     return session(model, tokenizer, method, spaces, hyperparameters)
-
-
-def in_float64(spaces: NullSpaces) -> NullSpaces:
-    """P orthogonal to the last bit that float64 has, instead of to float32's."""
-    exactly = {
-        layer: replace(space, factor=torch.linalg.qr(space.factor.double())[0]) for layer, space in spaces.items()
-    }
-    return NullSpaces(exactly, spaces.provenance)
 
 
 def assert_near(found: Mapping[int, Tensor], expected: Mapping[int, Tensor], start: Mapping[int, Tensor], share: float):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -78,3 +79,11 @@ def same_covariances(found: Mapping[int, Covariance], expected: Mapping[int, Cov
         torch.equal(found[layer].total, expected[layer].total) and found[layer].count == expected[layer].count
         for layer in expected
     )
+
+
+def in_float64(spaces: NullSpaces) -> NullSpaces:
+    """P orthogonal to the last bit that float64 has, instead of to float32's."""
+    exactly = {
+        layer: replace(space, factor=torch.linalg.qr(space.factor.double())[0]) for layer, space in spaces.items()
+    }
+    return NullSpaces(exactly, spaces.provenance)

@@ -17,7 +17,7 @@ from alphaedit_plugin.tuning.search import MARGIN, tune
 from alphaedit_plugin.tuning.trials import Trials
 
 LAMBDAS = {"mom2_update_weight", "L2"}
-OPTIMISER = {"v_lr", "clamp_norm_factor"}
+OPTIMISER = {"clamp_norm_factor"}
 
 
 def changed(trials) -> set[str]:
