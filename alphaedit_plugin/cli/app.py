@@ -83,8 +83,8 @@ def run(words: Sequence[str], level: int = logging.WARNING) -> None:
 
 def main() -> None:
     """Entry point: errors of ours are one line, without a traceback."""
-    # Threads that spin while they wait for each other are up to eight times slower beside a busy process. Said before torch
-    # makes its threads, and to the processes that this one starts.
+    # Threads that spin while they wait for each other are up to eight times slower beside a busy process. Said before
+    # torch makes its threads, and to the processes that this one starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run(sys.argv[1:])
