@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from support import oracle
-from support.editing import CONTEXTS, COVARIANCES, HYPERPARAMETERS, LAYERS, RECORDS, session, weights
+from support.editing import COVARIANCES, HYPERPARAMETERS, LAYERS, RECORDS, session, weights
 from support.mishaps import Interrupted
 from support.spaces import random_spaces
+from support.textbook import assert_near, edit_by_textbook
 from support.tiny import model_of
 from support.weights import assert_same
 
 from alphaedit_plugin.errors import HyperparameterError
-from alphaedit_plugin.model.decoder import Decoder
 
 HYPERPARAMETERS = replace(HYPERPARAMETERS, L2=0.3)
 ONE_BY_ONE = [[record] for record in RECORDS]
@@ -54,27 +54,9 @@ def test_three_batches_leave_the_weights_that_the_textbook_leaves(name, method, 
         errors[layer] = (written - delta) @ systems[layer]
         return written
 
-    decoder, h = Decoder(theirs), HYPERPARAMETERS
-    oracle.sequence(
-        theirs,
-        tokenizer,
-        ONE_BY_ONE,
-        CONTEXTS,
-        LAYERS,
-        decoder.blocks,
-        {layer: projection.module for layer, projection in decoder.out_projections(list(LAYERS)).items()},
-        solver=solve,
-        post=post,
-        steps=h.v_num_grad_steps,
-        lr=h.v_lr,
-        weight_decay=h.v_weight_decay,
-        kl_factor=h.kl_factor,
-        clamp=h.clamp_norm_factor,
-    )
-    for layer, weight in weights(ours).items():
-        moved = float((weights(theirs)[layer] - start[layer]).norm())
-        assert moved > 1e-3 * float(start[layer].norm())
-        assert float((weight - weights(theirs)[layer]).norm()) <= 1e-6 * moved
+    edit_by_textbook(theirs, tokenizer, ONE_BY_ONE, solve, post)
+    assert_near(weights(ours), weights(theirs), start, 1e-6)
+    for layer in LAYERS:
         assert torch.allclose(running.editor.owed[layer] @ systems[layer], -errors[layer], rtol=1e-6, atol=1e-8)
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import oracle
 from support.editing import CONTEXTS, HYPERPARAMETERS, LAYERS, RECORDS, REQUESTS, session, weights
 from support.spaces import assert_inside, in_float64, random_spaces
+from support.textbook import assert_near, edit_by_textbook
 from support.tiny import model_of
 from support.weights import assert_same
 
@@ -106,26 +106,8 @@ def test_three_batches_leave_the_weights_that_the_textbook_leaves(name, tokenize
     def solve(layer, keys, residual, earlier):
         return textbook(keys, residual, deflated(spaces[layer].dense(), earlier), HYPERPARAMETERS.L2)
 
-    decoder, h = Decoder(theirs), HYPERPARAMETERS
-    oracle.sequence(
-        theirs,
-        tokenizer,
-        ONE_BY_ONE,
-        CONTEXTS,
-        LAYERS,
-        decoder.blocks,
-        {layer: projection.module for layer, projection in decoder.out_projections(list(LAYERS)).items()},
-        solver=solve,
-        steps=h.v_num_grad_steps,
-        lr=h.v_lr,
-        weight_decay=h.v_weight_decay,
-        kl_factor=h.kl_factor,
-        clamp=h.clamp_norm_factor,
-    )
-    for layer, weight in weights(ours).items():
-        moved = float((weights(theirs)[layer] - start[layer]).norm())
-        assert moved > 1e-3 * float(start[layer].norm())
-        assert float((weight - weights(theirs)[layer]).norm()) <= 1e-7 * moved
+    edit_by_textbook(theirs, tokenizer, ONE_BY_ONE, solve)
+    assert_near(weights(ours), weights(theirs), start, 1e-7)
 
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1e-5), (torch.float64, 1e-11)], ids=str)

@@ -24,6 +24,7 @@ from support.editing import (
 )
 from support.mishaps import Interrupted
 from support.spaces import assert_inside, in_float64, outside, random_covariance, random_spaces
+from support.textbook import TARGETS, assert_near, edit_by_textbook, solver_of
 from support.tiny import model_of
 from support.tries import tries
 from support.weights import assert_same
@@ -50,13 +51,6 @@ pytestmark = pytest.mark.slow
 
 HYPERPARAMETERS = replace(HYPERPARAMETERS, L2=0.3)
 QUICK = replace(HYPERPARAMETERS, v_num_grad_steps=2)  # where any target will do
-TARGETS = {
-    "steps": HYPERPARAMETERS.v_num_grad_steps,
-    "lr": HYPERPARAMETERS.v_lr,
-    "weight_decay": HYPERPARAMETERS.v_weight_decay,
-    "kl_factor": HYPERPARAMETERS.kl_factor,
-    "clamp": HYPERPARAMETERS.clamp_norm_factor,
-}
 EXTRA = (
     {"prompt": "The king of {} came home from", "subject": "Paris", "target_new": "America"},
     {"prompt": "{} was born in", "subject": "Marie Curie", "target_new": "Rome"},
@@ -83,14 +77,6 @@ def editing(
     return session(model, tokenizer, method, spaces, hyperparameters)
 
 
-def assert_near(found: Mapping[int, Tensor], expected: Mapping[int, Tensor], start: Mapping[int, Tensor], share: float):
-    """Two models whose weights differ by no more than a share of how far they have moved, which is some way."""
-    for layer, weight in found.items():
-        moved = float((expected[layer].double() - start[layer].double()).norm())
-        assert moved > 1e-3 * float(start[layer].norm())
-        assert float((weight.double() - expected[layer].double()).norm()) <= share * moved, layer
-
-
 def huge(model, count: int, size: float, seed: int = 0) -> Targets:
     """Targets far away from where the model is, in directions of their own."""
     delta = torch.randn(count, 16, generator=torch.Generator().manual_seed(seed), dtype=model.dtype) * size
@@ -98,20 +84,6 @@ def huge(model, count: int, size: float, seed: int = 0) -> Targets:
 
 
 # -------------------------------------------------------------------------------------------------- the textbook
-
-
-def _solver(method: str, spaces: NullSpaces) -> oracle.Solver:
-    h = HYPERPARAMETERS
-
-    def solve(layer: int, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
-        covariance = COVARIANCES[layer].matrix
-        if method.startswith("alphaedit"):
-            return oracle.alphaedit_delta(keys, residual, earlier, spaces[layer].dense(), h.L2)
-        if method.startswith("memit-seq"):
-            return oracle.memit_seq_delta(keys, residual, earlier, covariance, h.mom2_update_weight)
-        return oracle.memit_delta(keys, residual, covariance, h.mom2_update_weight)
-
-    return solve
 
 
 def _post(method: str, spaces: NullSpaces) -> oracle.Post:
@@ -126,19 +98,7 @@ def _post(method: str, spaces: NullSpaces) -> oracle.Post:
 
 
 def textbook(model, tokenizer, method: str, spaces: NullSpaces, batches=BATCHES) -> None:
-    decoder = Decoder(model)
-    oracle.sequence(
-        model,
-        tokenizer,
-        batches,
-        CONTEXTS,
-        LAYERS,
-        decoder.blocks,
-        {layer: projection.module for layer, projection in decoder.out_projections(list(LAYERS)).items()},
-        solver=_solver(method, spaces),
-        post=_post(method, spaces),
-        **TARGETS,
-    )
+    edit_by_textbook(model, tokenizer, batches, solver_of(method, spaces, HYPERPARAMETERS), _post(method, spaces))
 
 
 @pytest.mark.slow

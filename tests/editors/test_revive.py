@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import oracle
-from support.editing import CONTEXTS, COVARIANCES, HYPERPARAMETERS, LAYERS, RECORDS, session, weights
+from support.editing import HYPERPARAMETERS, LAYERS, RECORDS, session, weights
 from support.spaces import random_spaces
+from support.textbook import assert_near, edit_by_textbook, solver_of
 from support.tiny import model_of
 from support.tries import tries
 
@@ -18,7 +19,6 @@ from alphaedit_plugin.editors import revive as revive_module
 from alphaedit_plugin.editors.revive import protected, revive
 from alphaedit_plugin.editors.update import Site, Update
 from alphaedit_plugin.errors import HyperparameterError
-from alphaedit_plugin.model.decoder import Decoder
 
 HYPERPARAMETERS = replace(HYPERPARAMETERS, L2=0.3)
 
@@ -91,39 +91,12 @@ def test_three_batches_leave_the_weights_that_the_textbook_leaves(name, method, 
     for batch in batches:
         editing.edit(batch)
 
-    def solve(layer, keys, residual, earlier):
-        c, h = COVARIANCES[layer].matrix, HYPERPARAMETERS
-        if method.startswith("alphaedit"):
-            return oracle.alphaedit_delta(keys, residual, earlier, spaces[layer].dense(), h.L2)
-        if method.startswith("memit-seq"):
-            return oracle.memit_seq_delta(keys, residual, earlier, c, h.mom2_update_weight)
-        return oracle.memit_delta(keys, residual, c, h.mom2_update_weight)
-
     def post(layer, delta, weight):
         delta = textbook(oracle.rect(delta, weight) if "rect" in method else delta, start[layer])
         return delta @ spaces[layer].dense() if editing.variant.projected else delta
 
-    decoder, h = Decoder(theirs), HYPERPARAMETERS
-    oracle.sequence(
-        theirs,
-        tokenizer,
-        batches,
-        CONTEXTS,
-        LAYERS,
-        decoder.blocks,
-        {layer: projection.module for layer, projection in decoder.out_projections(list(LAYERS)).items()},
-        solver=solve,
-        post=post,
-        steps=h.v_num_grad_steps,
-        lr=h.v_lr,
-        weight_decay=h.v_weight_decay,
-        kl_factor=h.kl_factor,
-        clamp=h.clamp_norm_factor,
-    )
-    for layer, weight in weights(ours).items():
-        moved = float((weights(theirs)[layer] - start[layer]).norm())
-        assert moved > 1e-3 * float(start[layer].norm())
-        assert float((weight - weights(theirs)[layer]).norm()) <= 1e-6 * moved
+    edit_by_textbook(theirs, tokenizer, batches, solver_of(method, spaces, HYPERPARAMETERS), post)
+    assert_near(weights(ours), weights(theirs), start, 1e-6)
 
 
 @pytest.mark.parametrize("method", ["revive", "rect+revive"])
