@@ -18,7 +18,7 @@ from .keys import context_templates
 from .preconditions import check_editable, check_mode, check_requests, position_limit
 from .preserved import Preserved
 from .requests import Request
-from .ridge import Ridge
+from .ridge import History
 from .targets import Targets
 from .update import Update, Write
 
@@ -74,7 +74,7 @@ class Editor(ABC):
         self.decoder = Decoder(model, hyperparameters.rewrite_module_tmp)
         self.projections = self.decoder.out_projections(hyperparameters.layers)
         self.checked = False
-        self.memory: Mapping[int, Ridge] = {}
+        self.memory: Mapping[int, History] = {}
         self._contexts = tuple(contexts) if contexts else None
         self.prepare(preserved)
 
@@ -95,6 +95,15 @@ class Editor(ABC):
         layers = tuple(range(first, min(first + 5, depth)))
         width = max(projection.d_in for projection in decoder.out_projections(layers).values())
         return Hyperparameters(layers=layers, mom2_update_weight=float(width))
+
+    @classmethod
+    def adapted(cls, hyperparameters: Hyperparameters, name: str) -> Hyperparameters:
+        """The settings as this method uses them. Doing it twice is doing it once.
+
+        Raises HyperparameterError, naming `name`, for settings of its own that are out of range.
+        """
+        del name
+        return hyperparameters
 
     def prepare(self, preserved: Preserved) -> None:  # noqa: B027 - some methods need nothing
         """Take what the method needs from `preserved`. Raises StatisticsError or NullSpaceError if it is missing."""
@@ -139,4 +148,4 @@ class Editor(ABC):
 
     def forget(self, count: int) -> None:
         """Forget the last `count` facts."""
-        self.memory = {layer: ridge.truncated(ridge.count - count) for layer, ridge in self.memory.items()}
+        self.memory = {layer: history.truncated(history.count - count) for layer, history in self.memory.items()}

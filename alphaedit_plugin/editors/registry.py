@@ -23,7 +23,14 @@ log = logging.getLogger(__name__)
 ENTRY_POINTS = "alphaedit_plugin"
 """The group of entry points: name = the method's or modifier's, value = a module whose import registers it."""
 
-METHODS: Mapping[str, str] = {"rome": "rome", "memit": "memit", "memit-seq": "memit", "alphaedit": "alphaedit"}
+METHODS: Mapping[str, str] = {
+    "rome": "rome",
+    "memit": "memit",
+    "memit-seq": "memit",
+    "alphaedit": "alphaedit",
+    "betaedit": "betaedit",
+    "encore": "encore",
+}
 MODIFIERS: Mapping[str, str] = {"rect": "rect", "prune": "prune"}
 """Our own names, and the modules of this package that register them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,20 @@ from ..model.precision import compact
 
 _ROWS = 512  # of keys kept in float32 are converted to float64 at a time
 _NEGLIGIBLE = 1e-10  # without regularisation, a direction of this relative size is rounding, not a key
+
+
+class History(Protocol):
+    """The keys of all edits so far, of one layer; never changed, only grown into another one."""
+
+    @property
+    def count(self) -> int:
+        """The number of keys."""
+
+    def add(self, new: Tensor) -> tuple[Tensor, History]:
+        """The solution for new keys, d × m, together with those so far, float64; and the history that holds both."""
+
+    def truncated(self, count: int) -> History:
+        """The history of the first `count` keys only."""
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,8 @@ class _Descent:
             self.losses[active[going]] = loss[going]
             self.reached[active[going]] = (variable.detach() if problem.unit is None else problem.moved)[going]
             small, spent = (loss < STOP_LOSS).cpu(), self.optimiser.taken[active] >= last
+            if self.settings.most_probable:
+                small |= problem.said.cpu()
             running[active[small | spent]] = False
             moving = running[active]
             if bar is not None:
