@@ -52,8 +52,8 @@ class BetaEdit(AlphaEdit):
         for key in ("leakage", "refresh"):
             if hyperparameters.own.get(key, 0) < 0:
                 raise HyperparameterError(f"{name}: {key} must not be negative, not {hyperparameters.own[key]:g}")
-        if hyperparameters.L2 <= 0:
-            raise HyperparameterError(f"{name}: L2 must be positive: outside the null space it is all there is")
+        if hyperparameters.L2 == hyperparameters.own.get("leakage") == 0:
+            raise HyperparameterError(f"{name}: leakage and L2 cannot both be 0: nothing would bound the update")
         return super().adapted(hyperparameters, name)
 
     def prepare(self, preserved: Preserved) -> None:
@@ -82,7 +82,10 @@ class BetaEdit(AlphaEdit):
 
 @dataclass(frozen=True)
 class Frame:
-    """A null space, and L with LLᵀ = λ₁PCP + λ₂I, d_in × d_in, float64."""
+    """A null space, and L with LLᵀ = λ₁PCP + λ₂P + (I − P), d_in × d_in, float64.
+
+    What stands outside of the null space decides nothing there: with I − P in the place of λ₂(I − P), λ₂ may be 0.
+    """
 
     space: NullSpace
     lower: Tensor
@@ -90,7 +93,8 @@ class Frame:
     @classmethod
     def of(cls, space: NullSpace, rules: Rules) -> Frame:
         metric = rules.leakage * space.project(space.project(rules.covariance).T)
-        metric.diagonal().add_(rules.regularisation)
+        metric += (rules.regularisation - 1) * space.project(torch.eye(space.d_in).to(metric))
+        metric.diagonal().add_(1.0)
         return cls(space, cholesky((metric + metric.T) / 2, rules.name))
 
     def whiten(self, keys: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from ..errors import EditError, ModelStructureError
 from ..model.branch import Branch
 from ..model.decoder import OutProjection
 from ..model.gradients import gradients
+from ..model.snapshot import copy_into, put_back
 from ..model.trace import evaluating
 from .blue import boundary, stages
 from .editor import Editor, Written
 from .hyperparameters import Hyperparameters, TargetSettings
 from .keys import Sweep, half_bare
-from .nas import Anchors, anchored
+from .nas import anchored, reference_facts, trimmed_mean
 from .requests import Request
 from .ridge import History, Ridge
 from .targets import Targets, optimise_targets
@@ -161,16 +162,31 @@ class LayeredEditor(Editor):
         self.memory = {layer: grown for layer, (_, grown) in kept.items()}
         return Written(updates, {layer: keys for layer, (keys, _) in kept.items()}, targets.losses, missed)
 
-    @cached_property
-    def _anchors(self) -> Anchors:
-        return Anchors()
-
     def _anchored(self, sweep: Sweep, stage: tuple[int, ...], targets: Targets) -> Targets:
         """The targets, or with `nas` those of the unedited model's length."""
         if not self.own.get("nas"):
             return targets
-        norm = self._anchors.norm(self, stage)
-        return anchored(targets, sweep.branch(self.projections[stage[-1]]).value, norm)
+        return anchored(targets, sweep.branch(self.projections[stage[-1]]).value, self._reference_norm(stage))
+
+    def _reference_norm(self, stage: tuple[int, ...]) -> float:
+        """r of a stage's last layer (`nas.py`), found at its first use, for which the unedited weights are put back.
+
+        Without `write.base` the model as it is now counts as unedited.
+        """
+        last = stage[-1]
+        if last not in self._reference_norms:
+            with put_back(self.projections):
+                if self.write.base:
+                    copy_into(self.write.base, self.projections)
+                facts = reference_facts()
+                delta = self.targets(facts, stage).delta
+                value = Sweep(self.model, self.tokenizer, facts, self.contexts[:1]).branch(self.projections[last]).value
+                self._reference_norms[last] = trimmed_mean((value + delta.to(value)).norm(dim=1))
+        return self._reference_norms[last]
+
+    @cached_property
+    def _reference_norms(self) -> dict[int, float]:
+        return {}
 
     def _wanted(self, sweep: Sweep, stage: tuple[int, ...], targets: Targets) -> dict[int, Tensor]:
         """layer → z*, n × d, before the stage is written: z in full precision, whatever δ was optimised in. One for its

@@ -18,21 +18,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..model.gradients import gradients
-from ..model.snapshot import copy_into, put_back
-from ..model.trace import evaluating
 from ..storage.shipped import shipped
-from .keys import Sweep
 from .requests import Request
 from .targets import Targets
-
-if TYPE_CHECKING:
-    from .layered import LayeredEditor
 
 FACTS = 20
 _LARGEST = 0.05  # of the lengths are outliers
@@ -50,30 +42,7 @@ def trimmed_mean(norms: Tensor) -> float:
     return float(norms.sort().values[: len(norms) - int(_LARGEST * len(norms))].mean())
 
 
-class Anchors:
-    """r for every layer that has targets, found at its first use: a function of the unedited model alone."""
-
-    def __init__(self) -> None:
-        self._norms: dict[int, float] = {}
-
-    def norm(self, editor: LayeredEditor, stage: tuple[int, ...]) -> float:
-        """r of a stage's last layer. Costs the targets of `FACTS` facts, once; the model is left as it was.
-
-        Raises EditError as `optimise_targets` does. Without the editor's `write.base` the model as it is now counts as
-        unedited.
-        """
-        if stage[-1] not in self._norms:
-            with gradients(False), evaluating(editor.model), put_back(editor.projections):
-                if editor.write.base:
-                    copy_into(editor.write.base, editor.projections)
-                facts = _facts()
-                delta = editor.targets(facts, stage).delta
-                sweep = Sweep(editor.model, editor.tokenizer, facts, editor.contexts[:1])
-                value = sweep.branch(editor.projections[stage[-1]]).value
-                self._norms[stage[-1]] = trimmed_mean((value + delta.to(value)).norm(dim=1))
-        return self._norms[stage[-1]]
-
-
-def _facts() -> list[Request]:
+def reference_facts() -> list[Request]:
+    """The facts that r is of."""
     records = json.loads(shipped("examples/facts.json").read_text("utf-8"))[:FACTS]
     return [Request.parse(record, f"fact {number}") for number, record in enumerate(records)]

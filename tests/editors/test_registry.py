@@ -180,7 +180,7 @@ def test_a_broken_plug_in_is_one_warning_and_harms_no_other(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     with caplog.at_level(logging.WARNING):
         names = [each.name for each in registry.listed()]
-    assert names[:4] == sorted(registry.METHODS)
+    assert names[: len(registry.METHODS)] == sorted(registry.METHODS)
     assert {"rect", "prune"} <= set(names)
     assert not {"broken", "empty"} & set(names)
     assert [("broken" in line, "empty" in line) for line in caplog.messages] == [(True, False), (False, True)]
