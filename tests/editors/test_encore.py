@@ -107,7 +107,7 @@ def _said(model, tokenizer, request: Request, layer: int, delta: Tensor) -> bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimiser", ["adam", "normalised"])
-def test_a_target_stops_at_the_first_step_at_which_the_model_says_the_object(optimiser, exact):
+def test_a_target_stops_at_the_first_step_at_which_the_model_says_the_object(optimiser):
     """Objects of several tokens too, and each by itself, whatever else is in the batch."""
     model, tokenizer = learned("llama")
     model, layer = model.double(), 2
