@@ -113,7 +113,7 @@ def test_a_target_stops_at_the_first_step_at_which_the_model_says_the_object(opt
     model, layer = model.double(), 2
     requests = [fact.request for fact in world.counterfacts(3)]
     requests.append(replace(requests[0], target_new=f"{requests[1].target_new} {requests[0].target_new}"))
-    plain = TargetSettings(steps=30, lr=0.5, clamp=4.0, optimiser=optimiser)
+    plain = TargetSettings(steps=30, lr=0.2, clamp=2.0, optimiser=optimiser)
 
     def found(chosen, **changes) -> Targets:
         return optimise_targets(model, tokenizer, chosen, world.CONTEXTS, layer, replace(plain, **changes))
