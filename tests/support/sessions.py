@@ -30,6 +30,7 @@ HYPERPARAMETERS = Hyperparameters(
 
 METHODS = (
     "memit", "memit+P", "memit-seq", "memit-seq+P", "rect+P", "prune", "prune+P", "alphaedit", "rome", "rome+P",
+    "betaedit@refresh=3", "encore@lambda_p=0.5", "alphaedit@blue=true", "memit-seq@nas=true+P",
 )  # fmt: skip
 
 # name -> (architecture, settings). In float64 no rounding hides a different order of summation; the wide one has
