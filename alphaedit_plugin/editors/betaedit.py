@@ -171,10 +171,17 @@ class LeakageHistory:
         return replace(self, refreshed=self.count, frame=frame, ridge=ridge)
 
     def truncated(self, count: int) -> LeakageHistory:
-        """The history after the batches that hold the first `count` keys; of a batch that holds more, a part."""
-        known = LeakageHistory(self.rules)
+        """The history after the batches that hold the first `count` keys; of a batch that holds more, a part.
+
+        Before the last refresh another frame was in force: there it is made again from the beginning.
+        """
+        blocks, left = [], count
         for block in self.blocks:
-            left = count - known.count
-            if left > 0:
-                known = known.add(block[:, :left])[1]
+            blocks += [block[:, :left]] if left > 0 else []
+            left -= block.shape[1]
+        if self.ridge is not None and count >= self.refreshed:
+            return replace(self, blocks=tuple(blocks), ridge=self.ridge.truncated(count))
+        known = LeakageHistory(self.rules)
+        for block in blocks:
+            known = known.add(block)[1]
         return known

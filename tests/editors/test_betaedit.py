@@ -165,11 +165,13 @@ def test_it_is_undone_saved_and_resumed_bit_for_bit_across_new_projections(token
         resumed.edit(batch)
     assert [history.refreshed for history in resumed.editor.memory.values()] == [5, 5, 5]
     assert_same(weights(models[2]), weights(models[0]))
-    whole.undo(3)
-    assert_same(weights(models[0]), weights(models[1]))
-    for batch in batches[2:]:
-        whole.edit(batch)
-    assert_same(weights(models[0]), weights(models[2]))
+    for undone in (1, 2, 3, 4):  # within the last projection's time, to its beginning, before it, before any new one
+        whole.undo(undone)
+        if undone == 3:
+            assert_same(weights(models[0]), weights(models[1]))
+        for batch in batches[len(whole.batches) :]:
+            whole.edit(batch)
+        assert_same(weights(models[0]), weights(models[2]))
 
 
 def test_what_it_needs_and_settings_out_of_range_are_named(tokenizer):
