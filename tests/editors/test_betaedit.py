@@ -116,10 +116,13 @@ def test_the_memory_solves_the_dense_system_also_with_more_facts_than_dimensions
         everything = torch.cat([earlier, k], 1)
         inner = basis.T @ (everything @ everything.T + leakage * covariance) @ basis + lam * torch.eye(nullity).double()
         expected = basis @ torch.linalg.solve(inner, basis.T @ k)
-        assert float((found - expected).norm()) <= 1e-4 * float(expected.norm())
-        if lam > 0:
+        # What P takes out of λ1C leaves its rounding behind; and a new P is kept in float32.
+        share = 1e-8 + 1e-13 * float(leakage * covariance.norm() / torch.linalg.eigvalsh(inner)[0])
+        share += 1e-6 * float(torch.linalg.cond(inner)) if refreshed else 0.0
+        assert float((found - expected).norm()) <= share * float(expected.norm())
+        if lam >= 1:  # as the authors solve it, outside of the null space too, where a small λ2 is lost in λ1C
             whole = betaedit_delta(k, torch.eye(size), earlier, covariance, projection, leakage, lam).T
-            assert float((whole - expected).norm()) <= 1e-6 * float(expected.norm())
+            assert float((whole - expected).norm()) <= share * float(expected.norm())
         earlier = everything
         assert history.count == earlier.shape[1]
 
