@@ -38,10 +38,10 @@ class BetaEdit(AlphaEdit):
         (KpKpᵀ / n + λ₁C) / (λ₁ + 1),    n facts written so far,
 
     by the criterion of `null_space`. All this is as in the authors' code (github.com/lbq8942/BetaEdit,
-    `algs/betaedit/betaedit_main.py`), with its λ₁ = 3000, λ₂ = 10 and τ = 1000 by default. 3000 is a fifth of MEMIT's λ on
-    Llama-3-8B; choose it so on a narrower model. The code ends a run when ‖Δ‖ > 20 √d_in; we do not. C stays that of
-    the unedited model, and Kp the keys that were written: nothing is read again. What modifiers change is projected by
-    the first P.
+    `algs/betaedit/betaedit_main.py`), with its λ₁ = 3000, λ₂ = 10 and τ = 1000 by default. 3000 is a fifth of
+    MEMIT's λ on Llama-3-8B; choose it so on a narrower model. The code ends a run when ‖Δ‖ > 20 √d_in; we do not. C
+    stays that of the unedited model, and Kp the keys that were written: nothing is read again. What modifiers change
+    is projected by the first P.
     """
 
     needs_covariances = True
