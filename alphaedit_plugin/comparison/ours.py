@@ -144,7 +144,7 @@ class _OurEntry(Entry):
         if not isinstance(session.editor, LayeredEditor):
             return None, 0.0
         values = self.hyperparameters
-        key = (session.editor.target_layers, values.target_settings, values.context_template_length_params)
+        key = (session.editor.target_layers, session.editor.target_settings, values.context_template_length_params)
         if key not in place.targets:
             started = time.perf_counter()
             place.targets[key] = session.editor.targets(course.batches[0]), time.perf_counter() - started

@@ -100,6 +100,15 @@ class Editor(ABC):
         width = max(projection.d_in for projection in decoder.out_projections(layers).values())
         return Hyperparameters(layers=layers, mom2_update_weight=float(width))
 
+    @classmethod
+    def adapted(cls, hyperparameters: Hyperparameters, name: str) -> Hyperparameters:
+        """The settings as this method uses them. Doing it twice is doing it once.
+
+        Raises HyperparameterError, naming `name`, for settings of its own that are out of range.
+        """
+        del name
+        return hyperparameters
+
     def prepare(self, preserved: Preserved) -> None:  # noqa: B027 - some methods need nothing
         """Take what the method needs from `preserved`. Raises StatisticsError or NullSpaceError if it is missing."""
 

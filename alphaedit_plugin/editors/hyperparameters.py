@@ -48,6 +48,7 @@ class TargetSettings:
     KL(after ‖ before) on "{subject} is a" + `weight_decay` (v_weight_decay) · ‖δ‖/‖z‖²; ‖δ‖ is kept
     within `clamp` (clamp_norm_factor) · ‖z‖. `reduced_precision` optimises δ on a bfloat16 copy of a float32 model
     where the hardware has bfloat16: several times faster, and edits are no worse (`benchmarks/targets.py`).
+    `most_probable` (ours, `encore.py`) stops as soon as the model says the new object in every context.
     """
 
     steps: int = 25
@@ -57,6 +58,7 @@ class TargetSettings:
     clamp: float = 0.75
     reduced_precision: bool = False
     optimiser: str = ADAM
+    most_probable: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import EditError
+from ..errors import EditError, ModelStructureError
 from ..model.branch import Branch
 from ..model.decoder import OutProjection
 from ..model.gradients import gradients
+from ..model.snapshot import copy_into, put_back
 from ..model.trace import evaluating
+from .blue import boundary, stages
 from .editor import Editor, Written
+from .hyperparameters import Hyperparameters, TargetSettings
 from .keys import Sweep, half_bare
+from .nas import anchored, reference_facts, trimmed_mean
 from .requests import Request
 from .ridge import Memory, Ridge
 from .targets import Targets, optimise_targets
@@ -29,7 +34,9 @@ class LayeredEditor(Editor):
     """For each layer in turn, on the current weights: Δ = R Nᵀ, R = (z* − z) / the number of layers left.
 
     Where the hidden state does not move by what the out-projection's output moves by (`model/branch.py`), each layer
-    has a z* of its own, and R is what moves its output there.
+    has a z* of its own, and R is what moves its output there. With `blue` only the first and the last layer are edited,
+    each with a z* of its own (`blue.py`); with `nas` every z* is brought to the length that it has on the unedited
+    model (`nas.py`).
 
     N solves the ridge regression of the batch's transformed keys, together with the remembered keys. A subclass
     supplies the key transform, λ, and whether earlier keys are kept. If earlier updates still owe a Δ to the layer, it
@@ -38,6 +45,13 @@ class LayeredEditor(Editor):
 
     sequential: ClassVar[bool]
     carries_over: ClassVar = True
+    settings: ClassVar[Mapping[str, Any]] = {"blue": False, "nas": False}
+
+    @classmethod
+    def adapted(cls, hyperparameters: Hyperparameters, name: str) -> Hyperparameters:
+        del name  # these settings are true or false, which is checked already
+        blue = hyperparameters.own.get("blue", False)
+        return hyperparameters.with_layers(boundary(hyperparameters.layers)) if blue else hyperparameters
 
     @property
     @abstractmethod
@@ -53,33 +67,51 @@ class LayeredEditor(Editor):
         """The regression's solution, d_in × n, back in the coordinates of the weight."""
 
     @property
-    def target_layers(self) -> tuple[int, ...]:
-        """The layers that have a z* of their own: what targets depend on besides the optimiser's settings."""
-        return (max(self.projections),) if self.direct else tuple(self.projections)
+    def stages(self) -> list[tuple[int, ...]]:
+        """The edited layers, in ascending groups: the targets of a group are found when those below are written."""
+        return stages(tuple(self.projections), bool(self.own.get("blue")))
 
-    def targets(self, requests: Sequence[Request]) -> Targets:
-        """z* of every request on the model as it is now."""
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        """The layers of the first stage that have a z* of their own: what its targets depend on besides
+        `target_settings`.
+        """
+        return self._target_layers(self.stages[0])
+
+    def _target_layers(self, stage: tuple[int, ...]) -> tuple[int, ...]:
+        return stage[-1:] if self.direct else stage
+
+    @property
+    def target_settings(self) -> TargetSettings:
+        """How z* is optimised."""
+        return self.hyperparameters.target_settings
+
+    def targets(self, requests: Sequence[Request], stage: tuple[int, ...] | None = None) -> Targets:
+        """z* of every request for a stage, by default the first, on the model as it is now."""
+        stage = stage or self.stages[0]
         with evaluating(self.model):
-            branches, norms = ([], None) if self.direct else self._branches(requests)
+            branches, norms = ([], None) if self.direct else self._branches(requests, stage)
             return optimise_targets(
                 self.decoder,
                 self.tokenizer,
                 requests,
                 self.contexts,
-                max(self.projections),
-                self.hyperparameters.target_settings,
+                stage[-1],
+                self.target_settings,
                 norms=norms,
                 branches=branches,
                 progress=self.progress,
             )
 
-    def _branches(self, requests: Sequence[Request]) -> tuple[list[Branch], Tensor]:
-        """The branch of every layer, and what its δ is kept small relative to, n × layers: a share of the hidden state
-        or, where the branch saturates, of the out-projection's output; together the layers move as far as one could.
+    def _branches(self, requests: Sequence[Request], stage: tuple[int, ...]) -> tuple[list[Branch], Tensor]:
+        """The branch of every layer of a stage, and what its δ is kept small relative to, n × layers: a share of the
+        hidden state or, where the branch saturates, of the out-projection's output; together the layers move as far as
+        one could.
         """
-        sweep, count = Sweep(self.model, self.tokenizer, requests, self.contexts[:1]), len(self.projections)
+        sweep, count = Sweep(self.model, self.tokenizer, requests, self.contexts[:1]), len(stage)
         branches, norms = [], []
-        for layer, projection in self.projections.items():
+        for layer in stage:
+            projection = self.projections[layer]
             sweep.keys(projection)
             branch = sweep.branch(projection)
             branches.append(branch)
@@ -87,7 +119,16 @@ class LayeredEditor(Editor):
             norms.append(branch.length / count**0.5 if branch.saturates else sweep.hidden(layer).norm(dim=1) / count)
         return branches, torch.stack(norms, 1)
 
+    def check(self, requests: Sequence[Request]) -> None:
+        super().check(requests)
+        if self.own.get("nas") and not self.direct:
+            raise ModelStructureError(
+                f"nas needs blocks that add their out-projection's output as it is, and {type(self.model).__name__} "
+                "scales or norms it: leave nas out"
+            )
+
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
+        """As `Editor.edit`. `targets` are those of the first stage; later ones depend on what it writes."""
         self.check(requests)
         targets = targets or self.targets(requests)
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
@@ -95,38 +136,71 @@ class LayeredEditor(Editor):
         kept: dict[int, tuple[Tensor, Memory]] = {}
         owed = dict(self.owed)
         with gradients(False), evaluating(self.model):
-            wanted: dict[int, Tensor] = {}
-            for layer, projection in self.projections.items():
-                precision = torch.promote_types(projection.matrix.dtype, torch.float32)
-                plain = half_bare(sweep.keys(projection)).T
-                keys = self.transform_keys(layer, plain)
-                if self.sequential:  # in the type they are kept in, so that a resumed session solves the same system
-                    keys = keys.to(precision)
-                wanted = wanted or self._wanted(sweep, targets)
-                residual = self._residual(sweep, projection, wanted)
-                if layer in owed:
-                    residual = residual - (owed[layer].to(torch.float64) @ plain.to(torch.float64)).to(residual)
-                if not (torch.isfinite(keys).all() and torch.isfinite(residual).all()):
-                    raise EditError(f"the keys or targets of layer {layer} are not finite: load the model in float32")
-                solution, grown = self._ridge(layer).add(keys)
-                right = self.restore_solution(layer, solution).to(precision)
-                updates.append(self.write(projection, Update(layer, residual.to(right), right), owed))
-                # Edits above this layer do not change its keys, so later batches keep these.
-                kept[layer] = (keys, grown)
-                log.debug("layer %d: residual %.3g", layer, residual.norm())
-            missed = self._missed(sweep, wanted, targets)
+            for number, stage in enumerate(self.stages):
+                targets = targets if number == 0 else self.targets(requests, stage)
+                wanted: dict[int, Tensor] = {}
+                for layer in stage:
+                    projection = self.projections[layer]
+                    precision = torch.promote_types(projection.matrix.dtype, torch.float32)
+                    plain = half_bare(sweep.keys(projection)).T
+                    keys = self.transform_keys(layer, plain)
+                    if self.sequential:  # in the type they are kept in: a resumed session solves the same system
+                        keys = keys.to(precision)
+                    if not wanted:
+                        targets = self._anchored(sweep, stage, targets)
+                        wanted = self._wanted(sweep, stage, targets)
+                    residual = self._residual(sweep, stage, projection, wanted)
+                    if layer in owed:
+                        residual = residual - (owed[layer].to(torch.float64) @ plain.to(torch.float64)).to(residual)
+                    if not (torch.isfinite(keys).all() and torch.isfinite(residual).all()):
+                        raise EditError(
+                            f"the keys or targets of layer {layer} are not finite: load the model in float32"
+                        )
+                    solution, grown = self._ridge(layer).add(keys)
+                    right = self.restore_solution(layer, solution).to(precision)
+                    updates.append(self.write(projection, Update(layer, residual.to(right), right), owed))
+                    # Edits above this layer do not change its keys, so later batches keep these.
+                    kept[layer] = (keys, grown)
+                    log.debug("layer %d: residual %.3g", layer, residual.norm())
+                missed = self._missed(sweep, wanted, targets)
         self.owed = owed
         if not self.sequential:
             return Written(updates, losses=targets.losses, missed=missed)
         self.memory = {layer: grown for layer, (_, grown) in kept.items()}
         return Written(updates, {layer: keys for layer, (keys, _) in kept.items()}, targets.losses, missed)
 
-    def _wanted(self, sweep: Sweep, targets: Targets) -> dict[int, Tensor]:
-        """layer → z*, n × d, before anything is written: z in full precision, whatever δ was optimised in. One for the
+    def _anchored(self, sweep: Sweep, stage: tuple[int, ...], targets: Targets) -> Targets:
+        """The targets, or with `nas` those of the unedited model's length."""
+        if not self.own.get("nas"):
+            return targets
+        return anchored(targets, sweep.branch(self.projections[stage[-1]]).value, self._reference_norm(stage))
+
+    def _reference_norm(self, stage: tuple[int, ...]) -> float:
+        """r of a stage's last layer (`nas.py`), found at its first use, for which the unedited weights are put back.
+
+        Without `write.base` the model as it is now counts as unedited.
+        """
+        last = stage[-1]
+        if last not in self._reference_norms:
+            with put_back(self.projections):
+                if self.write.base:
+                    copy_into(self.write.base, self.projections)
+                facts = reference_facts()
+                delta = self.targets(facts, stage).delta
+                value = Sweep(self.model, self.tokenizer, facts, self.contexts[:1]).branch(self.projections[last]).value
+                self._reference_norms[last] = trimmed_mean((value + delta.to(value)).norm(dim=1))
+        return self._reference_norms[last]
+
+    @cached_property
+    def _reference_norms(self) -> dict[int, float]:
+        return {}
+
+    def _wanted(self, sweep: Sweep, stage: tuple[int, ...], targets: Targets) -> dict[int, Tensor]:
+        """layer → z*, n × d, before the stage is written: z in full precision, whatever δ was optimised in. One for its
         last layer, or one for each.
         """
         deltas = targets.delta[:, None] if self.direct else targets.delta
-        found = zip(self.target_layers, deltas.unbind(1), strict=True)
+        found = zip(self._target_layers(stage), deltas.unbind(1), strict=True)
         return {layer: (z := sweep.hidden(layer)) + delta.to(z) for layer, delta in found}
 
     def _missed(self, sweep: Sweep, wanted: Mapping[int, Tensor], targets: Targets) -> Tensor:
@@ -136,12 +210,13 @@ class LayeredEditor(Editor):
         asked = targets.delta.reshape(len(left), -1, wanted[last].shape[1])[:, -1].norm(dim=1).to(left)
         return torch.where(asked > 0, left / asked, 0.0)
 
-    def _residual(self, sweep: Sweep, projection: OutProjection, wanted: Mapping[int, Tensor]) -> Tensor:
+    def _residual(
+        self, sweep: Sweep, stage: tuple[int, ...], projection: OutProjection, wanted: Mapping[int, Tensor]
+    ) -> Tensor:
         """What the out-projection's output is to move by, d_out × n, on the weights as they are now."""
-        layers = list(self.projections)
         if self.direct:
-            missing = wanted[layers[-1]] - sweep.hidden(layers[-1])
-            return missing.T / (len(layers) - layers.index(projection.layer))
+            missing = wanted[stage[-1]] - sweep.hidden(stage[-1])
+            return missing.T / (len(stage) - stage.index(projection.layer))
         missing = wanted[projection.layer] - sweep.hidden(projection.layer)
         return sweep.branch(projection).move(missing).T
 
@@ -152,4 +227,5 @@ class LayeredEditor(Editor):
         }
 
     def _ridge(self, layer: int) -> Memory:
+        """What is remembered of a layer, and solved together with what is new."""
         return self.memory.get(layer) or Ridge(self.regularisation, self.projections[layer].d_in)

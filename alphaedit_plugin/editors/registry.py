@@ -29,6 +29,8 @@ METHODS: Mapping[str, str] = {
     "memit-seq": "memit",
     "alphaedit": "alphaedit",
     "evoedit": "evoedit",
+    "betaedit": "betaedit",
+    "encore": "encore",
 }
 MODIFIERS: Mapping[str, str] = {
     "rect": "rect",

@@ -265,7 +265,10 @@ class TargetLoss:
         return hook
 
     def losses(self, delta: Tensor, settings: TargetSettings) -> Tensor:
-        """The loss of each request, n, for δ shaped like `z`. With branches, `moved` is then what z has moved by."""
+        """The loss of each request, n, for δ shaped like `z`. With branches, `moved` is then what z has moved by.
+
+        `said`, n, is then whether every token of the object is the most probable one in all contexts.
+        """
         requests = len(self.target_lengths)
         assert self.hidden is not None
         hidden, moving = self.hidden, []
@@ -298,6 +301,9 @@ class TargetLoss:
             now = [self._at_bare(hidden_states(captured[layer])).to(self.device) for layer in self.layers]
             self.moved = torch.stack(now, 1) - self.z
         of_targets, of_kl = logits.split([len(request), requests])
+        if settings.most_probable:
+            wrong = of_targets.argmax(-1).cpu() != token
+            self.said = torch.zeros(requests, dtype=torch.long).index_add(0, request, wrong.long()) == 0
         nll = _NegativeLogLikelihood.apply(of_targets, token.to(logits.device))
         per_request = nll.new_zeros(requests).index_add(0, request.to(nll.device), nll)
         per_request = per_request / (self.target_lengths.to(nll.device) * self.contexts)

@@ -147,7 +147,7 @@ def _minimise(
         everyone = torch.arange(len(requests))
         for _ in range(min(_WIDE_STEPS, last)):
             loss, gradient = descent.look(problem, everyone)
-            going = loss >= descent.optimiser.enough
+            going = descent.unfinished(problem, loss)
             descent.move(everyone[going], gradient[going])
         descent.go_down(problem.of_contexts(_FEW_CONTEXTS), min(_NARROW_UNTIL, last))
     descent.go_down(problem, last, bar)
@@ -180,6 +180,11 @@ class _Descent:
         self.reached[rows] = variable.detach() if problem.unit is None else problem.moved
         return loss.cpu(), gradient
 
+    def unfinished(self, problem: TargetLoss, loss: Tensor) -> Tensor:
+        """Which of the requests that `problem` has looked at are not done."""
+        high = loss >= self.optimiser.enough
+        return high & ~problem.said if self.settings.most_probable else high
+
     def move(self, rows: Tensor, gradient: Tensor) -> None:
         longest = self.settings.clamp * self.norms[rows, ..., None]
         self.delta[rows] = self.optimiser.step(rows, self.delta[rows], gradient, longest)
@@ -189,7 +194,7 @@ class _Descent:
         active = torch.arange(len(self.z))  # the requests that `problem` holds, in its order
         while True:
             loss, gradient = self.look(problem, active)
-            going = (loss >= self.optimiser.enough) & (self.optimiser.taken[active] < last)
+            going = self.unfinished(problem, loss) & (self.optimiser.taken[active] < last)
             if bar is not None:
                 bar.update(int((~going).sum()))
             if not going.any():

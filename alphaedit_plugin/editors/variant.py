@@ -54,7 +54,7 @@ class Variant:
             raise unknown_in(name, failure) from failure
         changes = parse_changes(changed, name)
         variant = cls(head.name, modifiers, "p" in marks, tuple(changes.items()))
-        Hyperparameters(layers=(0,)).changed(changes, f"the method {name!r}", variant.settings)
+        variant.hyperparameters_of(Hyperparameters(layers=(0,)), f"the method {name!r}")
         return variant
 
     def __str__(self) -> str:
@@ -125,7 +125,13 @@ class Variant:
         Of `base.own` only what this variant knows is kept: a file may serve several methods.
         """
         found = base or Hyperparameters.for_model(self.method, model, name)
-        return found.changed(dict(self.changes), f"the method {str(self)!r}", self.settings)
+        return self.hyperparameters_of(found, f"the method {str(self)!r}")
+
+    def hyperparameters_of(self, base: Hyperparameters, name: str) -> Hyperparameters:
+        """`base` with this variant's changes, as its solver uses them. Raises HyperparameterError, naming `name`."""
+        changed = base.changed(dict(self.changes), name, self.settings)
+        adapted: Hyperparameters = self._method.editor.adapted(changed, name)
+        return adapted
 
     def at_end(self, hyperparameters: Hyperparameters) -> tuple[Modifier, ...]:
         """What acts at the end of a sequence, set to these hyperparameters."""

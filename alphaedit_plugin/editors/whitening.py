@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,18 +19,15 @@ class Whitening:
     C belongs to the base model: it is factored at the first use of a layer, and kept.
     """
 
-    def __init__(self, covariances: Mapping[int, Covariance], projections: Mapping[int, OutProjection]) -> None:
-        """Raises StatisticsError if a layer's covariance is missing or has another width."""
-        missing = [layer for layer in projections if layer not in covariances]
-        if missing:
-            raise StatisticsError(f"the covariances of layers {missing} are needed: prepare them first")
-        for layer, projection in projections.items():
-            if covariances[layer].d_in != projection.d_in:
-                raise StatisticsError(
-                    f"the covariance of layer {layer} has {covariances[layer].d_in} dimensions, {projection.name} "
-                    f"{projection.d_in}: it is another model's"
-                )
-        self._covariances, self._projections = covariances, projections
+    def __init__(
+        self,
+        covariances: Mapping[int, Covariance],
+        projections: Mapping[int, OutProjection],
+        metric: Callable[[Tensor], Tensor] = lambda covariance: covariance,
+    ) -> None:
+        """`metric` makes of C, float64, what is factored in its place. Raises what `check_covariances` raises."""
+        check_covariances(covariances, projections)
+        self._covariances, self._projections, self._metric = covariances, projections, metric
         self._factors: dict[int, Tensor] = {}
 
     def whiten(self, layer: int, keys: Tensor) -> Tensor:
@@ -47,8 +44,21 @@ class Whitening:
         if layer not in self._factors:
             projection = self._projections[layer]
             matrix = self._covariances[layer].matrix.to(float64_device(projection.stored.device))
-            self._factors[layer] = cholesky(matrix, projection.name)
+            self._factors[layer] = cholesky(self._metric(matrix), projection.name)
         return self._factors[layer]
+
+
+def check_covariances(covariances: Mapping[int, Covariance], projections: Mapping[int, OutProjection]) -> None:
+    """Raises StatisticsError if a layer's covariance is missing or has another width."""
+    missing = [layer for layer in projections if layer not in covariances]
+    if missing:
+        raise StatisticsError(f"the covariances of layers {missing} are needed: prepare them first")
+    for layer, projection in projections.items():
+        if covariances[layer].d_in != projection.d_in:
+            raise StatisticsError(
+                f"the covariance of layer {layer} has {covariances[layer].d_in} dimensions, {projection.name} "
+                f"{projection.d_in}: it is another model's"
+            )
 
 
 def cholesky(covariance: Tensor, name: str) -> Tensor:

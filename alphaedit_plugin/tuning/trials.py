@@ -180,7 +180,7 @@ class Trials:
             return None
         values = session.hyperparameters
         lengths = values.context_template_length_params
-        key = (session.editor.target_layers, values.target_settings, lengths, len(requests))
+        key = (session.editor.target_layers, session.editor.target_settings, lengths, len(requests))
         if key not in self._targets:
             self._targets[key] = session.editor.targets(requests)
         return self._targets[key]

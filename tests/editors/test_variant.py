@@ -16,6 +16,8 @@ from support.tiny import model_of, tiny
 from support.tries import tries
 
 from alphaedit_plugin.editors.alphaedit import AlphaEdit
+from alphaedit_plugin.editors.betaedit import BetaEdit
+from alphaedit_plugin.editors.encore import ENCORE
 from alphaedit_plugin.editors.evoedit import EvoEdit
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.memit import MEMIT, MEMITSequential
@@ -259,7 +261,7 @@ def test_a_change_that_makes_no_sense_is_an_error_that_names_the_variant_and_the
 @given(variant=variants())
 def test_methods_trajectories_and_needs(variant):
     rect, prune = "rect" in variant.modifiers, "prune" in variant.modifiers
-    if variant.solver in ("rome", "alphaedit", "evoedit"):
+    if find(variant.solver).folder != "MEMIT":
         assert variant.method == variant.solver
     else:
         assert variant.method == ("rect" if rect else "prune" if prune else variant.solver)
@@ -319,9 +321,10 @@ def test_a_variants_editor_solves_sparsifies_and_projects_as_its_name_says(rect,
         model, tokenizer, HYPERPARAMETERS, Preserved(covariances, spaces), base=base, contexts=CONTEXTS
     )
     kinds = {"rome": ROME, "memit": MEMIT, "memit-seq": MEMITSequential, "alphaedit": AlphaEdit, "evoedit": EvoEdit}
+    kinds |= {"betaedit": BetaEdit, "encore": ENCORE}
     assert type(editor) is kinds[solver]
     assert [modifier.name for modifier in editor.write.modifiers] == ["rect"] * rect
     assert [modifier.name for modifier in variant.at_end(HYPERPARAMETERS)] == ["prune"] * prune
-    assert editor.write.projects == (rect if solver in ("alphaedit", "evoedit") else projected)
+    assert editor.write.projects == (rect if kinds[solver].needs_null_spaces else projected)
     assert editor.write.base is base
     assert editor.contexts == CONTEXTS

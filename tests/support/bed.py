@@ -101,7 +101,7 @@ class Bed:
         session = self.session("memit")
         if session.editor.direct:
             return "identity"
-        branches, _ = session.editor._branches(REQUESTS[:1])
+        branches, _ = session.editor._branches(REQUESTS[:1], session.editor.stages[0])
         return "norm" if branches[-1].saturates else "scale"
 
     @cache  # noqa: B019 - a bed lives as long as the tests of its architecture

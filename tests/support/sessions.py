@@ -31,6 +31,7 @@ HYPERPARAMETERS = Hyperparameters(  # three small steps, whatever the gradient
 METHODS = (
     "memit", "memit+P", "memit-seq", "memit-seq+P", "rect+P", "prune", "prune+P", "alphaedit", "rome", "rome+P",
     "revive+P", "rect+sphere", "evoedit", "memit-seq+rect+aligned+P",
+    "betaedit@refresh=3", "encore@lambda_p=0.5", "alphaedit@blue=true", "memit-seq@nas=true+P",
 )  # fmt: skip
 
 # name -> (architecture, settings). In float64 no rounding hides a different order of summation; the wide one has
