@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -108,6 +108,13 @@ class Edited:
             help="Draw and order the facts by each of these. Default: the file's order.",
         ),
     ] = None
+    targets: Annotated[
+        Literal["now", "once"],
+        Parameter(
+            help="When a fact's target is found: when its turn comes, on the model as it is by then; or once for all "
+            "methods, on the unedited model, so that a further method costs little."
+        ),
+    ] = "now"
     skip_bad: Annotated[bool, Parameter(help="Leave out malformed records.")] = False
     chat: Chat = False
 
@@ -117,6 +124,12 @@ class Edited:
 class Measured:
     """What is measured besides the facts themselves."""
 
+    sample: Annotated[
+        int | None,
+        Parameter(
+            validator=positive, help="At checkpoints before the end, ask only so many facts. Default: all so far."
+        ),
+    ] = None
     held_out: Annotated[Path | None, Parameter(help="Text for perplexity. Default: the one that ships.")] = None
     texts: Annotated[
         int | None,
@@ -194,6 +207,7 @@ def compare(
         study=compared.study,
         plan=Plan(compared.methods, edited.edits, edited.every, measured.texts),
         batch=edited.batch,
+        targets_once=edited.targets == "once",
         skip_bad=edited.skip_bad,
         chat=edited.chat,
         measuring=Measuring(
@@ -204,6 +218,7 @@ def compare(
             measured.harness or (),
             measured.shift,
             measured.shift_limit,
+            measured.sample,
         ),
         preparation=preparation_of(preparing, loading, running.quiet),
         layers=preparing.layers,

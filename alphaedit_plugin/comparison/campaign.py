@@ -53,6 +53,7 @@ class Campaign:
     study: str | None = None
     plan: Plan = field(default_factory=Plan)
     batch: int = 10
+    targets_once: bool = False
     skip_bad: bool = False
     chat: bool = False
     measuring: Measuring = field(default_factory=Measuring)
@@ -101,7 +102,7 @@ class Campaign:
             for source, pool in pools.items()
             for seed in self.seeds
         }
-        courses = {key: Course(tuple(of), self.batch, plan.every) for key, of in facts.items()}
+        courses = {key: Course(tuple(of), self.batch, plan.every, self.targets_once) for key, of in facts.items()}
         measures = self.measuring.read(plan.texts or 0)
         prompts = {key: measures.held_out_prompts(of) for key, of in facts.items()}
         return _Read(study, plan, chosen, datasets, courses, prompts, measures)

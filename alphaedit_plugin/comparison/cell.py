@@ -56,7 +56,14 @@ class Cell:
 
     def __post_init__(self) -> None:
         self.names = [entry.name for entry in self.entries]
-        self.place = Workplace(self.progress)
+        if self.course.targets_once:
+            others = [entry.name for entry in self.entries if not entry.takes_targets]
+            if others:
+                raise CompareError(
+                    f"targets once: {', '.join(others)} finds its own targets as it edits: leave it out, or let "
+                    "all find theirs on the model as it is"
+                )
+        self.place = Workplace(self.progress, self.start, self.folder)
         self.failed: dict[str, dict[str, str]] = {}
 
     # ---------------------------------------------------------------------------------------------- what is known
@@ -66,6 +73,10 @@ class Cell:
         """What identities say of the model, and of how it is asked."""
         fingerprint = fingerprints(self.ground.model, [len(Decoder(self.ground.model)) - 1])
         return {"model": fingerprint, **chat_identity(self.ground.tokenizer)}
+
+    @property
+    def _once(self) -> dict[str, str]:
+        return {"targets_found": "once"} if self.course.targets_once else {}
 
     @cached_property
     def trajectories(self) -> dict[str, str]:
@@ -78,6 +89,7 @@ class Cell:
                 {
                     **self.start,
                     "batch_size": self.course.batch_size,
+                    **self._once,
                     **entry.identity,
                     "statistics": statistics,
                 }
@@ -116,7 +128,8 @@ class Cell:
                 "null_spaces": {name: _described(of, statistics[name]) for name, of in spaces.items()},
                 "spectra": _spectra(spaces),
                 "environment": environment(),
-                "cell": identity_of({**self.start, "batch_size": course.batch_size, "seed": seed}),
+                **self._once,
+                "cell": identity_of({**self.start, "batch_size": course.batch_size, "seed": seed, **self._once}),
                 "order": course.order,
                 "trajectories": self.trajectories,
                 "points": {

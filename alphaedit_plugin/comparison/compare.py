@@ -31,6 +31,7 @@ def compare(
     *,
     batch_size: int = 10,
     every: int | None = None,
+    targets_once: bool = False,
     measures: Sequence[Measure] | None = None,
     hyperparameters: Hyperparameters | Mapping[str, Hyperparameters] | None = None,
     layers: Sequence[int] | None = None,
@@ -56,7 +57,10 @@ def compare(
     By default, layers and hyperparameters are each method's own for this model; give one for all, or a mapping by the
     contender's name. `preparation` says where statistics come from, unless `statistics` are given in one of the same
     two forms. `baseline_hparams` are those of EasyEdit's methods, by name. What contenders have in common is computed
-    once, and its time is counted for each: the targets of the first batch, and all edits if only the end differs.
+    once, and its time is counted for each: the targets of the first batch, and all edits if only the end differs. With
+    `targets_once` all targets are found on the unedited model and shared (of `blue`, those of its first layer): a
+    further variant then costs little more than its solves, but what a damaged model does to its own next targets is not
+    seen.
     With `chat` every prompt that is taught or asked is the turn of a user in the model's chat template.
     `on_row` gets the comparison so far after each row; `settings` go into the results.
 
@@ -74,7 +78,7 @@ def compare(
     if measures is None:
         held_out = shipped("examples/heldout.txt").read_text(encoding="utf-8")
         measures = [FactScores(), Perplexity(held_out, tokenizer)]
-    course = Course(tuple(facts), batch_size, every)
+    course = Course(tuple(facts), batch_size, every, targets_once)
     ground = Ground(
         model,
         Chat.of(tokenizer) if chat else tokenizer,

@@ -18,6 +18,7 @@ from ..errors import HyperparameterError
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation, Statistics
 from .course import Checkpoint, Course
+from .run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,15 @@ class Stop:
 class Workplace:
     """What the contenders of one comparison share, and the place where one of them saves its edits.
 
-    `session` is a folder for edits that can be resumed, or None. `contexts` and `targets` hold what is the same for all
-    contenders that begin in the same way: context templates, and the first batch's targets with their seconds. `bar` is
-    the run's progress, in facts edited and facts measured.
+    `start` is what identities say of the model, `folder` the run's. `session` is a folder for edits that can be
+    resumed, or None. `contexts` and `targets` hold what is the same for all contenders that begin in the same way:
+    context templates, and the first batch's targets with their seconds. `bar` is the run's progress, in facts edited
+    and facts measured.
     """
 
     progress: bool = False
+    start: Mapping[str, Any] = field(default_factory=dict)
+    folder: RunFolder = field(default_factory=RunFolder)
     session: Path | None = None
     contexts: dict[Any, tuple[str, ...]] = field(default_factory=dict)
     targets: dict[Any, tuple[Targets, float]] = field(default_factory=dict)
@@ -143,6 +147,8 @@ class Entry(ABC):
     null_spaces: NullSpaces | None
     """The null spaces that its edits are projected onto; None if they are not projected."""
     ends: bool = False
+    takes_targets: bool = False
+    """Whether its edits can begin from targets that were found before."""
 
     @property
     @abstractmethod

@@ -26,11 +26,15 @@ class Checkpoint:
 class Course:
     """The sequence for every contender: `facts` in batches of `batch_size` facts (for MQuAKE: cases, of several
     requests each), measured at the end and after every `every` facts.
+
+    With `targets_once` every fact's z* is found on the unedited model, once for all contenders, instead of on each
+    one's model as it is when the fact's turn comes.
     """
 
     facts: tuple[Fact, ...]
     batch_size: int
     every: int | None = None
+    targets_once: bool = False
 
     def __post_init__(self) -> None:
         """Raises RequestError for no facts, for empty batches, and for a batch that contradicts itself."""

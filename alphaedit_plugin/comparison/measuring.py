@@ -24,7 +24,8 @@ class Measuring:
 
     `snippets` are reference texts for consistency; `tasks` a folder of general-capability tasks, `harness` names of
     lm-evaluation-harness, both with at most `task_limit` examples; `shift` is a file of prompts whose hidden states are
-    compared: the first `shift_limit` prompts that are about none of the facts.
+    compared: the first `shift_limit` prompts that are about none of the facts. At checkpoints before the end a `sample`
+    of the facts is asked.
     """
 
     held_out: Path | None = None
@@ -34,6 +35,7 @@ class Measuring:
     harness: tuple[str, ...] = ()
     shift: Path | None = None
     shift_limit: int = 200
+    sample: int | None = None
 
     @cached_property
     def text(self) -> str:
@@ -76,7 +78,7 @@ class Measuring:
             if self.shift_limit < FEWEST:
                 raise RequestError(f"--shift-limit must be at least {FEWEST}, not {self.shift_limit}")
             prompts = prompts_from(self.shift)
-        return Measures(self.text, writing, found, prompts, self.shift_limit)
+        return Measures(self.text, writing, found, prompts, self.shift_limit, self.sample)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Measures:
     others: list[Measure]
     prompts: list[str]
     shift_limit: int
+    sample: int | None = None
 
     def held_out_prompts(self, facts: Sequence[Fact]) -> list[str]:
         """The first prompts of the shift that are about none of the facts; empty if no shift is measured.
@@ -108,7 +111,7 @@ class Measures:
 
     def of(self, tokenizer: Any, facts: Sequence[Fact], prompts: Sequence[str], last_layer: int) -> Iterator[Measure]:
         """All measures of one cell; the shift of `prompts`, if there are any, is measured at `last_layer`."""
-        yield FactScores()
+        yield FactScores(self.sample)
         if self.texts is not None:
             yield self.texts
         if any(fact.questions for fact in facts):

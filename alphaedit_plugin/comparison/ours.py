@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.keys import context_templates
 from ..editors.layered import LayeredEditor
+from ..editors.registry import find_method
 from ..editors.targets import Targets
 from ..editors.variant import Variant
 from ..errors import SessionDamagedError
@@ -28,7 +29,7 @@ from ..session.session import Session
 from ..visible import visible
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
-from .run_folder import keep_spent, spent_in
+from .run_folder import identity_of, keep_spent, spent_in
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class _OurEntry(Entry):
         self.name = str(self.variant)
         self.layers = self.watched = self.hyperparameters.layers
         self.ends = self.variant.ends
+        self.takes_targets = issubclass(find_method(self.variant.solver).editor, LayeredEditor)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
@@ -84,12 +86,14 @@ class _OurEntry(Entry):
         with put_back(projections):
             session, spent = self._session(course, place)
             with session:
-                targets, shared = (None, 0.0) if session.batches else self._first_targets(session, course, place)
+                left = range(len(session.batches), last.batches)
+                found = self._found_before(session, course, left, place)
                 place.bar.update(len(session.facts))
-                for batch in course.batches[len(session.batches) : last.batches]:
+                for number in left:
+                    batch, (targets, shared) = course.batches[number], found.get(number, (None, 0.0))
                     started = time.perf_counter()
-                    session.edit(batch, None if session.batches else targets, on_failure="ignore")
-                    spent.append((spent[-1] if spent else shared) + time.perf_counter() - started)
+                    session.edit(batch, targets, on_failure="ignore")
+                    spent.append((spent[-1] if spent else 0.0) + shared + time.perf_counter() - started)
                     if place.session is not None:
                         keep_spent(place.session, spent)
                     place.bar.update(len(batch))
@@ -139,13 +143,53 @@ class _OurEntry(Entry):
         spent = spent_in(folder)[: len(session.batches)]
         return session, spent + [spent[-1] if spent else 0.0] * (len(session.batches) - len(spent))
 
-    def _first_targets(self, session: Session, course: Course, place: Workplace) -> tuple[Targets | None, float]:
-        """The first batch's targets, which contenders that begin in the same way share, and the seconds they took."""
+    def _found_before(
+        self, session: Session, course: Course, left: Sequence[int], place: Workplace
+    ) -> dict[int, tuple[Targets, float]]:
+        """batch → its targets, which contenders share, and the seconds they took: of the first batch, which all that
+        begin in the same way write into the same model; or of all that are left, if targets are found once.
+        """
         if not isinstance(session.editor, LayeredEditor):
-            return None, 0.0
+            return {}
+        if course.targets_once:
+            return self._found_once(session.editor, session, course, left, place)
+        if 0 not in left:
+            return {}
         values = self.hyperparameters
         key = (session.editor.target_layers, session.editor.target_settings, values.context_template_length_params)
         if key not in place.targets:
             started = time.perf_counter()
             place.targets[key] = session.editor.targets(course.batches[0]), time.perf_counter() - started
-        return place.targets[key]
+        return {0: place.targets[key]}
+
+    def _found_once(
+        self, editor: LayeredEditor, session: Session, course: Course, left: Sequence[int], place: Workplace
+    ) -> dict[int, tuple[Targets, float]]:
+        """Those that other processes are at work on come last: then they are there."""
+        begun = {
+            **place.start,
+            "layers": editor.target_layers,
+            "module": self.hyperparameters.rewrite_module_tmp,
+            "settings": asdict(editor.target_settings),
+            "contexts": editor.contexts,
+        }
+        identities = {
+            number: identity_of({**begun, "requests": [asdict(request) for request in course.batches[number]]})
+            for number in left
+        }
+        found: dict[int, tuple[Targets, float]] = {}
+        with session.at(0):
+            for waiting in (False, True):
+                for number in (number for number in left if number not in found):
+                    identity = identities[number]
+                    with place.folder.claim(f"targets-{identity[:16]}", wait=waiting) as mine:
+                        if not mine:
+                            continue
+                        known = place.folder.targets(identity)
+                        if known is None:
+                            started = time.perf_counter()
+                            targets = editor.fixed_targets(course.batches[number])
+                            known = targets, time.perf_counter() - started
+                            place.folder.save_targets(identity, *known)
+                        found[number] = known
+        return found

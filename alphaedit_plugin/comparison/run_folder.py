@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from ..editors.targets import Targets
 from ..errors import CompareError
 from ..evaluation.measure import Estimate, Measured
 from ..storage.files import atomic, write_text
@@ -29,6 +30,7 @@ Read = TypeVar("Read")
 
 SETTINGS, _WEIGHTS = "settings.json", "weights.json"
 _SESSIONS, _SECONDS, _LOCKS, _KEPT = "sessions", "seconds.json", ".locks", "kept"
+_TARGETS = ("z", "delta", "losses", "steps")
 
 _SETTINGS_SHAPE = {
     "variants": [str],
@@ -50,7 +52,8 @@ _MEASURE_SHAPE = {"identity": digest, "tensors": bool, "records?": digest, "esti
 
 
 class RunFolder:
-    """One cell of a run: VARIANT/EDITS/MEASURE.json, with the records as .jsonl and tensors as .safetensors beside it.
+    """One cell of a run: VARIANT/EDITS/MEASURE.json, with the records as .jsonl and tensors as .safetensors beside it,
+    and targets/IDENTITY.safetensors where these are found once.
 
     Invariants: a measurement is reused only if everything that determines it is the same (its identity), and its files
     are what was written (a checksum in each JSON, and of the records in MEASURE.json); a damaged file is named in the
@@ -63,6 +66,7 @@ class RunFolder:
         self.path = path
         self._measured: dict[tuple[str, int, str], tuple[str, Measured]] = {}
         self._weights: dict[tuple[str, int], dict[str, Any]] = {}
+        self._targets: dict[str, tuple[Targets, float]] = {}
         self._damaged = set() if damaged is None else damaged
 
     def _read(self, path: Path, reader: Callable[[Path], Read]) -> Read | None:
@@ -163,6 +167,28 @@ class RunFolder:
     def _place(self, variant: str, edits: int) -> Path:
         assert self.path is not None
         return self.path / _file_name(variant) / str(edits)
+
+    # ---------------------------------------------------------------------------------------------------- targets
+
+    def targets(self, identity: str) -> tuple[Targets, float] | None:
+        """What `save_targets` saved, or None."""
+        if identity not in self._targets and self.path is not None:
+            found = self._read(self._targets_file(identity), lambda path: _targets_in(path, identity))
+            if found is not None:
+                self._targets[identity] = found
+        return self._targets.get(identity)
+
+    def save_targets(self, identity: str, targets: Targets, seconds: float) -> None:
+        """A batch's fixed targets, and the time that they took. Raises CompareError if they cannot be written."""
+        self._targets[identity] = (targets, seconds)
+        if self.path is not None:
+            tensors = {name: getattr(targets, name) for name in _TARGETS}
+            metadata = {"identity": identity, "seconds": seconds}
+            write_tensors(self._targets_file(identity), tensors, metadata, CompareError)
+
+    def _targets_file(self, identity: str) -> Path:
+        assert self.path is not None
+        return self.path / "targets" / f"{identity[:32]}.safetensors"
 
     # --------------------------------------------------------------------------------------------------- sessions
 
@@ -339,3 +365,11 @@ def _records_in(path: Path, checksum: str | None) -> list[dict[str, Any]]:
         raise CompareError(f"cannot read {path}: {failure}") from failure
     check_shape(records, [{}], str(path), CompareError)
     return records
+
+
+def _targets_in(path: Path, identity: str) -> tuple[Targets, float]:
+    tensors, metadata = read_tensors(path, CompareError)
+    check_shape(metadata, {"identity": digest, "seconds": amount}, str(path), CompareError)
+    if metadata["identity"] != identity or tensors.keys() != set(_TARGETS):
+        raise CompareError(f"{path} holds other targets than its name says")
+    return Targets(**tensors, fixed=True), float(metadata["seconds"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -103,6 +104,13 @@ class LayeredEditor(Editor):
                 progress=self.progress,
             )
 
+    def fixed_targets(self, requests: Sequence[Request]) -> Targets:
+        """z* of every request for the first stage, found on the model as it is now and to be reached on a later one."""
+        targets, stage = self.targets(requests), self.stages[0]
+        with gradients(False), evaluating(self.model):
+            z = self._z(Sweep(self.model, self.tokenizer, requests, self.contexts[:1]), stage)
+        return replace(targets, z=z, delta=targets.delta.to(z), fixed=True)
+
     def _branches(self, requests: Sequence[Request], stage: tuple[int, ...]) -> tuple[list[Branch], Tensor]:
         """The branch of every layer of a stage, and what its δ is kept small relative to, n × layers: a share of the
         hidden state or, where the branch saturates, of the out-projection's output; together the layers move as far as
@@ -128,7 +136,9 @@ class LayeredEditor(Editor):
             )
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
-        """As `Editor.edit`. `targets` are those of the first stage; later ones depend on what it writes."""
+        """As `Editor.edit`. `targets` are those of the first stage; later ones depend on what it writes. `fixed` ones
+        need not be of this very model.
+        """
         self.check(requests)
         targets = targets or self.targets(requests)
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
@@ -147,6 +157,8 @@ class LayeredEditor(Editor):
                     if self.sequential:  # in the type they are kept in: a resumed session solves the same system
                         keys = keys.to(precision)
                     if not wanted:
+                        if targets.fixed:
+                            targets = targets.seen_from(self._z(sweep, stage))
                         targets = self._anchored(sweep, stage, targets)
                         wanted = self._wanted(sweep, stage, targets)
                     residual = self._residual(sweep, stage, projection, wanted)
@@ -194,6 +206,11 @@ class LayeredEditor(Editor):
     @cached_property
     def _reference_norms(self) -> dict[int, float]:
         return {}
+
+    def _z(self, sweep: Sweep, stage: tuple[int, ...]) -> Tensor:
+        """z on the model as it is now, in full precision, shaped like a stage's δ."""
+        found = [sweep.hidden(layer) for layer in self._target_layers(stage)]
+        return found[0] if self.direct else torch.stack(found, 1)
 
     def _wanted(self, sweep: Sweep, stage: tuple[int, ...], targets: Targets) -> dict[int, Tensor]:
         """layer → z*, n × d, before the stage is written: z in full precision, whatever δ was optimised in. One for its

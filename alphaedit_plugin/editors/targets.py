@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import psutil
@@ -44,6 +44,9 @@ class Targets:
 
     With branches z and `delta` are of all their layers, n × layers × d, and `shift` is what each out-projection's
     output was moved by to move z by `delta`, shaped alike.
+
+    They belong to the model that they were found on, and are δ from its z; `fixed` ones are z* itself, wherever z is by
+    the time they are written.
     """
 
     z: Tensor
@@ -51,10 +54,15 @@ class Targets:
     losses: Tensor
     steps: Tensor
     shift: Tensor | None = None
+    fixed: bool = False
 
     @property
     def z_star(self) -> Tensor:
         return self.z + self.delta
+
+    def seen_from(self, z: Tensor) -> Targets:
+        """The same z* as δ from another z, shaped like it."""
+        return replace(self, z=z, delta=self.z_star.to(z) - z, fixed=False)
 
 
 def optimise_targets(

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..errors import RequestError
 from .facts import Fact, Probe
 from .likelihood import score_pairs
 from .measure import Measured, estimate, mean_of
 
+EARLIEST = 100
 METRICS = ("efficacy", "generalization", "specificity", "portability", "exact")
 
 
@@ -51,17 +53,27 @@ class Scores:
 
 
 class FactScores:
-    """The metrics of every written fact (`Scores`), their harmonic mean, and locality.
+    """The metrics of every written fact (`Scores`), their harmonic mean, locality and retention.
 
     `score` is the harmonic mean of efficacy, generalization and specificity (Meng et al. 2022), resampled over facts
     jointly. `locality` (KnowEdit, Zhang et al. 2024): for prompts about other facts, the share of answer tokens, under
-    teacher forcing, that are the same as before the edits, right or wrong.
+    teacher forcing, that are the same as before the edits, right or wrong. `retention` is the efficacy of the facts
+    written first, of which there are `EARLIEST`, once there are more.
+
+    With `sample`, only so many facts are asked, evenly spread over those written so far, and the earliest for their
+    retention; after the last all are. Of a record, `number` is the fact's place in the sequence.
     """
 
     name = "facts"
 
+    def __init__(self, sample: int | None = None) -> None:
+        """Raises RequestError for a sample of no facts."""
+        if sample is not None and sample < 1:
+            raise RequestError(f"a sample holds at least one fact, not {sample}")
+        self.sample = sample
+
     def identity(self) -> Mapping[str, Any]:
-        return {}
+        return {} if self.sample is None else {"sample": self.sample}
 
     def __call__(
         self,
@@ -72,19 +84,29 @@ class FactScores:
         *,
         progress: bool = False,
     ) -> Measured:
-        scores = score(model, tokenizer, facts, progress=progress)
+        whole = before is None or len(facts) == len(before.records)
+        sample = list(range(len(facts))) if whole else evenly(len(facts), self.sample or len(facts))
+        earliest = list(range(min(EARLIEST, len(facts))))
+        asked = sorted({*sample, *earliest})
+        scores = score(model, tokenizer, [facts[number] for number in asked], progress=progress)
         columns: dict[str, Sequence[float]] = {name: getattr(scores, name) for name in METRICS}
         if before is not None:
             columns["locality"] = [
-                _unchanged(record["answers"], now)
-                for record, now in zip(before.records, scores.answers, strict=False)  # facts edited so far come first
+                _unchanged(before.records[number]["answers"], now)
+                for number, now in zip(asked, scores.answers, strict=True)  # facts edited so far come first
             ]
-        estimates = {name: value for name, values in columns.items() if (value := mean_of(values)) is not None}
+        place = {number: at for at, number in enumerate(asked)}
+        sampled = {name: [values[place[number]] for number in sample] for name, values in columns.items()}
+        estimates = {name: value for name, values in sampled.items() if (value := mean_of(values)) is not None}
+        retained = mean_of([columns["efficacy"][place[number]] for number in earliest])
+        if len(facts) > EARLIEST and retained is not None:
+            estimates["retention"] = retained
         parts = ("efficacy", "generalization", "specificity")
         if estimates.keys() >= set(parts):
-            estimates["score"] = estimate(np.asarray([columns[part] for part in parts]).T, _harmonic)
+            estimates["score"] = estimate(np.asarray([sampled[part] for part in parts]).T, _harmonic)
         records = [
             {
+                "number": number,
                 "case_id": fact.request.case_id,
                 "subject": fact.request.subject,
                 "relation": fact.relation,
@@ -93,9 +115,18 @@ class FactScores:
                 **{name: None if isnan(values[i]) else values[i] for name, values in columns.items()},
                 "answers": scores.answers[i],
             }
-            for i, fact in enumerate(facts)
+            for i, (number, fact) in enumerate((number, facts[number]) for number in asked)
         ]
         return Measured(estimates, records)
+
+
+def evenly(count: int, sample: int) -> list[int]:
+    """`sample` of the numbers below `count`, or all if there are fewer, evenly spread and with the last one."""
+    return (
+        sorted({count - 1 - number * count // sample for number in range(sample)})
+        if sample < count
+        else list(range(count))
+    )
 
 
 def _unchanged(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) -> float:

@@ -35,6 +35,7 @@ _ALL = (
     Metric("specificity", "specificity", "facts", max, "other facts are said as the data set has them"),
     Metric("score", "score", "facts", max, "harmonic mean of efficacy, generalization and specificity"),
     Metric("exact", "exact", "facts", max, "every token of the new object is the likeliest one"),
+    Metric("retention", "retention", "facts", max, "efficacy of the 100 facts that were written first, asked again"),
     Metric("portability", "portability", "facts", max, "what follows from the new fact is said"),
     Metric("locality", "locality", "facts", max, "other facts are answered with the tokens from before the edits"),
     Metric("free", "free", "texts", max, "the model writes the new object by itself after the prompt"),
