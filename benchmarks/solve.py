@@ -2,8 +2,8 @@
 
 Each runs in a process of its own, turn by turn, so that peak memory counts all that a method needs beyond the weight
 itself: P, KpKᵀ and the system to solve, against the factor of P, the earlier keys and a Cholesky factor. What the
-libraries need for themselves (their code, which is read at its first use, and their buffers) is not counted: each method
-solves something small before.
+libraries need for themselves (their code, which is read at its first use, and their buffers) is not counted: each
+method solves something small before.
 `python benchmarks/solve.py THREADS D_IN…`.
 """
 

@@ -128,14 +128,24 @@ class Campaign:
             baseline_hparams=self._baseline_hparams(chosen),
         )
         entries = prepared(chosen, ground, skip_impossible=self.study is not None)
-        last_layer = max(layer for of in entries for layer in (*of.watched, *ground.usual_layers()))
+        layers = sorted({layer for of in entries for layer in (*of.watched, *ground.usual_layers())})
+        template = self.hyperparameters.rewrite_module_tmp if self.hyperparameters is not None else None
         for (source, seed), course in read.courses.items():
             facts = list(course.facts)
             cell = Cell(
                 ground,
                 entries,
                 course,
-                list(read.measures.of(tokenizer, facts, read.prompts[source, seed], last_layer)),
+                list(
+                    read.measures.of(
+                        tokenizer,
+                        facts,
+                        read.prompts[source, seed],
+                        layers,
+                        template,
+                        along=len(course.checkpoints) > 1,
+                    )
+                ),
                 RunFolder(self.folder / self._cells[name, source, seed]),
                 self.keep_sessions,
                 on_row,

@@ -6,7 +6,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -242,7 +242,8 @@ class Cell:
     def _measure_stop(self, stop: Stop, statistics: Statistics, like: str | None) -> None:
         if not self._is_measured(stop.name, stop.at):
             change = Change.between(stop.base, stop.now, statistics.covariances)
-            self._measure(stop.name, stop.at, stop.model, like=like, seconds=stop.seconds, change=change)
+            weights = _weights(change, stop)
+            self._measure(stop.name, stop.at, stop.model, like=like, weights=weights)
 
     def _measure(
         self,
@@ -251,8 +252,7 @@ class Cell:
         model: nn.Module,
         *,
         like: str | None = None,
-        seconds: float = 0.0,
-        change: Change | None = None,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Measure what is missing at one point, or copy it from the contender `like`, whose weights are equal."""
         if self._is_measured(name, at):
@@ -270,9 +270,7 @@ class Cell:
                 )
                 self.folder.save(name, at.edits, measure.name, identity, found)
         if self.folder.weights(name, at.edits, point) is None:
-            change = change or Change()
-            weights = {"seconds": seconds, "drift": change.drift, "leakage": change.leakage}
-            self.folder.save_weights(name, at.edits, point, weights)
+            self.folder.save_weights(name, at.edits, point, weights or _weights(Change()))
         self.place.bar.update(at.facts)
         self.on_row(self.comparison())
 
@@ -282,6 +280,16 @@ class Cell:
         if found is None:
             raise CompareError(f"what {measure.name} found of {name} is gone from {self.folder.path}: run again")
         return found
+
+
+def _weights(change: Change, stop: Stop | None = None) -> dict[str, Any]:
+    """What a run folder keeps of the weights themselves."""
+    return {
+        "seconds": stop.seconds if stop else 0.0,
+        "drift": change.drift,
+        "leakage": change.leakage,
+        "capacity": {layer: asdict(of) for layer, of in stop.capacity.items()} if stop else {},
+    }
 
 
 def _described(null_spaces: NullSpaces, statistics: Statistics) -> dict[str, Any]:

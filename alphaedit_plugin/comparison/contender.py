@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..editors.capacity import Capacity
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.targets import Targets
 from ..editors.variant import Variant
@@ -84,7 +85,7 @@ class Stop:
     """A contender at a checkpoint. Measure it now: afterwards `model` is edited further, or restored.
 
     `base` and `now` are its out-projections before the first edit and now, layer → W, d_out × d_in; `seconds` is the
-    time that editing took so far.
+    time that editing took so far; `capacity` is the room that is left by layer, where that is known.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Stop:
     seconds: float
     base: Mapping[int, Tensor]
     now: Mapping[int, Tensor]
+    capacity: Mapping[int, Capacity] = field(default_factory=dict)
 
 
 @dataclass

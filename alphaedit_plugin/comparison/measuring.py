@@ -12,6 +12,7 @@ from ..errors import CompareError, CorpusError, RequestError
 from ..evaluation.fact_scores import FactScores
 from ..evaluation.facts import Fact
 from ..evaluation.measure import Measure
+from ..evaluation.norms import Norms
 from ..evaluation.perplexity import Perplexity
 from ..storage.shipped import shipped
 
@@ -109,8 +110,19 @@ class Measures:
             )
         return found[: self.shift_limit]
 
-    def of(self, tokenizer: Any, facts: Sequence[Fact], prompts: Sequence[str], last_layer: int) -> Iterator[Measure]:
-        """All measures of one cell; the shift of `prompts`, if there are any, is measured at `last_layer`."""
+    def of(
+        self,
+        tokenizer: Any,
+        facts: Sequence[Fact],
+        prompts: Sequence[str],
+        layers: Sequence[int],
+        template: str | None = None,
+        *,
+        along: bool = False,
+    ) -> Iterator[Measure]:
+        """All measures of one cell; the shift of `prompts`, if there are any, at the last of the edited `layers`, whose
+        out-projections `template` names. With `along` it is measured along the sequence, and norms are too.
+        """
         yield FactScores(self.sample)
         if self.texts is not None:
             yield self.texts
@@ -119,8 +131,10 @@ class Measures:
 
             yield MultiHop(limit=MULTIHOP_CASES)
         yield Perplexity(self.text, tokenizer)
+        if along:
+            yield Norms(self.text, tokenizer, layers, template)
         yield from self.others
         if prompts:
             from ..evaluation.shift import Shift
 
-            yield Shift(prompts, last_layer)
+            yield Shift(prompts, max(layers))

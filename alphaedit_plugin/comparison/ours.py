@@ -98,10 +98,12 @@ class _OurEntry(Entry):
                         keep_spent(place.session, spent)
                     place.bar.update(len(batch))
                 for at in course.checkpoints:
+                    capacity = session.editor.capacity(at.edits) if isinstance(session.editor, LayeredEditor) else {}
                     for entry in together:
                         with session.at(at.batches, end=entry.variant.at_end(entry.hyperparameters)) as ending:
                             now = {layer: projection.matrix for layer, projection in session.projections.items()}
-                            yield Stop(entry.name, at, model, spent[at.batches - 1] + ending, session.base, now)
+                            seconds = spent[at.batches - 1] + ending
+                            yield Stop(entry.name, at, model, seconds, session.base, now, capacity)
 
     def _session(self, course: Course, place: Workplace) -> tuple[Session, list[float]]:
         """A session of the variant with the edits that were made already, and its seconds after each batch."""

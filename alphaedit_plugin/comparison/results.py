@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..editors.capacity import Capacity
 from ..evaluation.measure import Estimate, Measured
 
 BEFORE = "before"
@@ -17,7 +18,7 @@ class Row:
     """A variant after its first `edits` facts, or the model before any edit (variant "before", edits 0).
 
     `measured` is by measure's name. `seconds` is the time that editing took so far. Drift ‖ΔW‖/‖W‖ and leakage ‖ΔW
-    K0‖/‖W K0‖ are by layer, and empty if no edited weights are known.
+    K0‖/‖W K0‖ are by layer, and empty if no edited weights are known; so is `capacity`, of methods that keep keys.
     """
 
     variant: str
@@ -26,6 +27,7 @@ class Row:
     seconds: float = 0.0
     drift: Mapping[int, float] = field(default_factory=dict)
     leakage: Mapping[int, float] = field(default_factory=dict)
+    capacity: Mapping[int, Capacity] = field(default_factory=dict)
 
     @property
     def estimates(self) -> dict[str, Estimate]:

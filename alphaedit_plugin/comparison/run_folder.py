@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from ..editors.capacity import Capacity
 from ..editors.targets import Targets
 from ..errors import CompareError
 from ..evaluation.measure import Estimate, Measured
@@ -47,7 +48,13 @@ _SETTINGS_SHAPE = {
     "checkpoints?": [int],
     "command?": list,
 }
-_WEIGHTS_SHAPE = {"identity": digest, "seconds": amount, "drift": {int: ratio}, "leakage": {int: ratio}}
+_WEIGHTS_SHAPE = {
+    "identity": digest,
+    "seconds": amount,
+    "drift": {int: ratio},
+    "leakage": {int: ratio},
+    "capacity?": {int: {"dimensions": int, "used": amount, "condition": (float, None)}},
+}
 _MEASURE_SHAPE = {"identity": digest, "tensors": bool, "records?": digest, "estimates": {str: [(float, None)]}}
 
 
@@ -285,7 +292,8 @@ def read_cell(run: RunFolder, settings: dict[str, Any]) -> Comparison:
             }
             measured = {name: each for name, each in found.items() if each is not None}
             drift, leakage = ({int(k): v for k, v in weights[of].items()} for of in ("drift", "leakage"))
-            rows.append(Row(variant, edits, measured, weights["seconds"], drift, leakage))
+            capacity = {int(layer): Capacity(**of) for layer, of in weights.get("capacity", {}).items()}
+            rows.append(Row(variant, edits, measured, weights["seconds"], drift, leakage, capacity))
     return Comparison(rows, settings)
 
 

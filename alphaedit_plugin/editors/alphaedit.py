@@ -50,6 +50,9 @@ class AlphaEdit(LayeredEditor):
     def regularisation(self) -> float:
         return self.hyperparameters.L2
 
+    def dimensions(self, layer: int) -> int:
+        return self.null_spaces[layer].nullity
+
     def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
         space = self.null_spaces[layer]
         # In the precision in which keys are kept: P is well conditioned, and this is most of a batch's arithmetic.

@@ -76,6 +76,11 @@ class BetaEdit(AlphaEdit):
     def transform_keys(self, layer: int, keys: Tensor) -> Tensor:
         return keys.to(self.null_spaces[layer].factor.device)  # as they are: a later P needs them again
 
+    def dimensions(self, layer: int) -> int:
+        known = self.memory.get(layer)
+        frame = known.frame if isinstance(known, LeakageMemory) else None
+        return (frame.space if frame else self.null_spaces[layer]).nullity
+
     def _ridge(self, layer: int) -> Memory:
         return self.memory.get(layer) or LeakageMemory(self._starts[layer])
 
@@ -185,3 +190,7 @@ class LeakageMemory:
         for block in blocks:
             known = known.add(block)[1]
         return known
+
+    def weights(self) -> Tensor:
+        """Those in the frame of the last refresh."""
+        return (self.ridge or Ridge(1.0, len(self.rules.covariance))).weights()

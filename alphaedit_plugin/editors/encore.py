@@ -90,3 +90,6 @@ class Weighted:
 
     def truncated(self, count: int) -> Weighted:
         return replace(self, memory=self.memory.truncated(count))
+
+    def weights(self) -> Tensor:
+        return self.memory.weights()

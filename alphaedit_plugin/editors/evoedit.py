@@ -60,6 +60,10 @@ class Deflation:
         first = replace(self, keys=self.keys[:whole], bases=self.bases[:whole])
         return first.add(self.keys[whole][:, :left])[1] if left else first
 
+    def weights(self) -> Tensor:
+        """Infinite: what has left the null space is closed."""
+        return torch.full((sum(basis.shape[1] for basis in self.bases),), torch.inf, dtype=torch.float64)
+
 
 @method(
     "evoedit",

@@ -19,6 +19,7 @@ from ..model.gradients import gradients
 from ..model.snapshot import copy_into, put_back
 from ..model.trace import evaluating
 from .blue import boundary, stages
+from .capacity import Capacity
 from .editor import Editor, Written
 from .hyperparameters import Hyperparameters, TargetSettings
 from .keys import Sweep, half_bare
@@ -241,6 +242,17 @@ class LayeredEditor(Editor):
         self.memory = {
             **self.memory,
             **{layer: self._ridge(layer).add(keys)[1] for layer, keys in written.keys.items()},
+        }
+
+    def dimensions(self, layer: int) -> int:
+        """How many directions of a layer's keys can be written into."""
+        return self.projections[layer].d_in
+
+    def capacity(self, count: int) -> dict[int, Capacity]:
+        """layer → the room that is left after the first `count` facts; none for methods that keep no keys."""
+        return {
+            layer: Capacity.of(self.dimensions(layer), kept.truncated(count).weights())
+            for layer, kept in self.memory.items()
         }
 
     def _ridge(self, layer: int) -> Memory:

@@ -30,6 +30,9 @@ class Memory(Protocol):
     def truncated(self, count: int) -> Self:
         """The memory of the first `count` keys only; of whole batches, as it was after them, bit for bit."""
 
+    def weights(self) -> Tensor:
+        """s/λ for every direction that it keeps (`Capacity.of`), float64."""
+
 
 @dataclass(frozen=True)
 class Ridge:
@@ -96,6 +99,17 @@ class Ridge:
                 result = result.add(block[:, :size])[1]
             left -= size
         return result
+
+    def weights(self) -> Tensor:
+        """The eigenvalues of KKᵀ over λ, of which there are as many as keys, or d: ascending, float64."""
+        if not self.keys:
+            return torch.zeros(0, dtype=torch.float64)
+        keys = torch.cat(self.keys, 1)
+        gram = product(keys, keys) if keys.shape[1] <= self.d else product(keys.T, keys.T)
+        kept = torch.linalg.eigvalsh(gram).clamp_min(0)
+        if self.regularisation == 0:  # a key is kept for good
+            return torch.where(kept > _NEGLIGIBLE * kept[-1], torch.inf, 0.0).to(kept)
+        return kept / self.regularisation
 
     def _forward(self, right: Tensor) -> None:
         """`right` becomes L⁻¹ right."""

@@ -45,6 +45,8 @@ _ALL = (
     Metric("multihop_cot", "multi-hop (CoT)", "multihop", max, "… with a chain of thought"),
     Metric("hops", "hops", "multihop", max, "the facts that such questions combine, one by one"),
     Metric("perplexity", "perplexity", "perplexity", min, "of held-out text", False, "{:.2f}"),
+    Metric("weight_norm", "‖W‖", "norms", None, "of the edited weights, relative to before any edit", False, "{:.3f}"),
+    Metric("state_norm", "‖h‖", "norms", None, "length of hidden states, relative to before any edit", False, "{:.3f}"),
     Metric("sst", "SST", "capability", max, "sentiment, F1"),
     Metric("mrpc", "MRPC", "capability", max, "paraphrase, F1"),
     Metric("cola", "CoLA", "capability", max, "acceptability, F1"),

@@ -18,7 +18,7 @@ from ..storage.files import atomic, write_text
 from ..storage.json_file import json_bytes
 from ..visible import visible
 from .columns import Column, columns
-from .words import standing
+from .words import ONCE, standing
 
 
 def export(comparisons: Sequence[Comparison], folder: Path) -> None:
@@ -106,6 +106,8 @@ def cell_title(comparison: Comparison) -> str:
     parts = [short(settings[key]) for key in ("model", "data") if settings.get(key)]
     if settings.get("seed") is not None:
         parts.append(f"seed {settings['seed']}")
+    if settings.get("targets_found") == "once":
+        parts.append(ONCE)
     return " · ".join(parts) or f"{settings['edits']} edits"
 
 
@@ -122,6 +124,7 @@ def _as_json(row: Row) -> dict[str, Any]:
         "seconds": row.seconds,
         "drift": row.drift,
         "leakage": row.leakage,
+        "capacity": {layer: vars(of) for layer, of in row.capacity.items()},
         "mean_drift": row.mean_drift,
         "mean_leakage": row.mean_leakage,
     }

@@ -220,25 +220,38 @@ def spectrum_panel(
 def layers_panel(
     name: str, title: str, series: Mapping[str, Mapping[int, float]], looks: Mapping[str, Style], form: str = "{:.1f}"
 ) -> Panel:
-    """A number by layer, one line per variant; the scale is logarithmic if the orders of magnitude differ."""
+    """A number by layer, one line per variant."""
+    panel = _lines_panel(name, title, series, looks, form, "layer")
+    panel.figure.axes[0].set_xticks(sorted({layer for values in series.values() for layer in values}))
+    return panel
+
+
+def ages_panel(name: str, title: str, series: Mapping[str, Mapping[int, float]], looks: Mapping[str, Style]) -> Panel:
+    """A number by the edits that were made after a fact's own."""
+    return _lines_panel(name, title, series, looks, "{:.1f}", "edits since")
+
+
+def _lines_panel(
+    name: str, title: str, series: Mapping[str, Mapping[int, float]], looks: Mapping[str, Style], form: str, axis: str
+) -> Panel:
+    """One line per variant; the scale is logarithmic if the orders of magnitude differ."""
     with _axes() as (figure, axes):
         axes.set_title(title)
-        axes.set_xlabel("layer")
+        axes.set_xlabel(axis)
         told = []
         for variant, values in series.items():
             look, x = looks[variant], sorted(values)
             y = [values[layer] for layer in x]
             axes.plot(x, y, color=colour(look.hue), ls=look.dashes, zorder=3)
             _mark(axes, x, y, look, size=5, zorder=4)
-            told.append(f"{variant} " + ", ".join(f"{form.format(values[layer])} at layer {layer}" for layer in x))
-        axes.set_xticks(sorted({layer for values in series.values() for layer in values}))
+            told.append(f"{variant} " + ", ".join(f"{form.format(values[at])} at {axis} {at}" for at in x))
         least, top = min(numbers := [v for values in series.values() for v in values.values()]), max(numbers)
         if 0 < least < top / 30:  # beside a ruined model, all others would look like one line
             _log(axes)
         else:
             axes.set_ylim(0, 1.08 * top or 1)
         axes.margins(x=0.05)
-        return Panel(_slug(name), figure, f"Line chart of {title} by layer: {'; '.join(told)}.")
+        return Panel(_slug(name), figure, f"Line chart of {title} by {axis}: {'; '.join(told)}.")
 
 
 def bars_panel(name: str, title: str, values: Mapping[str, float], looks: Mapping[str, Style], form: str) -> Panel:

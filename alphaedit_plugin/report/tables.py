@@ -13,9 +13,9 @@ from rich.text import Text
 from ..comparison.results import Comparison, Row
 from ..session.session import Report
 from .columns import WEIGHTS, Column, columns
-from .words import after, standing
+from .words import ONCE, after, standing
 
-_TERMINAL = (("facts", "perplexity", WEIGHTS), ("texts", "multihop"), ("capability",), ("shift",))
+_TERMINAL = (("facts", "perplexity", WEIGHTS), ("texts", "multihop"), ("capability", "norms"), ("shift",))
 """Groups of columns that share a table."""
 
 _SHORT = {
@@ -59,7 +59,8 @@ class TerminalTables:
         name_width = min(max((len(row.variant) for row in rows), default=7), max(16, options.max_width // 4))
         room = options.max_width - name_width - 2  # the edges of the box
         edits = after([self.comparison]).removeprefix("all ").replace(" edits", " sequential edits")
-        yield Text(f"{edits} in batches of {settings['batch_size']}", style="italic")
+        once = f", {ONCE}" if settings.get("targets_found") == "once" else ""
+        yield Text(f"{edits} in batches of {settings['batch_size']}{once}", style="italic")
         for chosen in (
             chosen for groups in tables for chosen in _packed([c for c in found if c.group in groups], rows, room)
         ):

@@ -8,6 +8,8 @@ from ..comparison.results import Comparison, Row, shared_checkpoint
 from .columns import Column, columns
 from .style import pairs
 
+ONCE = "targets found once, on the unedited model"
+
 
 def leading(comparison: Comparison) -> Column | None:
     """The column that decides: the score or, without one, the first column where more or less is better."""

@@ -14,10 +14,13 @@ from support.browser import CHROMIUM, Browser
 from support.comparisons import ROWS, UNDER_WAY, comparison
 from support.comparisons import row as made
 
-from alphaedit_plugin.comparison.results import Comparison
+from alphaedit_plugin.comparison.collapse import collapse_of
+from alphaedit_plugin.comparison.results import Comparison, Row
 from alphaedit_plugin.errors import CompareError
+from alphaedit_plugin.evaluation.measure import Measured
 from alphaedit_plugin.report.export import export
 from alphaedit_plugin.report.figures import layers_panel
+from alphaedit_plugin.report.lasting_section import by_age
 from alphaedit_plugin.report.page import write_report
 from alphaedit_plugin.report.sections import over_seeds, sections
 from alphaedit_plugin.report.style import THEME, Style, styles
@@ -29,8 +32,8 @@ pillow = pytest.importorskip("PIL.Image", reason="pillow comes with matplotlib")
 
 NAMES = ("memit", "memit+P", "alphaedit")
 SECTIONS = {
-    "headline", "curves", "capability", "shift", "null-spaces", "weights", "timing", "relations", "cases", "all",
-    "settings",
+    "headline", "lasting", "curves", "capability", "shift", "null-spaces", "weights", "timing", "relations", "cases",
+    "all", "settings",
 }  # fmt: skip
 WHOLE = comparison(NAMES, (100, 200), facts=24)
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -168,6 +171,21 @@ def test_the_page_says_how_to_repeat_the_run(page):
     assert "record 7: requested_rewrite.subject is missing" in page.text
     assert "ab" * 32 in page.text
     assert page.text.count("v_lr") == len(NAMES)
+
+
+def test_the_page_tells_at_a_glance_which_method_lasts(page):
+    """Made up so: only AlphaEdit's perplexity stays below twice its start."""
+    assert "No collapse was seen of alphaedit (200 edits)." in page.text
+    fallen = {name: collapse_of(WHOLE, name) for name in ("memit", "memit+P")}
+    told = ", ".join(f"{name} between {of.last_good:,} and {of.edits:,} edits" for name, of in fallen.items())
+    assert f"Collapsed: {told}." in page.text
+
+
+def test_facts_are_told_apart_by_their_age():
+    records = [{"number": number, "efficacy": float(number >= 50)} for number in range(100)]
+    measured = {"facts": Measured({}, [*records, {"number": 99, "efficacy": None}, {"efficacy": 1.0}])}
+    found = by_age(Row("memit", 100, measured))
+    assert found == {age: 100.0 * (age < 50) for age in range(5, 100, 10)}
 
 
 def test_no_section_without_data(tmp_path):

@@ -124,6 +124,7 @@ def _facts(random: Any, harm: float, edited: bool, facts: int) -> Measured:
     score = 3 / sum(1 / max(value, 1e-9) for value in three)
     records = [
         {
+            "number": i,
             "case_id": i,
             "subject": f"Subject {i}",
             "relation": _RELATIONS[i % len(_RELATIONS)],
