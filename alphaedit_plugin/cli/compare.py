@@ -130,6 +130,9 @@ class Measured:
             validator=positive, help="At checkpoints before the end, ask only so many facts. Default: all so far."
         ),
     ] = None
+    norms: Annotated[
+        bool, Parameter(help="Norms of the edited weights and of hidden states, relative to before any edit.")
+    ] = False
     held_out: Annotated[Path | None, Parameter(help="Text for perplexity. Default: the one that ships.")] = None
     texts: Annotated[
         int | None,
@@ -219,6 +222,7 @@ def compare(
             measured.shift,
             measured.shift_limit,
             measured.sample,
+            measured.norms,
         ),
         preparation=preparation_of(preparing, loading, running.quiet),
         layers=preparing.layers,

@@ -136,16 +136,7 @@ class Campaign:
                 ground,
                 entries,
                 course,
-                list(
-                    read.measures.of(
-                        tokenizer,
-                        facts,
-                        read.prompts[source, seed],
-                        layers,
-                        template,
-                        along=len(course.checkpoints) > 1,
-                    )
-                ),
+                list(read.measures.of(tokenizer, facts, read.prompts[source, seed], layers, template)),
                 RunFolder(self.folder / self._cells[name, source, seed]),
                 self.keep_sessions,
                 on_row,

@@ -26,7 +26,7 @@ class Measuring:
     `snippets` are reference texts for consistency; `tasks` a folder of general-capability tasks, `harness` names of
     lm-evaluation-harness, both with at most `task_limit` examples; `shift` is a file of prompts whose hidden states are
     compared: the first `shift_limit` prompts that are about none of the facts. At checkpoints before the end a `sample`
-    of the facts is asked.
+    of the facts is asked. `norms` are those of edited weights and of hidden states of the text.
     """
 
     held_out: Path | None = None
@@ -37,6 +37,7 @@ class Measuring:
     shift: Path | None = None
     shift_limit: int = 200
     sample: int | None = None
+    norms: bool = False
 
     @cached_property
     def text(self) -> str:
@@ -79,7 +80,7 @@ class Measuring:
             if self.shift_limit < FEWEST:
                 raise RequestError(f"--shift-limit must be at least {FEWEST}, not {self.shift_limit}")
             prompts = prompts_from(self.shift)
-        return Measures(self.text, writing, found, prompts, self.shift_limit, self.sample)
+        return Measures(self.text, writing, found, prompts, self.shift_limit, self.sample, self.norms)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Measures:
     prompts: list[str]
     shift_limit: int
     sample: int | None = None
+    norms: bool = False
 
     def held_out_prompts(self, facts: Sequence[Fact]) -> list[str]:
         """The first prompts of the shift that are about none of the facts; empty if no shift is measured.
@@ -117,11 +119,9 @@ class Measures:
         prompts: Sequence[str],
         layers: Sequence[int],
         template: str | None = None,
-        *,
-        along: bool = False,
     ) -> Iterator[Measure]:
-        """All measures of one cell; the shift of `prompts`, if there are any, at the last of the edited `layers`, whose
-        out-projections `template` names. With `along` it is measured along the sequence, and norms are too.
+        """All measures of one cell: the shift of `prompts`, if there are any, at the last of the edited `layers`, and
+        norms of their out-projections, which `template` names.
         """
         yield FactScores(self.sample)
         if self.texts is not None:
@@ -131,7 +131,7 @@ class Measures:
 
             yield MultiHop(limit=MULTIHOP_CASES)
         yield Perplexity(self.text, tokenizer)
-        if along:
+        if self.norms:
             yield Norms(self.text, tokenizer, layers, template)
         yield from self.others
         if prompts:

@@ -14,6 +14,7 @@ from .figures import Panel, Picture, bars_panel, curves_panel, layers_panel, pai
 from .grid import Cell, Grid
 from .lasting_section import lasting
 from .nullspace_section import null_spaces
+from .paired_section import paired
 from .section import Case, Continuation, Section
 from .style import Style, pairs
 from .words import after, signed
@@ -26,8 +27,8 @@ OPEN_CASES, ALL_CASES = 3, 50
 def sections(comparison: Comparison, looks: Mapping[str, Style]) -> list[Section]:
     """The sections that have data, in the page's order."""
     makers: list[Callable[[Comparison, Mapping[str, Style]], Section | None]] = [
-        _headline, lasting, _curves, _capability, _shift, null_spaces, _weights, _timing, _relations, _cases, _all,
-        _settings,
+        _headline, paired, lasting, _curves, _capability, _shift, null_spaces, _weights, _timing, _relations, _cases,
+        _all, _settings,
     ]  # fmt: skip
     return [section for maker in makers if (section := maker(comparison, looks)) is not None]
 

@@ -10,18 +10,22 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.browser import CHROMIUM, Browser
 from support.comparisons import ROWS, UNDER_WAY, comparison
 from support.comparisons import row as made
+from support.tries import tries
 
 from alphaedit_plugin.comparison.collapse import collapse_of
 from alphaedit_plugin.comparison.results import Comparison, Row
 from alphaedit_plugin.errors import CompareError
-from alphaedit_plugin.evaluation.measure import Measured
+from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.report.export import export
 from alphaedit_plugin.report.figures import layers_panel
 from alphaedit_plugin.report.lasting_section import by_age
 from alphaedit_plugin.report.page import write_report
+from alphaedit_plugin.report.paired_section import difference
 from alphaedit_plugin.report.sections import over_seeds, sections
 from alphaedit_plugin.report.style import THEME, Style, styles
 from alphaedit_plugin.report.words import finding, projection
@@ -32,8 +36,8 @@ pillow = pytest.importorskip("PIL.Image", reason="pillow comes with matplotlib")
 
 NAMES = ("memit", "memit+P", "alphaedit")
 SECTIONS = {
-    "headline", "lasting", "curves", "capability", "shift", "null-spaces", "weights", "timing", "relations", "cases",
-    "all", "settings",
+    "headline", "paired", "lasting", "curves", "capability", "shift", "null-spaces", "weights", "timing", "relations",
+    "cases", "all", "settings",
 }  # fmt: skip
 WHOLE = comparison(NAMES, (100, 200), facts=24)
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -179,6 +183,30 @@ def test_the_page_tells_at_a_glance_which_method_lasts(page):
     fallen = {name: collapse_of(WHOLE, name) for name in ("memit", "memit+P")}
     told = ", ".join(f"{name} between {of.last_good:,} and {of.edits:,} edits" for name, of in fallen.items())
     assert f"Collapsed: {told}." in page.text
+
+
+@tries(50)
+@given(values=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), missing=st.integers(0, 29))
+def test_differences_are_those_of_the_same_facts(values, missing):
+    def row(side: int) -> Row:
+        records = [{"number": n, "efficacy": float(each[side])} for n, each in enumerate(values)]
+        return Row(
+            "memit", 100, {"facts": Measured({}, records[:missing] + records[missing + 1 :] if side else records)}
+        )
+
+    kept = [float(a) - float(b) for n, (a, b) in enumerate(values) if n != missing]
+    found = difference(row(0), row(1), "efficacy")
+    if not kept:
+        assert found is None
+        return
+    assert found.value == pytest.approx(sum(kept) / len(kept))
+    assert found.low <= found.value <= found.high
+    assert difference(row(0), row(0), "efficacy") == Estimate(0.0, 0.0, 0.0)
+
+
+def test_variants_are_held_against_alphaedit_fact_by_fact(page):
+    assert "Against alphaedit" in page.text
+    assert "Less alphaedit, in percentage points" in page.text
 
 
 def test_facts_are_told_apart_by_their_age():
