@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..comparison.collapse import collapse_of
 from ..comparison.results import Comparison, Row
 from ..evaluation.metrics import metric
 from . import grid
+from .collapse import collapse_of
 from .figures import Picture, ages_panel
 from .grid import Cell, Grid
 from .section import Section

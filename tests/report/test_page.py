@@ -17,10 +17,10 @@ from support.comparisons import ROWS, UNDER_WAY, comparison
 from support.comparisons import row as made
 from support.tries import tries
 
-from alphaedit_plugin.comparison.collapse import collapse_of
 from alphaedit_plugin.comparison.results import Comparison, Row
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
+from alphaedit_plugin.report.collapse import collapse_of
 from alphaedit_plugin.report.export import export
 from alphaedit_plugin.report.figures import layers_panel
 from alphaedit_plugin.report.lasting_section import by_age

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .results import Comparison, Row
+from ..comparison.results import Comparison, Row
 
 PERPLEXITY_TIMES, EFFICACY_POINTS = 2.0, 0.10
 

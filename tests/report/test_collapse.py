@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tries import tries
 
-from alphaedit_plugin.comparison.collapse import collapse_of
 from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
+from alphaedit_plugin.report.collapse import collapse_of
 
 
 def run(points: list[tuple[float, float]], start: float = 10.0) -> Comparison:
