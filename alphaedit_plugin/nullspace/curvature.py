@@ -39,12 +39,13 @@ def output_gradients(
 
     g, d_out, is the gradient of a window's loss with respect to the out-projection's output at one token, and the loss
     is the sum of −log p over the window's next tokens. These are the text's own tokens, as in the authors' code of
-    CrispEdit (Ikram et al. 2026, github.com/zarifikram/CrispEdit): B is a factor of the empirical Fisher matrix, while
+    CrispEdit (arXiv 2602.15823, github.com/zarifikram/CrispEdit): B is a factor of the empirical Fisher matrix, while
     that of the true one would draw the tokens from the model. Together with C, the covariance of the inputs, it
     approximates the curvature of the loss in W by B ⊗ C (K-FAC, Martens and Grosse 2015).
 
     The N tokens are those that have a next one in their window: padding is never counted, and a last token predicts
-    nothing. Everything else is as in `covariance.collect`. Parameters keep their `grad`, and need not require one.
+    nothing. (The authors leave it out of C too; our C counts it, as for all methods.) All else is as in
+    `covariance.collect`. Parameters keep their `grad`, and need not require one.
 
     Raises ModelStructureError for a model without a language-model head, StatisticsError if no token has a next one or
     a gradient is not finite.

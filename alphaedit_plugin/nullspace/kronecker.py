@@ -24,7 +24,7 @@ FLAT = Criterion(energy=0.1)
 
 @dataclass(frozen=True)
 class Kronecker:
-    """ΔW → U_out((U_outᵀ ΔW U_in) ⊙ 1[λ_out,i λ_in,j < γ])U_inᵀ (CrispEdit, Ikram et al. 2026, arXiv 2602.15823).
+    """ΔW → U_out((U_outᵀ ΔW U_in) ⊙ 1[λ_out,i λ_in,j < γ])U_inᵀ (CrispEdit, arXiv 2602.15823).
 
     λ_in and U_in are the eigenvalues and eigenvectors of C, the covariance of the inputs, λ_out and U_out those of B,
     the covariance of the loss's gradients with respect to the outputs. λ_out,i λ_in,j is then the curvature of the loss
@@ -59,8 +59,8 @@ class Kronecker:
         the model and on the unit of the loss; its `nullity` counts directions of the matrix. With `energy` the smallest
         products are written to that together hold at most this share of tr(B)·(tr(C) − λ_in,max): as for a null space,
         the largest input direction does not count to the whole, since an attention sink would be nearly all of it. (The
-        authors' code spares the largest products that together hold a given share, by default 0.99 for Llama 3, and
-        counts all.)
+        authors' code spares the largest products that together hold a given share, 0.99 in its YAML of Llama 3, and
+        counts all. The paper itself was not at hand.)
 
         Raises NullSpaceError if a factor is not finite, or if no direction or every direction may be written.
         """
