@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .evaluation.fact_scores import score
     from .model.loading import load
     from .nullspace.guard import guard
+    from .nullspace.kronecker import LowCurvature
     from .nullspace.null_spaces import NullSpaces
     from .nullspace.projection import Criterion
     from .nullspace.statistics import Preparation
@@ -41,6 +42,7 @@ _HOME = {
     "Criterion": "nullspace.projection",
     "Hyperparameters": "editors.hyperparameters",
     "LayeredEditor": "editors.layered",
+    "LowCurvature": "nullspace.kronecker",
     "NullSpaces": "nullspace.null_spaces",
     "Preparation": "nullspace.statistics",
     "Session": "session.session",
@@ -70,6 +72,7 @@ __all__ = [
     "Criterion",
     "Hyperparameters",
     "LayeredEditor",
+    "LowCurvature",
     "NullSpaces",
     "Preparation",
     "Session",

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import GuardError
 from ..nullspace.guard import guard, guarded_decoder
-from ..nullspace.null_spaces import NullSpaces
+from ..nullspace.null_spaces import NullSpaces, Spaces
 from .witness import Witness, edited_model
 
 Params = ParamSpec("Params")
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def null_space_constrained(
-    null_spaces: NullSpaces | str | Path | Callable[[nn.Module], NullSpaces], *, check_model: bool = True
+    null_spaces: Spaces | str | Path | Callable[[nn.Module], Spaces], *, check_model: bool = True
 ) -> Callable[[Callable[Params, Result]], Callable[Params, Result]]:
     """Decorate an editing function, whose first argument is the model, so that all it writes is projected.
 
@@ -46,12 +46,12 @@ def null_space_constrained(
             raise GuardError(f"@null_space_constrained: there is no file {path}; make it with `alphaedit prepare`")
         read = functools.cache(lambda: NullSpaces.load(path))
 
-        def find(model: nn.Module) -> NullSpaces:
+        def find(model: nn.Module) -> Spaces:
             return read()
 
-    elif isinstance(null_spaces, NullSpaces):
+    elif isinstance(null_spaces, Spaces):
 
-        def find(model: nn.Module) -> NullSpaces:
+        def find(model: nn.Module) -> Spaces:
             return null_spaces
 
     elif callable(null_spaces) and _looks_like_an_editor(null_spaces):
@@ -62,7 +62,7 @@ def null_space_constrained(
     elif callable(null_spaces):
         given = null_spaces
 
-        def find(model: nn.Module) -> NullSpaces:
+        def find(model: nn.Module) -> Spaces:
             return given(model)
 
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from tqdm.auto import tqdm
 
 from ..errors import StatisticsError
-from ..model.batches import Tokens, batches, digest
+from ..model.batches import PaddedBatch, Tokens, batches, digest
 from ..model.decoder import Decoder
 from ..model.gradients import gradients
 from ..model.precision import float64_device
@@ -192,6 +192,45 @@ def collect(
     decoder = Decoder.of(model, template)
     projections = decoder.out_projections(layers)
     modules = {layer: projection.module for layer, projection in projections.items()}
+
+    def keys(batch: PaddedBatch) -> dict[int, Tensor]:
+        found = inputs_of(
+            modules, lambda: decoder.model(**batch.model_inputs(), use_cache=False), last=max(projections)
+        )
+        return {layer: tokens_where(batch.mask, found[layer]) for layer in projections}
+
+    return summed(
+        decoder,
+        windows,
+        {layer: (projection.name, projection.d_in) for layer, projection in projections.items()},
+        keys,
+        batch_tokens=batch_tokens,
+        progress=progress,
+        partial=partial,
+        partial_seconds=partial_seconds,
+    )
+
+
+def tokens_where(mask: Tensor, values: Tensor) -> Tensor:
+    """The values, n × d, of the tokens where `mask`, batch × width, is not zero, whether or not they come flattened."""
+    return values.reshape(-1, values.shape[-1])[mask.reshape(-1).to(values.device).bool()]
+
+
+def summed(
+    decoder: Decoder,
+    windows: Sequence[Tokens],
+    wanted: Mapping[int, tuple[str, int]],
+    read: Callable[[PaddedBatch], Mapping[int, Tensor]],
+    *,
+    batch_tokens: int,
+    progress: bool = False,
+    partial: Path | None = None,
+    partial_seconds: float = 300.0,
+) -> dict[int, Covariance]:
+    """layer → the covariance of what `read` finds in each batch (layer → n × d), with dropout off.
+
+    `wanted` says of each layer what errors call it, and its d. All else is as in `collect`.
+    """
     shared = is_distributed()
     if shared:
         rank, world = distributed.get_rank(), distributed.get_world_size()
@@ -202,7 +241,7 @@ def collect(
     done = 0
     if partial is not None and partial.exists():
         try:
-            sums, done = _resume(partial, windows, list(projections))
+            sums, done = _resume(partial, windows, list(wanted))
             log.info("resuming statistics after %d of %d windows", done, len(windows))
         except StatisticsError as failure:
             log.warning("starting the statistics anew: %s", failure)
@@ -220,31 +259,23 @@ def collect(
         ) as bar,
     ):
         for batch in batches(remaining, batch_tokens, decoder.device, sort=False):
-            keys = inputs_of(
-                modules,
-                lambda batch=batch: decoder.model(**batch.model_inputs(), use_cache=False),  # type: ignore[misc]
-                last=max(layers),
-            )
-            for layer in projections:
-                real = keys[layer].reshape(-1, keys[layer].shape[-1])[
-                    batch.mask.reshape(-1).to(keys[layer].device).bool()
-                ]
+            for layer, values in read(batch).items():
                 if layer not in sums:
-                    sums[layer] = Covariance.empty(real.shape[1], real.device)
-                sums[layer].add(real)
+                    sums[layer] = Covariance.empty(values.shape[1], values.device)
+                sums[layer].add(values)
             done += len(batch.rows)
             bar.update(int(batch.mask.sum()))
             if partial is not None and time.monotonic() - saved_at > partial_seconds:
                 _save(partial, sums, windows[:done])
                 saved_at = time.monotonic()
-    for layer, projection in projections.items():
-        sums.setdefault(layer, Covariance.empty(projection.d_in, decoder.device))
+    for layer, (name, d) in wanted.items():
+        sums.setdefault(layer, Covariance.empty(d, decoder.device))
         if shared:
             sums[layer] = _all_reduced(sums[layer])
-        sums[layer].check(projection.name)
+        sums[layer].check(name)
     if partial is not None:
         partial.unlink(missing_ok=True)
-    return {layer: sums[layer] for layer in projections}
+    return {layer: sums[layer] for layer in wanted}
 
 
 def _save(partial: Path, sums: Mapping[int, Covariance], done: Sequence[Tokens]) -> None:

@@ -18,9 +18,8 @@ from ..model.gradients import gradients
 from ..model.place import Arrangement, Place, leading
 from ..model.wrappers import unwrapped
 from ..restoring import restoring
-from .null_spaces import NullSpaces
-from .projection import NullSpace
-from .two_sided import TwoSided
+from .null_spaces import Spaces
+from .projection import Allowed, NullSpace
 
 _plain = torch._C.DisableTorchFunctionSubclass
 _data_of = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -42,7 +41,7 @@ class _Guard:
     def __init__(
         self,
         tensor: Tensor,
-        null_space: NullSpace,
+        null_space: Allowed,
         transposed: bool,
         start: Tensor | None = None,
     ) -> None:
@@ -159,7 +158,7 @@ def _guarded_type(guard: _Guard) -> type:
 
 @restoring
 def guard(
-    model: nn.Module | Decoder, null_spaces: NullSpaces | Mapping[int, NullSpace], *, check_model: bool = True
+    model: nn.Module | Decoder, null_spaces: Spaces | Mapping[int, Allowed], *, check_model: bool = True
 ) -> Iterator[Guarding]:
     """Keep every write to the guarded out-projections inside their null spaces.
 
@@ -182,6 +181,8 @@ def guard(
     as they exist. A model made in another way (from its class and a state_dict, by pickle) is not known, unless it is
     named: `with guard(…) as guarding: …; guarding.include(other)`.
 
+    In place of null spaces anything may be given that is `Allowed`, such as `LowCurvature`: P is then its projection.
+
     `check_model=False` attaches null spaces to a model other than the one they were made from: use it for the second
     and later batches, when the model has been edited already.
 
@@ -198,15 +199,13 @@ def guard(
 
 @restoring
 def guards(
-    null_spaces: Mapping[Decoder, NullSpaces | Mapping[int, NullSpace]], *, check_model: bool = True
+    null_spaces: Mapping[Decoder, Spaces | Mapping[int, Allowed]], *, check_model: bool = True
 ) -> Iterator[Guarding]:
     """`guard` for several kinds of out-projection at once, by the decoder that finds them: all is accepted or none."""
     yield from _guarding(null_spaces, check_model)
 
 
-def _guarding(
-    null_spaces: Mapping[Decoder, NullSpaces | Mapping[int, NullSpace]], check_model: bool
-) -> Iterator[Guarding]:
+def _guarding(null_spaces: Mapping[Decoder, Spaces | Mapping[int, Allowed]], check_model: bool) -> Iterator[Guarding]:
     prepared = []
     for decoder, spaces in null_spaces.items():
         projections = decoder.out_projections(list(spaces), together=True)
@@ -218,7 +217,7 @@ def _guarding(
                     "to another model"
                 )
         prepared.append((decoder, projections, _common(projections, spaces)))
-        if check_model and isinstance(spaces, NullSpaces):
+        if check_model and isinstance(spaces, Spaces):
             spaces.check(decoder)
 
     guarding = Guarding()
@@ -283,9 +282,7 @@ class Guarding:
         if isinstance(model, nn.Module):
             self._included.append(model)
 
-    def _take(
-        self, decoder: Decoder, projections: Mapping[int, OutProjection], spaces: Mapping[int, NullSpace]
-    ) -> None:
+    def _take(self, decoder: Decoder, projections: Mapping[int, OutProjection], spaces: Mapping[int, Allowed]) -> None:
         _check_free(projections)
         ways = leading(decoder.given, [projection.module for projection in projections.values()])
         new = [
@@ -412,9 +409,9 @@ def _held(watched: _Watched, projection: OutProjection) -> Held:
     return watched.guard, projection, tensor
 
 
-def guarded_decoder(model: nn.Module | Decoder, null_spaces: NullSpaces | Mapping[int, NullSpace]) -> Decoder:
+def guarded_decoder(model: nn.Module | Decoder, null_spaces: Spaces | Mapping[int, Allowed]) -> Decoder:
     """`model`, with its out-projections where `null_spaces` were made."""
-    template = null_spaces.provenance.get("template") if isinstance(null_spaces, NullSpaces) else None
+    template = null_spaces.provenance.get("template") if isinstance(null_spaces, Spaces) else None
     return Decoder.of(model, template)
 
 
@@ -466,7 +463,7 @@ def _check_free(projections: Mapping[int, OutProjection]) -> None:
             )
 
 
-def _common(projections: Mapping[int, OutProjection], null_spaces: Mapping[int, NullSpace]) -> Mapping[int, NullSpace]:
+def _common(projections: Mapping[int, OutProjection], null_spaces: Mapping[int, Allowed]) -> Mapping[int, Allowed]:
     """layer → null space; for layers that share one weight, what their null spaces have in common."""
     found = dict(null_spaces)
     sharing: dict[int, list[int]] = {}
@@ -476,13 +473,14 @@ def _common(projections: Mapping[int, OutProjection], null_spaces: Mapping[int, 
         if len(layers) == 1:
             continue
         named = f"layers {', '.join(map(str, layers))} share one weight"
-        if any(isinstance(null_spaces[layer], TwoSided) for layer in layers):
-            raise GuardError(f"{named}: its output side cannot be spared too, so leave the modifiers out")
+        one_sided = [space for layer in layers if type(space := null_spaces[layer]) is NullSpace]
+        if len(one_sided) < len(layers):
+            raise GuardError(f"{named}: its output side cannot be spared too, so give null spaces, and no modifiers")
         tensors = {id(projections[layer].stored) for layer in layers}
         if len(tensors) > 1 or len({projections[layer].transposed for layer in layers}) > 1:
             raise GuardError(f"{named}, but not one Parameter: tie them, or give each its own")
         try:
-            common = NullSpace.intersection([null_spaces[layer] for layer in layers])
+            common = NullSpace.intersection(one_sided)
         except NullSpaceError as failure:
             raise GuardError(
                 f"{named}, and no direction is null in all of them: choose a larger null space, or one layer's own "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,22 +15,24 @@ from ..model.decoder import Decoder
 from ..model.fingerprint import fingerprints, model_name
 from ..storage.store import Store
 from ..storage.tensors import read_tensors, tensor_digest, write_tensors
-from .projection import PAPER, Criterion, NullSpace
+from .projection import PAPER, Allowed, Criterion, NullSpace
 from .statistics import Preparation, Statistics
+
+Space = TypeVar("Space", bound=Allowed)
 
 
 @dataclass(frozen=True)
-class NullSpaces(Mapping[int, NullSpace]):
-    """layer → NullSpace, for one model.
+class Spaces(Mapping[int, Space]):
+    """layer → what a guard keeps that layer's writes inside of, for one model.
 
     `provenance` says what they were made from, in JSON's types: model name, `fingerprints` (layer → hash of the
     base weights; see `fingerprint.py`), statistics, criterion, template.
     """
 
-    by_layer: Mapping[int, NullSpace]
+    by_layer: Mapping[int, Space]
     provenance: Mapping[str, Any]
 
-    def __getitem__(self, layer: int) -> NullSpace:
+    def __getitem__(self, layer: int) -> Space:
         return self.by_layer[layer]
 
     def __iter__(self) -> Iterator[int]:
@@ -38,6 +40,41 @@ class NullSpaces(Mapping[int, NullSpace]):
 
     def __len__(self) -> int:
         return len(self.by_layer)
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted(self.by_layer)
+
+    def check(self, model: nn.Module | Decoder) -> None:
+        """Raises WrongModelError unless these null spaces were made from this very model, unedited.
+
+        The message names both. To attach them to an edited or otherwise different model on purpose, skip the
+        check (`check_model=False` where they are attached).
+        """
+        expected = {int(layer): value for layer, value in self.provenance.get("fingerprints", {}).items()}
+        made_from = self.provenance.get("model", "an unnamed model")
+        given = model_name(model.model if isinstance(model, Decoder) else model)
+        missing = set(self.layers) - set(expected)
+        if missing:
+            raise WrongModelError(f"the null spaces of layers {sorted(missing)} carry no fingerprint of their model")
+        try:
+            actual = fingerprints(model, self.layers)
+        except ModelStructureError as failure:
+            raise WrongModelError(
+                f"these null spaces belong to {made_from}, not to the given {given}: {failure}"
+            ) from failure
+        wrong = [layer for layer in self.layers if actual[layer] != expected[layer]]
+        if wrong:
+            raise WrongModelError(
+                f"these null spaces belong to {made_from} (fingerprint {expected[wrong[0]][:12]} at layer {wrong[0]}), "
+                f"not to the given {given} ({actual[wrong[0]][:12]}): another model, another precision, or one that "
+                "has been edited. Prepare them for this model, or pass check_model=False to use them all the same"
+            )
+
+
+@dataclass(frozen=True)
+class NullSpaces(Spaces[NullSpace]):
+    """layer → NullSpace, for one model, with its provenance as in `Spaces`."""
 
     @classmethod
     def prepare(
@@ -70,36 +107,6 @@ class NullSpaces(Mapping[int, NullSpace]):
         preparation = Preparation(corpus, stats_dir, tokens, criterion, store or Store(), progress)
         statistics = preparation.statistics(model, tokenizer, layers, template=template)
         return null_spaces_of(statistics, criterion, store=preparation.store)
-
-    @property
-    def layers(self) -> list[int]:
-        return sorted(self.by_layer)
-
-    def check(self, model: nn.Module | Decoder) -> None:
-        """Raises WrongModelError unless these null spaces were made from this very model, unedited.
-
-        The message names both. To attach them to an edited or otherwise different model on purpose, skip the
-        check (`check_model=False` where they are attached).
-        """
-        expected = {int(layer): value for layer, value in self.provenance.get("fingerprints", {}).items()}
-        made_from = self.provenance.get("model", "an unnamed model")
-        given = model_name(model.model if isinstance(model, Decoder) else model)
-        missing = set(self.layers) - set(expected)
-        if missing:
-            raise WrongModelError(f"the null spaces of layers {sorted(missing)} carry no fingerprint of their model")
-        try:
-            actual = fingerprints(model, self.layers)
-        except ModelStructureError as failure:
-            raise WrongModelError(
-                f"these null spaces belong to {made_from}, not to the given {given}: {failure}"
-            ) from failure
-        wrong = [layer for layer in self.layers if actual[layer] != expected[layer]]
-        if wrong:
-            raise WrongModelError(
-                f"these null spaces belong to {made_from} (fingerprint {expected[wrong[0]][:12]} at layer {wrong[0]}), "
-                f"not to the given {given} ({actual[wrong[0]][:12]}): another model, another precision, or one that "
-                "has been edited. Prepare them for this model, or pass check_model=False to use them all the same"
-            )
 
     def attached(self, decoder: Decoder, layers: Sequence[int], name: str) -> NullSpaces:
         """The null spaces of `layers`, for the out-projections that `decoder` finds. Does not `check` the model.

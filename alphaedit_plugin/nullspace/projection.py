@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -75,6 +75,21 @@ def energy_share(eigenvalues: Tensor, nullity: int) -> float:
 
 
 PAPER = Criterion(threshold=PAPER_THRESHOLD)
+
+
+class Allowed(Protocol):
+    """What a guard asks of the subspace that it keeps ΔW inside of, for one layer.
+
+    `project` is the orthogonal projection onto it (linear, idempotent, symmetric) of Δ, d_out × d_in, in Δ's type and
+    on Δ's device.
+    """
+
+    @property
+    def d_in(self) -> int: ...
+
+    def project(self, delta: Tensor) -> Tensor: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
 
 
 @dataclass(frozen=True)

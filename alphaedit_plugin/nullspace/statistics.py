@@ -14,7 +14,7 @@ from torch import distributed, nn
 from ..errors import StatisticsError
 from ..model import sampling
 from ..model.batches import digest
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, OutProjection
 from ..model.fingerprint import fingerprints, model_name, whole_weights
 from ..storage.shipped import shipped
 from ..storage.store import Recipe, Store
@@ -148,18 +148,14 @@ def prepare_statistics(
     decoder = Decoder.of(model, template)
     projections = decoder.out_projections(layers)
     widest = max(projection.d_in for projection in projections.values())
-    budget = tokens if tokens is not None else TOKENS_PER_DIMENSION * widest
+    budget = budget_for(projections, tokens)
     if budget <= widest:
         raise StatisticsError(
             f"{budget} tokens cannot fill a covariance of {widest} dimensions: ask for at least "
             f"{TOKENS_PER_DIMENSION * widest} (10 × d_in)"
         )
     prints = fingerprints(decoder, list(projections))
-    windows = (
-        corpus.windows(corpus.documents(source), tokenizer, budget)
-        if source is not None
-        else self_written(decoder, tokenizer, budget, store, progress)
-    )
+    windows = text_of(decoder, tokenizer, source, budget, store, progress)
     text: dict[str, Any] = {"tokens": sum(map(len, windows)), "digest": digest(windows)}
     if text["tokens"] <= widest:
         raise StatisticsError(
@@ -171,22 +167,12 @@ def prepare_statistics(
         for layer, projection in projections.items()
     }
 
-    def make(missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+    def keys(missing: list[int], partial: Path) -> dict[int, Covariance]:
         log.info("collecting keys of layers %s over %d tokens", missing, text["tokens"])
-        partial = store.path("partial", {"recipes": [recipes[layer] for layer in missing]})
-        covariances = collect(
-            decoder,
-            windows,
-            missing,
-            batch_tokens=batch_tokens,
-            progress=progress,
-            partial=partial,
-        )
-        return {layer: covariance.packed() for layer, covariance in covariances.items()}
+        return collect(decoder, windows, missing, batch_tokens=batch_tokens, progress=progress, partial=partial)
 
-    packed = _made_together(store, "covariance", recipes, make)
     return Statistics(
-        {layer: Covariance.unpacked(packed[layer]) for layer in projections},
+        kept_covariances(store, recipes, keys),
         _provenance(decoder, prints, str(source or "text written by the model itself"), text),
     )
 
@@ -238,15 +224,36 @@ def _provenance(decoder: Decoder, prints: Mapping[int, str], source: Any, text: 
     }
 
 
+def budget_for(projections: Mapping[int, OutProjection], tokens: int | None) -> int:
+    """How many tokens of text are read: as many as were asked for, or 10 × the largest d_in."""
+    return tokens if tokens is not None else TOKENS_PER_DIMENSION * max(each.d_in for each in projections.values())
+
+
+def text_of(
+    decoder: Decoder, tokenizer: Any, source: str | Path | None, budget: int, store: Store, progress: bool
+) -> list[list[int]]:
+    """Windows of `budget` tokens from a corpus, or of what the model writes itself (`source` None)."""
+    if source is None:
+        return self_written(decoder, tokenizer, budget, store, progress)
+    return corpus.windows(corpus.documents(source), tokenizer, budget)
+
+
+def whole_model(decoder: Decoder) -> dict[str, Any]:
+    """What decides the model's logits, as a part of a recipe."""
+    top = len(decoder) - 1
+    return {
+        "model": fingerprints(decoder, [top])[top],
+        "head": [tensor_digest(p) for m in (decoder.final_norm, decoder.head) if m for p in whole_weights(m)],
+    }
+
+
 def self_written(decoder: Decoder, tokenizer: Any, budget: int, store: Store, progress: bool) -> list[list[int]]:
     """Windows of text that the model itself has written: from the store, from what ships, or written now and stored."""
-    top = len(decoder) - 1
     window = sampling.SELF_WRITTEN_WINDOW
     recipe = {
-        "model": fingerprints(decoder, [top])[top],
+        **whole_model(decoder),
         "openings": digest(sampling.openings(tokenizer, -(-budget // window))),
         "banned": digest([sampling.unsayable(decoder, tokenizer)]),
-        "head": [tensor_digest(p) for m in (decoder.final_norm, decoder.head) if m for p in whole_weights(m)],
         "window": window,
         "seed": sampling.SEED,
     }
@@ -263,6 +270,22 @@ def self_written(decoder: Decoder, tokenizer: Any, budget: int, store: Store, pr
             store.get_or_make("text", {0: recipe}, make)
         distributed.barrier()
     return store.get_or_make("text", {0: recipe}, make)[0]["tokens"].tolist()
+
+
+def kept_covariances(
+    store: Store, recipes: Mapping[int, Recipe], collect: Callable[[list[int], Path], Mapping[int, Covariance]]
+) -> dict[int, Covariance]:
+    """The covariance of each recipe, from the store or collected and stored.
+
+    `collect` is called with the layers that are missing and a file for its partial sums.
+    """
+
+    def make(missing: list[int]) -> dict[int, dict[str, torch.Tensor]]:
+        partial = store.path("partial", {"recipes": [recipes[layer] for layer in missing]})
+        return {layer: covariance.packed() for layer, covariance in collect(missing, partial).items()}
+
+    packed = _made_together(store, "covariance", recipes, make)
+    return {layer: Covariance.unpacked(packed[layer]) for layer in recipes}
 
 
 def _made_together(

@@ -22,7 +22,8 @@ def _lines(name: str, value: Any) -> Iterator[str]:
         yield f"{name}{_signature(value)}"
         return
     yield f"class {name}{_signature(value)}" if not issubclass(value, Exception) else f"class {name}"
-    for attribute, found in sorted(vars(value).items()):
+    ours = [base for base in reversed(inspect.getmro(value)) if base.__module__.startswith(alphaedit_plugin.__name__)]
+    for attribute, found in sorted({name: each for base in ours for name, each in vars(base).items()}.items()):
         if attribute.startswith("_"):
             continue
         if isinstance(found, property):
