@@ -38,7 +38,7 @@ from ..nullspace.statistics import Preparation
 from ..restoring import restoring
 from ..storage.tensors import tensor_digest
 from .batch import Asked, Batch, stacked
-from .budget import Budget, Gauge, OverBudget, Reused, parts_that_fit
+from .budget import Budget, Excess, Gauge, OverBudget, Reused, parts_that_fit
 from .change import Change, drift, same_change, sketch
 from .folder import Saved, SessionFolder, is_session, read_manifest
 from .lora import write_lora
@@ -178,8 +178,8 @@ class Session:
         "ignore" does not ask the model at all: there are no verdicts, and they cost nothing.
 
         With a `budget`, such as {"drift": 0.2, "kl": 0.01}, the weights stay within these bounds (`budget.py`), counted
-        from the unedited model; what `finish` makes of them is not measured. Facts that do not fit together are tried
-        by halves, down to one; each part that fits is a batch of its own, for `undo`. What does not fit is not written:
+        from the unedited model, also once `finish` is called. Facts that do not fit together are tried by halves, down
+        to one; each part that fits is a batch of its own, for `undo`. What does not fit is not written:
         it is in the result's `left_out` with the reason, its verdict says so, and it is logged as a warning, whatever
         `on_failure` says; but "raise" takes all back. Where nothing fits, all stays as it was. `targets` serve as long
         as nothing is written (`fixed` ones throughout); only then are others found.
@@ -222,8 +222,11 @@ class Session:
     ) -> Verdicts:
         """`edit` with a budget."""
         asks = on_failure != "ignore"
-        self.editor.check(requests)
-        first = self._checked(requests, on_failure) if asks else ()
+        first: tuple[int, ...] = ()
+        if asks:
+            first = self._checked(requests, on_failure)
+        else:
+            self.editor.check(requests)
 
         def find(rows: Sequence[int]) -> Targets | None:
             part = [requests[row] for row in rows]
@@ -242,7 +245,7 @@ class Session:
                 with self.transaction(part=True):
                     written = self.editor.edit(part, reused.of(rows))
                     _check_finite(self.projections)
-                    if (excess := gauge.excess()) is not None:
+                    if (excess := self._excess(gauge)) is not None:
                         raise OverBudget(excess.said("would be"))
                     if asks:
                         before, after = tuple(heard[row] for row in rows), tuple(self._answers(part))
@@ -262,7 +265,7 @@ class Session:
                 if asks:
                     before = self._answers(requests)
                     heard.update(enumerate(before))
-                excess = gauge.excess()
+                excess = self._excess(gauge)
                 left_out = (
                     parts_that_fit(len(requests), attempt)
                     if excess is None
@@ -282,6 +285,19 @@ class Session:
         if on_failure == "report" and (found.failed or found.warnings):
             found.log(log, str(self.variant))
         return found
+
+    def _excess(self, gauge: Gauge) -> Excess | None:
+        """What is above the budget now, or would be once the sequence is finished."""
+        excess = gauge.excess()
+        if excess is not None or not self.at_end:
+            return excess
+        with put_back(self.projections):
+            try:
+                self._end(self.at_end)
+                excess = gauge.excess()
+            finally:
+                self._before_end = None
+        return None if excess is None else replace(excess, what=f"{excess.what}, once finished,")
 
     def _of_parts(
         self,

@@ -21,6 +21,7 @@ from support.sessions import (
     CONTEXTS,
     FACTS,
     HYPERPARAMETERS,
+    LAYERS,
     assert_folder_holds,
     assert_same_session,
     assert_state,
@@ -138,6 +139,9 @@ def test_whatever_the_bounds_they_hold_after_every_call(method, budget, sizes, h
         left = {request for request, _ in found.left_out}
         assert session.facts[written:] == [request for request in found if request not in left]
         written = len(session.facts)
+    if budget:
+        session.finish()
+        assert_within(spent(unedited, session, covariances_of()), budget)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama bfloat16", "gpt2 float64"])
@@ -223,7 +227,7 @@ def test_what_was_written_is_what_its_parts_write_one_after_the_other(method, to
     assert_same_session(session, again)
 
 
-@pytest.mark.parametrize(("method", "drift"), [("memit", 1.0), ("alphaedit", 0.1)])
+@pytest.mark.parametrize(("method", "drift"), [("memit", 0.8), ("alphaedit", 0.1)])
 def test_and_with_targets_of_their_own_but_for_rounding(method, drift, tokenizer):
     session, again = (session_of(model_of_kind("gpt2 float64"), tokenizer, method, "gpt2 float64") for _ in range(2))
     session.edit(FACTS[:6], on_failure="allow", budget={"drift": drift})
@@ -249,7 +253,7 @@ def test_targets_are_found_again_only_when_something_was_written(tokenizer, monk
     fixed = session.editor.fixed_targets(parse_requests(FACTS[:6]))
     session.edit(FACTS[:6], fixed, on_failure="allow", budget={"drift": SOME["memit"]})
     assert asked == [8, 6], "targets that are fixed hold on any model"
-    assert len(session.batches) > 1
+    assert session.facts
 
 
 def test_a_batch_is_halved_until_it_fits():
@@ -290,6 +294,26 @@ def test_a_finished_session_stays_finished_where_nothing_fits(tokenizer):
     for budget in ({"drift": 1e-3}, {"drift": 1e3, "kl": 1e-9}):
         assert len(session.edit(BATCHES[2], on_failure="ignore", budget=budget).left_out) == len(BATCHES[2])
         assert_state(session, before)
+
+
+def test_what_finishing_would_make_of_it_is_counted(tokenizer):
+    """Below 1 the logarithm that PRUNE takes makes what it damps larger."""
+    small = model_of_kind()
+    for weight in matrices(small, LAYERS).values():
+        weight.mul_(0.02)
+    session = session_of(small, tokenizer, "prune", check_model=False)
+    with session.transaction():  # a first look, taken back below
+        session.edit(FACTS[:2], on_failure="ignore")
+        plain = max(session.report().drift.values())
+        session.finish()
+        finished = max(session.report().drift.values())
+        session.undo()
+    assert finished > plain * 1.01
+    budget = {"drift": (plain + finished) / 2}
+    found = session.edit(FACTS[:2], on_failure="ignore", budget=budget)
+    assert any("once finished, would be" in why for _, why in found.left_out) or len(session.batches) > 1
+    session.finish()
+    assert max(session.report().drift.values()) <= budget["drift"]
 
 
 def test_what_is_spent_already_is_said_at_once(tokenizer, monkeypatch, caplog):
@@ -402,6 +426,7 @@ def test_parts_are_saved_resumed_and_undone_one_by_one(method, tokenizer, tmp_pa
     assert_same(everything(resumed.model), everything(model_of_kind()))
 
 
+@pytest.mark.slow
 def test_an_interrupt_anywhere_leaves_all_or_nothing(tokenizer, tmp_path):
     """Ctrl-C at points spread over the call, and near its end: of three facts two are written, each by itself."""
     session = session_of(model_of_kind(), tokenizer, "alphaedit", autosave=tmp_path / "s")
@@ -415,8 +440,8 @@ def test_an_interrupt_anywhere_leaves_all_or_nothing(tokenizer, tmp_path):
     last = interrupted(run, None).points
     after = everything(session.model)
     assert (len(session.facts), len(session.batches)) == (3, 3)
-    places = random.Random(0).sample(range(1, last), 12)
-    for at in (*places, *range(last - 6, last)):
+    places = random.Random(0).sample(range(1, last), 8)
+    for at in (*places, *range(last - 3, last + 1)):
         if len(session.batches) > 1:
             session.undo(2)
         before = state(session)
