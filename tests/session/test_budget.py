@@ -55,11 +55,11 @@ several_methods = pytest.mark.parametrize("method", SOME)
 
 
 def held_out_windows(tokenizer) -> list[list[int]]:
-    """The first 3,200 tokens of the text, 64 at a time, each with the tokens that open a text."""
+    """The first 1,600 tokens of the text, 64 at a time, each with the tokens that open a text."""
     ids = tokenizer((ROOT / "examples/heldout.txt").read_text(encoding="utf-8"))["input_ids"]
     opening, ids = (ids[:1], ids[1:]) if ids[0] == tokenizer.bos_token_id else ([], ids)
     step = 64 - len(opening)
-    return [opening + ids[start : start + step] for start in range(0, len(ids), step)][:50]
+    return [opening + ids[start : start + step] for start in range(0, len(ids), step)][:25]
 
 
 def spent(unedited, session: Session, covariances=None) -> dict[str, float]:
@@ -74,7 +74,7 @@ def spent(unedited, session: Session, covariances=None) -> dict[str, float]:
         if covariances is not None:
             c = covariances[layer].matrix
             leaks.append(math.sqrt(max(0.0, float(torch.trace(delta @ c @ delta.T) / torch.trace(w @ c @ w.T)))))
-    kl = kl_by_hand(unedited, session.model, held_out_windows(session.tokenizer), 16)
+    kl = kl_by_hand(unedited, session.model, held_out_windows(session.tokenizer), 8)
     return {"drift": max(drifts), "leakage": max(leaks, default=0.0), "kl": kl}
 
 
