@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ..errors import SessionError
+from ..errors import EditError, SessionError
 from ..visible import visible
 from .console import console
 from .exporting import SESSION, export
 from .loading import resumed
 from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Quiet, positive
 from .verdicts import verdict_table
+
+if TYPE_CHECKING:
+    from ..editors.requests import Request
+    from ..editors.verdict import Verdict
 
 FAILED = 3
 """The exit code if a fact is not said in the end."""
@@ -31,6 +36,14 @@ def edit(
     batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 50,
     chat: Chat = False,
     lora: Annotated[bool, Parameter(help="Write a PEFT adapter instead of the whole model.")] = False,
+    budget: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            consume_multiple=1,
+            metavar="NAME=NUMBER...",
+            help="Write only what keeps the model within these bounds: drift, leakage (largest of a layer), kl (nats).",
+        ),
+    ] = None,
     allow_failures: AllowFailures = False,
     quiet: Quiet = False,
     preparing: Preparing = Preparing(),
@@ -38,7 +51,8 @@ def edit(
 ) -> None:
     """Write facts into a model: a model folder (or adapter), a patch, and a session to continue or undo.
 
-    Says of each fact whether the model has learned it, and ends with exit code 3 if one was not learned.
+    Says of each fact whether the model has learned it, and ends with exit code 3 if one was not learned, or was left
+    out for a --budget (run again, it is tried again).
     """
     from ..storage.files import check_place
 
@@ -47,11 +61,12 @@ def edit(
 
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
+    from ..session.budget import Budget
     from ..session.folder import is_session, read_manifest
     from ..session.session import Session
     from .preparing import Prepared
 
-    requests = load_requests(facts, batch)
+    requests, bounds = load_requests(facts, batch), Budget.of(_named(budget or ()))
     variant = Variant.parse(method)
     folder = out / SESSION
     if is_session(folder):
@@ -88,12 +103,38 @@ def edit(
         if not allow_failures:
             for each in batches:
                 session.check(each)
+        left_out: dict[Request, Verdict] = {}
         with tqdm(total=len(todo), desc=visible(str(variant)), unit="fact", disable=quiet) as bar:
             for each in batches:
-                bar.update(len(session.edit(each, on_failure="allow")))
-        export(session, out, lora=lora, whole=not lora)
-        in_force = {request.text: request for request in requests}
-        verdicts = session.verdicts([*in_force.values()])
+                for verdict in session.edit(each, on_failure="allow", budget=bounds).verdicts:
+                    left_out.pop(verdict.request, None)
+                    if verdict.left_out:
+                        left_out[verdict.request] = verdict
+                bar.update(len(each))
+        if is_session(folder):
+            export(session, out, lora=lora, whole=not lora)
+        else:
+            console.print("nothing was written: no fact fits into the budget")
+        in_force = {request.text: request for request in requests}.values()
+        verdicts = session.verdicts(
+            [request for request in in_force if request not in left_out],
+            left_out=[left_out[request] for request in in_force if request in left_out],
+        )
     console.print(verdict_table(verdicts))
     if verdicts.failed and not allow_failures:
         sys.exit(FAILED)
+
+
+def _named(words: Sequence[str]) -> dict[str, float]:
+    """Bounds by name. Raises EditError for a word that is not NAME=NUMBER, or a name that comes twice."""
+    found: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.partition("=")
+        try:
+            bound = float(number)
+        except ValueError:
+            raise EditError(f"--budget {word!r}: write NAME=NUMBER, such as drift=0.2") from None
+        if name in found:
+            raise EditError(f"--budget names {name} twice")
+        found[name] = bound
+    return found

@@ -60,6 +60,15 @@ class Targets:
     def z_star(self) -> Tensor:
         return self.z + self.delta
 
+    def of(self, rows: Sequence[int]) -> Targets:
+        """Those of these requests alone."""
+        z, delta, losses, steps = (
+            column[torch.as_tensor(rows, device=column.device)]
+            for column in (self.z, self.delta, self.losses, self.steps)
+        )
+        shift = None if self.shift is None else self.shift[torch.as_tensor(rows, device=self.shift.device)]
+        return Targets(z, delta, losses, steps, shift, self.fixed)
+
     def seen_from(self, z: Tensor) -> Targets:
         """The same z* as δ from another z, shaped like it."""
         return replace(self, z=z, delta=self.z_star.to(z) - z, fixed=False)

@@ -27,6 +27,7 @@ _USUAL_LOSS = math.log(2)
 class Reason(StrEnum):
     """Why a model does not say a fact's new object."""
 
+    BUDGET = "over budget"
     FIRST_TOKEN = "first token"
     OVERWRITTEN = "overwritten by a later fact"
     NOT_REACHED = "not reached"
@@ -92,7 +93,7 @@ class Circumstances:
 
     `first_token`: its key is the attention sink's. `later`: a later fact with the same prompt and subject. `said`:
     whether the model said it after its own batch. `missed`: share of the way to z* that was left. `loss`: the target's
-    last. `drift`: ‖ΔW‖/‖W‖ by layer, now.
+    last. `drift`: ‖ΔW‖/‖W‖ by layer, now. `left_out`: which bound of a budget kept it from being written.
     """
 
     first_token: bool = False
@@ -101,11 +102,13 @@ class Circumstances:
     missed: float | None = None
     loss: float | None = None
     drift: Mapping[int, float] | None = None
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What became of one fact. `before` is None where it was not asked; `reason` and `detail` are those of a failure.
+    `left_out` says which bound of a budget kept it from being written, if one did.
 
     Invariant: there is a reason if and only if the model does not say the new object `now`.
     """
@@ -115,15 +118,18 @@ class Verdict:
     now: Answer
     reason: Reason | None = None
     detail: str = ""
+    left_out: str = ""
 
     @property
     def written(self) -> bool:
-        """Whether the model says the new object."""
-        return self.now.agrees
+        """Whether the model says the new object, and not by itself: a fact that was left out is not written."""
+        return self.now.agrees and not self.left_out
 
     @property
     def why(self) -> str:
-        """Reason and detail; nothing for a fact that is said."""
+        """Reason and detail, also of a fact that was left out and is said anyway; nothing for one that is written."""
+        if self.reason is None and self.left_out:
+            return f"{Reason.BUDGET}, and said anyway: {self.left_out}"
         return ": ".join(filter(None, (self.reason, self.detail)))
 
     @classmethod
@@ -132,17 +138,19 @@ class Verdict:
     ) -> Verdict:
         """Of a fact that is not said, the reason: the first that the circumstances know; else the edit was too weak."""
         reason, detail = (None, "") if now.agrees else _why_not(circumstances)
-        return cls(request, before, now, reason, detail)
+        return cls(request, before, now, reason, detail, circumstances.left_out)
 
     def __str__(self) -> str:
         before = "" if self.before is None else f"{self.before.probability:.2g} → "
         said = f"{self.request.text!r}: {self.now.words!r}"
         if self.reason is None:
-            return f"{said} ({before}{self.now.probability:.2g})"
+            return f"{said} ({before}{self.now.probability:.2g})" + (f": {self.why}" if self.why else "")
         return f"{said} instead of {self.request.target_new!r} ({before}{self.now.probability:.2g}): {self.why}"
 
 
 def _why_not(known: Circumstances) -> tuple[Reason, str]:
+    if known.left_out:
+        return Reason.BUDGET, known.left_out
     if known.first_token:
         return Reason.FIRST_TOKEN, "the attention sink has the subject's place: put words before the subject"
     if known.later is not None:
@@ -162,32 +170,46 @@ def _why_not(known: Circumstances) -> tuple[Reason, str]:
 class Verdicts(list[Request]):
     """The facts, as a list, with `verdicts`, one each; none where the model was not asked.
 
-    `warnings` say what is unusual about the weights and targets as a whole, in a sentence each.
+    `warnings` say what is unusual about the weights and targets as a whole, in a sentence each. `left_out` are those of
+    the facts that a budget kept from being written, whether or not the model says them, each with the bound that did.
     """
 
     def __init__(
-        self, requests: Iterable[Request], verdicts: Sequence[Verdict] = (), warnings: Sequence[str] = ()
+        self,
+        requests: Iterable[Request],
+        verdicts: Sequence[Verdict] = (),
+        warnings: Sequence[str] = (),
+        left_out: Iterable[tuple[Request, str]] = (),
     ) -> None:
         super().__init__(requests)
-        self.verdicts, self.warnings = tuple(verdicts), tuple(warnings)
+        self.verdicts, self.warnings, self.left_out = tuple(verdicts), tuple(warnings), tuple(left_out)
 
     @property
     def failed(self) -> list[Verdict]:
-        """Those of the facts that the model does not say."""
+        """Those of the facts that the model does not say, or that were left out."""
         return [verdict for verdict in self.verdicts if not verdict.written]
 
     @property
     def summary(self) -> str:
-        return f"{len(self.verdicts) - len(self.failed)} of {len(self.verdicts)} facts written"
+        written = f"{len(self.verdicts) - len(self.failed)} of {len(self.verdicts)} facts written"
+        return f"{written}, {len(self.left_out)} left out" if self.left_out else written
 
     def log(self, log: logging.Logger, name: str) -> None:
-        """One line that sums up, one per failed fact and per warning: a warning unless all is well."""
+        """One line that sums up, one per failed fact and per warning: a warning unless all is well. `log_left_out` has
+        those of facts that were left out.
+        """
         level = logging.WARNING if self.failed else logging.INFO
         log.log(level, "%s: %s", name, self.summary)
         for verdict in self.failed:
-            log.warning("✗ %s", verdict)
+            if not verdict.left_out:
+                log.warning("✗ %s", verdict)
         for warning in self.warnings:
             log.warning("%s", warning)
+
+    def log_left_out(self, log: logging.Logger) -> None:
+        """A warning for each fact that was left out."""
+        for request, why in self.left_out:
+            log.warning("✗ left out: %r → %r: %s", request.text, request.target_new, why)
 
 
 def unusual(drift: Mapping[int, float], missed: Sequence[float]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""One call to a session's `edit`."""
+"""One call to a session's `edit`, or a part of it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The facts of one call to `edit`, and what was written for them. A batch equals only itself.
+    """The facts of one call to `edit`, or of a part of it that a budget allowed, and what was written for them.
 
-    `asked` is None if the model was not asked (`on_failure="ignore"`, or a session that an earlier version saved).
+    A batch equals only itself. `asked` is None if the model was not asked (`on_failure="ignore"`, or a session that an
+    earlier version saved).
     """
 
     requests: tuple[Request, ...]

@@ -19,6 +19,7 @@ from ..editors.chat import Chat, chat_identity, plain
 from ..editors.editor import Editor
 from ..editors.first_token import first_tokens, refuse
 from ..editors.hyperparameters import Hyperparameters
+from ..editors.layered import LayeredEditor
 from ..editors.preconditions import check_editable, check_mode
 from ..editors.preserved import Preserved
 from ..editors.registry import Modifier
@@ -37,6 +38,7 @@ from ..nullspace.statistics import Preparation
 from ..restoring import restoring
 from ..storage.tensors import tensor_digest
 from .batch import Asked, Batch, stacked
+from .budget import Budget, Excess, Gauge, OverBudget, Reused, parts_that_fit
 from .change import Change, drift, same_change, sketch
 from .folder import Saved, SessionFolder, is_session, read_manifest
 from .lora import write_lora
@@ -163,6 +165,7 @@ class Session:
         targets: Targets | None = None,
         *,
         on_failure: OnFailure = "report",
+        budget: Mapping[str, float] | Budget | None = None,
     ) -> Verdicts:
         """Write these facts, all or none; returns them as parsed, a list that also holds a verdict on each.
 
@@ -174,23 +177,31 @@ class Session:
         the attention sink's key and cannot be learned (`check`). "allow" tries such facts too, and logs nothing.
         "ignore" does not ask the model at all: there are no verdicts, and they cost nothing.
 
+        With a `budget`, such as {"drift": 0.2, "kl": 0.01}, the weights stay within these bounds (`budget.py`), counted
+        from the unedited model, also once `finish` is called. Facts that do not fit together are tried by halves, down
+        to one; each part that fits is a batch of its own, for `undo`. What does not fit is not written:
+        it is in the result's `left_out` with the reason, its verdict says so, and it is logged as a warning, whatever
+        `on_failure` says; but "raise" takes all back. Where nothing fits, all stays as it was. `targets` serve as long
+        as nothing is written (`fixed` ones throughout); only then are others found.
+
         Raises RequestError for a record that is malformed or refused, or for two that contradict each other, before
-        anything is touched; EditError if the result would not be finite or, with "raise", is not what was asked for.
+        anything is touched; EditError for a budget that is none, if the result (or, with a budget, what is tried) would
+        not be finite or, with "raise", is not what was asked for.
         """
         if on_failure not in get_args(OnFailure):
             raise EditError(f"on_failure must be one of {', '.join(get_args(OnFailure))}, not {on_failure!r}")
         check_mode()
-        requests = parse_requests(records)
+        requests, bounds = parse_requests(records), Budget.of(budget)
+        if bounds is not None:
+            gauge = Gauge(bounds, self.editor.decoder, self.tokenizer, self.projections, self.base, self.covariances)
+            return self._edit_what_fits(requests, targets, on_failure, gauge)
         if on_failure == "ignore":
             with self.transaction():
                 self._unfinish()
                 self.batches.append(Batch(tuple(requests), self.editor.edit(requests, targets)))
                 self._keep()
             return Verdicts(requests)
-        self.editor.check(requests)
-        first = self._first_tokens(requests)
-        if on_failure != "allow":
-            refuse(requests, first)
+        first = self._checked(requests, on_failure)
         with self.transaction():
             self._unfinish()
             before = self._answers(requests)
@@ -205,6 +216,111 @@ class Session:
         if on_failure == "report" and (found.failed or found.warnings):
             found.log(log, str(self.variant))
         return found
+
+    def _edit_what_fits(
+        self, requests: Sequence[Request], targets: Targets | None, on_failure: OnFailure, gauge: Gauge
+    ) -> Verdicts:
+        """`edit` with a budget."""
+        asks = on_failure != "ignore"
+        first: tuple[int, ...] = ()
+        if asks:
+            first = self._checked(requests, on_failure)
+        else:
+            self.editor.check(requests)
+
+        def find(rows: Sequence[int]) -> Targets | None:
+            part = [requests[row] for row in rows]
+            return self.editor.targets(part) if isinstance(self.editor, LayeredEditor) else None
+
+        reused = Reused(len(requests), targets, find)
+        place_of: dict[int, tuple[int, int]] = {}  # row → (batch, row in the batch) of what was written
+        heard: dict[int, Answer] = {}  # from the model as it is
+
+        def attempt(rows: Sequence[int]) -> str:
+            part = [requests[row] for row in rows]
+            asked = None
+            if asks and not heard.keys() >= {*rows}:
+                heard.update(zip(rows, self._answers(part), strict=True))
+            try:
+                with self.transaction(part=True):
+                    written = self.editor.edit(part, reused.of(rows))
+                    _check_finite(self.projections)
+                    if (excess := self._excess(gauge)) is not None:
+                        raise OverBudget(excess.said("would be"))
+                    if asks:
+                        before, after = tuple(heard[row] for row in rows), tuple(self._answers(part))
+                        asked = Asked(before, after, tuple(at for at, row in enumerate(rows) if row in first))
+                    self.batches.append(Batch(tuple(part), written, asked))
+            except OverBudget as failure:
+                return str(failure)
+            place_of.update({row: (len(self.batches) - 1, at) for at, row in enumerate(rows)})
+            heard.clear()
+            reused.forget()
+            return ""
+
+        before: list[Answer] = []
+        try:
+            with self.transaction():
+                self._unfinish()
+                if asks:
+                    before = self._answers(requests)
+                    heard.update(enumerate(before))
+                excess = self._excess(gauge)
+                left_out = (
+                    parts_that_fit(len(requests), attempt)
+                    if excess is None
+                    else dict.fromkeys(range(len(requests)), excess.said("already is"))
+                )
+                if not place_of:
+                    raise OverBudget
+                found = self._of_parts(requests, place_of, left_out, before if asks else None)
+                if on_failure == "raise":
+                    _check_written(found, unusual(self._drift(), ()))
+                self._keep()
+        except OverBudget:  # finished weights are finished again
+            found = self._of_parts(requests, {}, left_out, before if asks else None)
+            if on_failure == "raise":
+                _check_written(found, ())
+        found.log_left_out(log)
+        if on_failure == "report" and (found.failed or found.warnings):
+            found.log(log, str(self.variant))
+        return found
+
+    def _excess(self, gauge: Gauge) -> Excess | None:
+        """What is above the budget now, or would be once the sequence is finished."""
+        excess = gauge.excess()
+        if excess is not None or not self.at_end:
+            return excess
+        with put_back(self.projections):
+            try:
+                self._end(self.at_end)
+                excess = gauge.excess()
+            finally:
+                self._before_end = None
+        return None if excess is None else replace(excess, what=f"{excess.what}, once finished,")
+
+    def _of_parts(
+        self,
+        requests: Sequence[Request],
+        place_of: Mapping[int, tuple[int, int]],
+        left_out: Mapping[int, str],
+        before: Sequence[Answer] | None,
+    ) -> Verdicts:
+        """Verdicts on these facts, of which some are at these (batch, row) and the others were left out; none if it was
+        not asked what was said `before`.
+        """
+        named = [(requests[row], why) for row, why in sorted(left_out.items())]
+        if before is None:
+            return Verdicts(requests, left_out=named)
+        whole = len({number for number, _ in place_of.values()}) == 1 and not left_out
+        asked = self.batches[-1].asked if whole else None
+        now = self._answers(requests) if asked is None else asked.after
+        rows = sorted(place_of)
+        judged = self._judged([place_of[row] for row in rows], [now[row] for row in rows])
+        verdicts = dict(zip(rows, judged.verdicts, strict=True))
+        for row, why in left_out.items():
+            verdicts[row] = Verdict.of(requests[row], before[row], now[row], Circumstances(left_out=why))
+        return Verdicts(requests, [verdicts[row] for row in range(len(requests))], judged.warnings, named)
 
     def to_do(self, requests: Sequence[Request]) -> list[int]:
         """Which facts of a list, by position, must still be written for the session to hold what the list says.
@@ -235,11 +351,14 @@ class Session:
         refuse(requests, self._first_tokens(requests))
         return requests
 
-    def verdicts(self, records: Sequence[Mapping[str, Any] | Request] | None = None) -> Verdicts:
+    def verdicts(
+        self, records: Sequence[Mapping[str, Any] | Request] | None = None, *, left_out: Sequence[Verdict] = ()
+    ) -> Verdicts:
         """What has become of `records`, by default of every fact of the session, on the model as it is now.
 
-        What a fact's prompt was answered with before is what was heard before its own batch. Raises EditError for a
-        fact that the session does not hold.
+        What a fact's prompt was answered with before is what was heard before its own batch. Facts that a budget left
+        out are no facts of the session; verdicts on them, `left_out`, are brought up to date and come last. Raises
+        EditError for a fact that the session does not hold.
         """
         place_of = {}  # of a fact that was written twice, the later one
         places = [(number, row) for number, batch in enumerate(self.batches) for row in range(len(batch.requests))]
@@ -251,10 +370,20 @@ class Session:
             if absent is not None:
                 raise EditError(f"the session holds no fact {absent.text!r} → {absent.target_new!r}: edit it first")
             places = [place_of[request] for request in wanted]
-        return self._judged(places, self._answers([self.batches[number].requests[row] for number, row in places]))
+        asked = [self.batches[number].requests[row] for number, row in places]
+        now = self._answers([*asked, *(verdict.request for verdict in left_out)])
+        found = self._judged(places, now[: len(places)])
+        again = [
+            Verdict.of(verdict.request, verdict.before, answer, Circumstances(left_out=verdict.left_out))
+            for verdict, answer in zip(left_out, now[len(places) :], strict=True)
+        ]
+        requests = [*found, *(verdict.request for verdict in again)]
+        named = [(verdict.request, verdict.left_out) for verdict in again]
+        return Verdicts(requests, [*found.verdicts, *again], found.warnings, named)
 
     def undo(self, batches: int = 1) -> list[Request]:
-        """Take back the last `batches` calls to `edit`, exactly; returns their facts.
+        """Take back the last `batches` calls to `edit` (of one with a budget, its last parts), exactly; returns their
+        facts.
 
         Raises EditError if there are not that many.
         """
@@ -485,10 +614,11 @@ class Session:
     # ------------------------------------------------------------------------------------------------ internals
 
     @restoring
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, part: bool = False) -> Iterator[None]:
         """Keep (and autosave) the block's weights, history and memory, or restore them all if it fails. Can be nested.
 
-        Raises EditError if a weight is not finite, SessionError if it cannot be saved.
+        A `part` of another transaction is not saved: that is left to the whole. Raises EditError if a weight is not
+        finite, SessionError if it cannot be saved.
         """
         before = (self.batches, self._before_end, self.editor.memory, self.editor.owed)
         self.batches = list(self.batches)
@@ -496,7 +626,7 @@ class Session:
             with put_back(self.projections, only_on_error=True):
                 yield
                 _check_finite(self.projections)
-                if self.autosave is not None:
+                if self.autosave is not None and not part:
                     self.save(self.autosave)  # Ctrl-C waits: folder and memory are both as after the block
         except BaseException:
             self.batches, self._before_end, self.editor.memory, self.editor.owed = before
@@ -507,6 +637,16 @@ class Session:
         _check_finite(self.projections)
         if self.autosave is not None:
             self._folder(self.autosave).stage(self.batches)
+
+    def _checked(self, requests: Sequence[Request], on_failure: OnFailure) -> tuple[int, ...]:
+        """Those of the facts, by row, that have the attention sink's key, which only "allow" allows. Raises as
+        `check`.
+        """
+        self.editor.check(requests)
+        first = self._first_tokens(requests)
+        if on_failure != "allow":
+            refuse(requests, first)
+        return first
 
     def _first_tokens(self, requests: Sequence[Request]) -> tuple[int, ...]:
         return first_tokens(self.model, self.tokenizer, requests, self.projections[max(self.projections)])

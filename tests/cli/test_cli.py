@@ -497,6 +497,44 @@ def test_a_fact_that_is_not_learned_has_a_row_and_ends_with_code_3_and_everythin
     assert "0 of 2 facts written" in output
 
 
+def test_what_does_not_fit_into_a_budget_is_named_ends_with_code_3_and_is_tried_again(edit, some, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    code, output, _ = edit(some(2), out, "--budget", "drift=1e-9", "kl=0.5", judged=True)
+    assert code == 3
+    assert "nothing was written" in output
+    assert "0 of 2 facts written, 2 left out" in output
+    assert output.count("over budget: drift of layer") == 2
+    assert sorted(path.name for path in tmp_path.glob("out/*")) == []
+
+    assert_done(edit(some(1), out))
+    spent = max(Session.resume(out / "session", loaded(checkpoint), read_only=True).report().drift.values())
+    before = weights_in(out / "model")
+    code, output, _ = edit(some(3), out, "--budget", f"drift={1.0001 * spent}", judged=True)
+    assert code == 3
+    assert "1 of 3 facts are in the session already" in output
+    assert "0 of 3 facts written, 2 left out" in output
+    assert_same(weights_in(out / "model"), before)
+
+    output = edit(some(3), out, "--budget", "drift=1e9")[1]
+    assert "1 of 3 facts are in the session already" in output, "what was left out is no fact of the session"
+    assert "left out" not in output
+    assert len(Session.resume(out / "session", loaded(checkpoint), read_only=True).facts) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["drift"], "write NAME=NUMBER"),
+        (["drift=much"], "write NAME=NUMBER"),
+        (["drift=1", "drift=2"], "names drift twice"),
+        (["norm=1"], "may name drift, leakage, kl"),
+        (["kl=-1"], "from 0 up"),
+    ],
+)
+def test_a_word_that_is_no_budget_is_one_line(words, said, edit, some, tmp_path):
+    assert_one_line(edit(some(1), tmp_path / "out", "--budget", *words, model="no-such-model"), said)
+
+
 def test_an_adapter_takes_the_place_of_the_checkpoint(edit, some, checkpoint, tmp_path):
     peft = pytest.importorskip("peft", reason="whether PEFT can read an adapter, only PEFT can tell")
     output = assert_done(edit(some(2), tmp_path / "out", "--lora"))

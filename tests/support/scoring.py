@@ -49,3 +49,14 @@ def slow_accuracy(model, tokenizer, prompt: str, target: str) -> float:
 def perplexity_of(model, windows, **options):
     losses, counts = negative_log_likelihoods(model, windows, **options)
     return float((losses.sum() / counts.sum()).exp())
+
+
+def kl_by_hand(unedited, edited, windows, every: int) -> float:
+    """KL of the next token at every `every`th token, from all logits of one window at a time; mean, in nats."""
+    found, seen = [], 0
+    for window in windows:
+        p, q = (model(torch.tensor([window])).logits[0].double().log_softmax(-1) for model in (unedited, edited))
+        kl = (p.exp() * (p - q)).sum(-1)
+        found += [float(kl[at]) for at in range(len(window)) if (seen + at + 1) % every == 0]
+        seen += len(window)
+    return sum(found) / len(found)
