@@ -26,7 +26,7 @@ class Capacity:
         filled = (weights / (1 + weights)).nan_to_num(1.0)
         finite = weights[weights.isfinite()]
         condition = float((1 + finite.max()) / (1 + finite.min())) if len(finite) else None
-        return cls(dimensions, float(filled.sum()), condition)
+        return cls(dimensions, min(float(filled.sum()), dimensions), condition)
 
     @property
     def left(self) -> float:
