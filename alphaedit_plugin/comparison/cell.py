@@ -288,7 +288,7 @@ def _weights(change: Change, stop: Stop | None = None) -> dict[str, Any]:
         "seconds": stop.seconds if stop else 0.0,
         "drift": change.drift,
         "leakage": change.leakage,
-        "capacity": {layer: asdict(of) for layer, of in stop.capacity.items()} if stop else {},
+        "capacity": {layer: asdict(of) for layer, of in stop.capacity().items()} if stop else {},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class Stop:
     """A contender at a checkpoint. Measure it now: afterwards `model` is edited further, or restored.
 
     `base` and `now` are its out-projections before the first edit and now, layer → W, d_out × d_in; `seconds` is the
-    time that editing took so far; `capacity` is the room that is left by layer, where that is known.
+    time that editing took so far; `capacity` finds the room that is left by layer, where that is known.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Stop:
     seconds: float
     base: Mapping[int, Tensor]
     now: Mapping[int, Tensor]
-    capacity: Mapping[int, Capacity] = field(default_factory=dict)
+    capacity: Callable[[], Mapping[int, Capacity]] = dict
 
 
 @dataclass

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class _OurEntry(Entry):
                         keep_spent(place.session, spent)
                     place.bar.update(len(batch))
                 for at in course.checkpoints:
-                    capacity = session.editor.capacity(at.edits) if isinstance(session.editor, LayeredEditor) else {}
+                    capacity = partial(session.editor.capacity, at.edits)
                     for entry in together:
                         with session.at(at.batches, end=entry.variant.at_end(entry.hyperparameters)) as ending:
                             now = {layer: projection.matrix for layer, projection in session.projections.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..model.branch import branch_is_identity
 from ..model.decoder import Decoder
 from ..model.trace import evaluating
+from .capacity import Capacity
 from .hyperparameters import Hyperparameters
 from .keys import context_templates
 from .preconditions import check_editable, check_mode, check_requests, position_limit
@@ -146,6 +147,10 @@ class Editor(ABC):
 
         Raises EditError if a key, a target or a loss is not finite.
         """
+
+    def capacity(self, count: int) -> dict[int, Capacity]:
+        """layer → the room that is left after the first `count` facts; none for methods that keep no keys."""
+        return {}
 
     def remember(self, written: Written) -> None:  # noqa: B027 - most methods remember nothing
         """Remember the keys of what was written. `edit` does so itself; a resumed session calls this."""

@@ -249,7 +249,6 @@ class LayeredEditor(Editor):
         return self.projections[layer].d_in
 
     def capacity(self, count: int) -> dict[int, Capacity]:
-        """layer → the room that is left after the first `count` facts; none for methods that keep no keys."""
         return {
             layer: Capacity.of(self.dimensions(layer), kept.truncated(count).weights())
             for layer, kept in self.memory.items()

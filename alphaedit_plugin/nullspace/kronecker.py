@@ -168,8 +168,7 @@ class LowCurvature(Spaces[Kronecker]):
 
         Raises ModelStructureError, StatisticsError, CorpusError or NullSpaceError, each naming the remedy.
         """
-        given = any(value is not None for value in (threshold, energy, nullity))
-        criterion = Criterion(threshold=threshold, energy=energy, nullity=nullity) if given else FLAT
+        criterion = Criterion.given(FLAT, threshold=threshold, energy=energy, nullity=nullity)
         decoder, store = Decoder.of(model, template), store or Store()
         inputs = prepare_statistics(
             decoder, tokenizer, layers, source=corpus, tokens=tokens, store=store, progress=progress

@@ -102,8 +102,7 @@ class NullSpaces(Spaces[NullSpace]):
 
         Raises ModelStructureError, StatisticsError, CorpusError or NullSpaceError, each naming the remedy.
         """
-        given = any(value is not None for value in (threshold, energy, nullity))
-        criterion = Criterion(threshold=threshold, energy=energy, nullity=nullity) if given else PAPER
+        criterion = Criterion.given(PAPER, threshold=threshold, energy=energy, nullity=nullity)
         preparation = Preparation(corpus, stats_dir, tokens, criterion, store or Store(), progress)
         statistics = preparation.statistics(model, tokenizer, layers, template=template)
         return null_spaces_of(statistics, criterion, store=preparation.store)

@@ -52,6 +52,11 @@ class Criterion:
             raise NullSpaceError(f"nullity is a whole number of dimensions or a share below 1, not {value}")
         object.__setattr__(self, name, float(value))  # 15 and 15.0 are the same criterion, also as text
 
+    @classmethod
+    def given(cls, default: Criterion, **values: float | None) -> Criterion:
+        """The criterion that the `values` (threshold, energy, nullity) say, or the default if none of them is given."""
+        return default if all(value is None for value in values.values()) else cls(**values)
+
     def __str__(self) -> str:
         ((name, value),) = ((n, v) for n, v in vars(self).items() if v is not None)
         return f"{name} {value:g}"
