@@ -86,6 +86,9 @@ def test_rows_come_in_the_order_asked_for_and_differ(together):
         assert by_name[name].mean_drift < undamped.mean_drift
         assert by_name[name].seconds >= undamped.seconds
     assert set(by_name["rome"].drift) == {1}
+    for row in together.rows:  # the room that is left is known of those that keep keys
+        keeps = row.variant.startswith(("alphaedit", "memit-seq"))
+        assert set(row.capacity) == (set(row.drift) if keeps else set())
 
 
 def test_the_rows_hold_what_is_measured_on_the_edited_model(together, tokenizer):
