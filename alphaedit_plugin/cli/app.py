@@ -19,6 +19,7 @@ from .console import console, log_to_terminal, print_error
 from .easyedit import easyedit
 from .edit import edit
 from .inspect import inspect
+from .merge import merge
 from .methods import methods
 from .options import ARGUMENTS
 from .prepare import prepare
@@ -54,7 +55,19 @@ def verbose(*command: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> N
     run(command, logging.INFO)
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (report, edit, undo, apply, tune, trace, prepare, inspect, methods, cache)
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    report,
+    edit,
+    undo,
+    merge,
+    apply,
+    tune,
+    trace,
+    prepare,
+    inspect,
+    methods,
+    cache,
+)
 
 app.command(
     compare,
