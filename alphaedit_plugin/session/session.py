@@ -70,10 +70,10 @@ class Report:
 class Session:
     """Edits one model in place, batch after batch, and can undo, save, resume and export the edits.
 
-    Invariants. A call to `edit`, `undo` or `finish` does all of its work or none: after any interruption (an error, a
-    value that is not finite, a full disk, Ctrl-C), weights, history and folder are as before the call, bit for bit; or
-    as after it, if Ctrl-C came when all was done but the folder's manifest. Writing the updates of `batches` into
-    `base`, in order, gives the weights.
+    Invariants. A call to `edit`, `undo`, `remove`, `merge` or `finish` does all of its work or none: after any
+    interruption (an error, a value that is not finite, a full disk, Ctrl-C), weights, history and folder are as before
+    the call, bit for bit; or as after it, if Ctrl-C came when all was done but the folder's manifest. Writing the
+    updates of `batches` into `base`, in order, gives the weights.
     """
 
     def __init__(
