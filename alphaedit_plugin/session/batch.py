@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..editors.editor import Written
 from ..editors.requests import Request
 from ..editors.update import Update
 from ..editors.verdict import Answer
+from .manifest import requests_of
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,23 @@ class Asked:
         return cls(before, after, tuple(values["first_tokens"]))
 
 
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """The facts of one call to `edit`, or of a part of it that a budget allowed, and what was written for them.
 
     A batch equals only itself. `asked` is None if the model was not asked (`on_failure="ignore"`, or a session that an
-    earlier version saved).
+    earlier version saved). `time`, to the second, is no part of what a batch's file holds: two sessions with the same
+    edits are the same. It is None where nobody noted it.
     """
 
     requests: tuple[Request, ...]
     written: Written
     asked: Asked | None = None
+    time: datetime | None = field(default_factory=_now)
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, metadata) as a file holds them."""
@@ -65,7 +73,9 @@ class Batch:
         return tensors, metadata
 
     @classmethod
-    def unpacked(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Batch:
+    def unpacked(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], time: datetime | None = None
+    ) -> Batch:
         """The batch that `packed` made. Raises KeyError for anything else."""
         updates = [
             Update(layer, tensors[f"update.{i}.left"], tensors[f"update.{i}.right"])
@@ -74,7 +84,7 @@ class Batch:
         keys = {int(key.partition(".")[2]): value for key, value in tensors.items() if key.startswith("keys.")}
         written = Written(updates, keys, tensors.get("losses"), tensors.get("missed"))
         asked = Asked.unpacked(metadata["asked"]) if "asked" in metadata else None
-        return cls(tuple(Request(**request) for request in metadata["requests"]), written, asked)
+        return cls(requests_of(metadata), written, asked, time)
 
 
 def stacked(batches: Sequence[Batch]) -> dict[int, tuple[Tensor, Tensor]]:
