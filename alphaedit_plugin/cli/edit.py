@@ -103,9 +103,9 @@ def edit(
             for each in batches:
                 session.check(each)
         left_out: dict[Request, Verdict] = {}
-        with progress_bar(
-            total=len(todo), desc=visible(str(variant)), unit="fact", shown=not quiet and len(batches) > 1
-        ) as bar:
+        several = len(batches) > 1  # of one batch, what finds its targets has a bar
+        title, shown = visible(str(variant)), several and not quiet
+        with progress_bar(total=len(todo), desc=title, unit="fact", shown=shown) as bar:
             for each in batches:
                 for verdict in session.edit(each, on_failure="allow", budget=bounds).verdicts:
                     left_out.pop(verdict.request, None)
