@@ -16,7 +16,6 @@ from .console import console
 from .exporting import SESSION, export
 from .loading import resumed
 from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Quiet, positive
-from .verdicts import verdict_table
 
 if TYPE_CHECKING:
     from ..editors.requests import Request
@@ -57,12 +56,12 @@ def edit(
     from ..storage.files import check_place
 
     check_place(out, SessionError, folder=True)
-    from tqdm.auto import tqdm
 
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
+    from ..progress import progress_bar
     from ..session.budget import Budget
-    from ..session.folder import is_session, read_manifest
+    from ..session.manifest import is_session, read_manifest
     from ..session.session import Session
     from .preparing import Prepared
 
@@ -104,7 +103,9 @@ def edit(
             for each in batches:
                 session.check(each)
         left_out: dict[Request, Verdict] = {}
-        with tqdm(total=len(todo), desc=visible(str(variant)), unit="fact", disable=quiet) as bar:
+        several = len(batches) > 1  # of one batch, what finds its targets has a bar
+        title, shown = visible(str(variant)), several and not quiet
+        with progress_bar(total=len(todo), desc=title, unit="fact", shown=shown) as bar:
             for each in batches:
                 for verdict in session.edit(each, on_failure="allow", budget=bounds).verdicts:
                     left_out.pop(verdict.request, None)
@@ -120,7 +121,7 @@ def edit(
             [request for request in in_force if request not in left_out],
             left_out=[left_out[request] for request in in_force if request in left_out],
         )
-    console.print(verdict_table(verdicts))
+    console.print(verdicts)
     if verdicts.failed and not allow_failures:
         sys.exit(FAILED)
 

@@ -19,7 +19,6 @@ SESSION, PATCH, LORA, MODEL = "session", "patch.safetensors", "lora", "model"
 def export(session: Session, out: Path, *, lora: bool = False, whole: bool = False) -> None:
     """Finish the sequence, write the files that people use, and say what they are."""
     from ..model.loading import save_model
-    from ..report.tables import session_table
 
     session.finish()
     lora, whole = lora or (out / LORA).exists(), whole or (out / MODEL).exists()  # what is there already is updated too
@@ -33,6 +32,6 @@ def export(session: Session, out: Path, *, lora: bool = False, whole: bool = Fal
     if whole:
         save_model(session.model, session.tokenizer, out / MODEL)
         written[MODEL] = "ordinary model folder"
-    console.print(session_table(session.report()))
+    console.print(session.report())
     for name, meaning in written.items():
         console.print(f"{escape(str(out / name))}: {escape(meaning)}")
