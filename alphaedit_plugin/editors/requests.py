@@ -88,15 +88,14 @@ def parse_requests(records: Sequence[Mapping[str, Any] | Request]) -> list[Reque
 def load_requests(
     path: str | Path | None, batch: int | None = None, more: Sequence[tuple[str, Mapping[str, Any]]] = ()
 ) -> list[Request]:
-    """Requests of a file (JSON, JSONL, CSV, TSV or YAML), then of `more`, named records. Raises RequestError naming file
-    and record, or if there are none at all.
+    """Requests of a file (JSON, JSONL, CSV, TSV or YAML), and then of `more`, records with names.
+
+    Raises RequestError naming file and record.
 
     If so many are written at a time, `batch`, a later batch may correct an earlier one; otherwise no two may contradict
     each other.
     """
-    named = [*(read_records(Path(path), "facts") if path is not None else ()), *more]
-    if not named:
-        raise RequestError("there are no facts: give a file of them, or a fact itself")
+    named = [*(() if path is None else read_records(Path(path), "facts")), *more]
     return _consistent(((name, mapping(record, name)) for name, record in named), batch)
 
 

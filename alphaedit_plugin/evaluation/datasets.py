@@ -36,8 +36,8 @@ class Dataset:
 
 
 def load_dataset(source: str | Path, *, skip_bad: bool = False) -> Dataset:
-    """Load a file of a known data set (JSON, JSONL, CSV, TSV or YAML), or one from the Hugging Face hub: "ORG/NAME", or "ORG/NAME:FILE"
-    if the name holds several data sets ("zjunlp/KnowEdit:benchmark/ZsRE/ZsRE-test-all.json").
+    """Load a file of a known data set (JSON, JSONL, CSV, TSV or YAML), or one from the Hugging Face hub: "ORG/NAME", or
+    "ORG/NAME:FILE" if the name holds several data sets ("zjunlp/KnowEdit:benchmark/ZsRE/ZsRE-test-all.json").
 
     Raises RequestError, naming the file, the record and the field, for a bad record unless `skip_bad` leaves it out;
     and for a file of unknown format or without a readable record.

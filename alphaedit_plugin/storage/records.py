@@ -1,4 +1,4 @@
-"""Lists of records in a file: JSON, one JSON record per line, CSV, TSV or YAML. An error names file, record and field."""
+"""Lists of records in files: JSON, JSONL, CSV, TSV, YAML. An error names the file, the record and the field."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Named = tuple[str, Any]
 def read_records(path: Path, what: str) -> Sequence[Named]:
     """The records of a file, in its order, each with its name. The suffix says which of `READERS` reads it.
 
-    What is wrong with one record (a line that is not JSON, a row with too many cells) becomes a ValueError in its place;
-    `mapping` reports it.
+    What is wrong with one record (a line that is not JSON, a row with too many cells) becomes a ValueError in its
+    place; `mapping` reports it.
 
     Raises RequestError, naming the file, if it cannot be read or holds no records.
     """
