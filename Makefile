@@ -45,12 +45,12 @@ install: $(VENV)/.installed
 $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt requirements-demo.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plots,gguf]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-demo.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.demo requirements-tests.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,evaluation,plots,gguf]' ruff mypy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tests,evaluation,gguf]' ruff mypy
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-tests.txt
 	touch $@
 

@@ -36,7 +36,7 @@ def edit_with_easyedit(model, tokenizer, facts, hparams) -> None:
 def write_statistics(model, tokenizer, hparams, corpus) -> None:
     """Only the run without the flag needs this: EasyEdit would download Wikipedia where no file of its own lies."""
     statistics = Preparation(corpus=corpus, progress=True).statistics(model, tokenizer, hparams.layers)
-    folder = Path(hparams.stats_dir) / hparams.model_name / f"{hparams.mom2_dataset}_stats"
+    folder = Path(hparams.stats_dir) / model.config._name_or_path / f"{hparams.mom2_dataset}_stats"
     statistics.save_npz(model, folder, hparams.mom2_n_samples, dtype=hparams.mom2_dtype)
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     tokenizer.pad_token_id, tokenizer.padding_side = tokenizer.eos_token_id, "right"  # as BaseEditor does
     facts = load_facts(shipped("examples/facts.json"))[: options.facts]
     hparams = MEMITHyperParams.from_hparams(str(options.hparams))
-    hparams.layers = options.layers or hparams.layers
+    hparams.layers, hparams.batch_size = options.layers or hparams.layers, 10
     flag, start = hparams.null_space, copy.deepcopy(model.state_dict())
     write_statistics(model, tokenizer, hparams, options.corpus)
 

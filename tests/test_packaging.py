@@ -105,6 +105,11 @@ def test_wheel_describes_itself(wheel: Path) -> None:
     assert described["License-Expression"] == "MIT"
     assert described["Author"] == "alphaedit-plugin contributors"
     assert described["Requires-Python"] == ">=3.11"
+    extras = set(described.get_all("Provides-Extra"))
+    (of_all,) = (each for each in described.get_all("Requires-Dist") if 'extra == "all"' in each)
+    assert set(re.findall(r"\w+", of_all.partition("[")[2].partition("]")[0])) == extras - {"all", "tests"}
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(table) >= extras - {"tests"}, "README says what each extra is for"
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from .hush import hushed
 PACKAGE = "easyeditor"
 MISSING = (
     "EasyEdit is neither installed nor on the path. Either edition will do: the current one, by `git clone "
-    "https://github.com/zjunlp/EasyEdit` and the checkout on PYTHONPATH; or that of 2023, which has ROME and MEMIT, by "
+    "https://github.com/zjunlp/EasyEdit`, `pip install -r EasyEdit/requirements.txt` and the checkout on PYTHONPATH; "
+    "or that of 2023, which has ROME and MEMIT (see docs/easyedit.md for what it needs), by "
     "`pip install easyeditor==0.0.1.dev0` (on a newer Python with --no-deps)"
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ..errors import EditError, SessionError
+from ..errors import EditError, RequestError, SessionError
 from ..visible import visible
 from .console import console
 from .exporting import SESSION, export
@@ -27,9 +27,20 @@ FAILED = 3
 
 def edit(
     model: Model,
-    facts: Annotated[Path, Parameter(help="JSON or .jsonl records with prompt, subject and target_new.")],
+    facts: Annotated[
+        Path | None,
+        Parameter(help="Records with prompt, subject and target_new: .json, .jsonl, .csv, .tsv or .yaml."),
+    ] = None,
     /,
     *,
+    fact: Annotated[
+        tuple[str, ...] | None,  # not of triples, or cyclopts takes a prompt that begins with "{}" for JSON
+        Parameter(
+            n_tokens=3,
+            metavar="PROMPT SUBJECT TARGET",
+            help='One more fact, such as "The capital of {} is" France Lyon; may be repeated, after or without FACTS.',
+        ),
+    ] = None,
     out: Annotated[Path, Parameter(help="Folder for the result. One that holds a session of ours is continued.")],
     method: Method = "alphaedit",
     batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 50,
@@ -65,7 +76,13 @@ def edit(
     from ..session.session import Session
     from .preparing import Prepared
 
-    requests, bounds = load_requests(facts, batch), Budget.of(_named(budget or ()))
+    more = [
+        (f"--fact {number}", {"prompt": prompt, "subject": subject, "target_new": target})
+        for number, (prompt, subject, target) in enumerate(zip(*[iter(fact or ())] * 3, strict=True), start=1)
+    ]
+    if facts is None and not more:
+        raise RequestError("there are no facts: name a file of them, or give --fact PROMPT SUBJECT TARGET")
+    requests, bounds = load_requests(facts, batch, more), Budget.of(_named(budget or ()))
     variant = Variant.parse(method)
     folder = out / SESSION
     if is_session(folder):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def loaded(model: str, loading: Loading) -> tuple[Any, Any]:
-    """(model, tokenizer), without the progress bars of transformers."""
+    """(model, tokenizer), without the progress bars of transformers. Says where the model is."""
     from transformers.utils.logging import disable_progress_bar
 
     from ..model.loading import load
@@ -24,13 +24,16 @@ def loaded(model: str, loading: Loading) -> tuple[Any, Any]:
 
     disable_progress_bar()
     with console.status(f"loading {escape(model)}"):
-        return load(
+        found, tokenizer = load(
             model,
             dtype=loading.dtype,
             device=loading.device,
             trust_remote_code=loading.trust_remote_code,
             store=Store(loading.cache),
         )
+    places = dict.fromkeys(str(weight.device) for weight in found.parameters())
+    console.print(f"{escape(model)} is on {', '.join(places)} in {str(found.dtype).removeprefix('torch.')}")
+    return found, tokenizer
 
 
 def session_in(folder: Path) -> Path:

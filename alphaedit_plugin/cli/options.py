@@ -157,8 +157,13 @@ class Placing:
     """How to load a model whose precision is known."""
 
     device: Annotated[
-        str, Parameter(metavar="DEVICE", help="cpu, cuda, cuda:1, mps, or auto: accelerate then places the model.")
-    ] = "cpu"
+        str,
+        Parameter(
+            metavar="DEVICE",
+            help="cpu, cuda, cuda:1, …; auto: the accelerator if there is one, else the CPU; spread: over all that "
+            "there are, by accelerate.",
+        ),
+    ] = "auto"
     trust_remote_code: Annotated[bool, Parameter(help="Allow code that comes with the model to run.")] = False
     cache: Cache = None
 

@@ -85,14 +85,18 @@ def parse_requests(records: Sequence[Mapping[str, Any] | Request]) -> list[Reque
     return _consistent((f"request {index}", record) for index, record in enumerate(records))
 
 
-def load_requests(path: str | Path, batch: int | None = None) -> list[Request]:
-    """Requests of a JSON file: a list, or one record per line. Raises RequestError naming file and record.
+def load_requests(
+    path: str | Path | None, batch: int | None = None, more: Sequence[tuple[str, Mapping[str, Any]]] = ()
+) -> list[Request]:
+    """Requests of a file (JSON, JSONL, CSV, TSV or YAML), and then of `more`, records with names.
+
+    Raises RequestError naming file and record.
 
     If so many are written at a time, `batch`, a later batch may correct an earlier one; otherwise no two may contradict
     each other.
     """
-    names = ((f"{path}, record {index}", record) for index, record in enumerate(read_records(Path(path), "facts")))
-    return _consistent(((name, mapping(record, name)) for name, record in names), batch)
+    named = [*(() if path is None else read_records(Path(path), "facts")), *more]
+    return _consistent(((name, mapping(record, name)) for name, record in named), batch)
 
 
 def _consistent(named: Iterable[tuple[str, Mapping[str, Any] | Request]], batch: int | None = None) -> list[Request]:
@@ -125,9 +129,9 @@ def _text(record: Mapping[str, Any], key: str, name: str) -> str:
     if isinstance(value, Mapping):
         value = value.get("str")
     if value is None:
-        raise RequestError(f"{name} has no {key!r}")
+        raise RequestError(f"{name} has no {key!r}, only {', '.join(map(str, record)) or 'nothing'}")
     if not isinstance(value, str):
-        raise RequestError(f"{name}: {key} must be text, not {value!r}")
+        raise RequestError(f"{name}: {key} must be text in quotes, not {value!r}")
     if not value.strip():
         raise RequestError(f"{name}: {key} is empty")
     check_whole(value, name)

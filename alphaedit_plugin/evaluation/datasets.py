@@ -11,7 +11,7 @@ from typing import Any
 from ..editors.border import without_usual_space
 from ..editors.requests import Request
 from ..errors import RequestError
-from ..storage.records import Json, decoded, mapping, read_records, text_of
+from ..storage.records import Json, Named, decoded, mapping, numbered, read_records, text_of
 from .facts import Fact, Probe
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,16 @@ class Dataset:
 
 
 def load_dataset(source: str | Path, *, skip_bad: bool = False) -> Dataset:
-    """Load a JSON or JSONL file of a known data set, or one from the Hugging Face hub: "ORG/NAME", or "ORG/NAME:FILE"
-    if the name holds several data sets ("zjunlp/KnowEdit:benchmark/ZsRE/ZsRE-test-all.json").
+    """Load a file of a known data set (JSON, JSONL, CSV, TSV or YAML), or one from the Hugging Face hub: "ORG/NAME", or
+    "ORG/NAME:FILE" if the name holds several data sets ("zjunlp/KnowEdit:benchmark/ZsRE/ZsRE-test-all.json").
 
     Raises RequestError, naming the file, the record and the field, for a bad record unless `skip_bad` leaves it out;
     and for a file of unknown format or without a readable record.
     """
     records = records_of(source)
-    format_ = _recognised(records, str(source))
+    format_ = _recognised([record for _, record in records], str(source))
     facts, bad = [], []
-    for index, record in enumerate(records):
-        name = f"{source}, record {index}"
+    for name, record in records:
         try:
             facts.append(format_.parse(mapping(_unpacked(mapping(record, name)), name), name))
         except RequestError as failure:
@@ -65,10 +64,8 @@ def load_facts(source: str | Path) -> list[Fact]:
     return load_dataset(source).facts
 
 
-def records_of(source: str | Path) -> Sequence[Any]:
-    """The records in the file's order; a line that is not JSON becomes a ValueError. Raises RequestError if they cannot
-    be read.
-    """
+def records_of(source: str | Path) -> Sequence[Named]:
+    """The records in the file's order, as `read_records` gives them. Raises RequestError if they cannot be read."""
     path = Path(source)
     name, _, file = str(source).partition(":")
     if not path.exists() and not Path(name).suffix and name.count("/") <= 1:
@@ -76,7 +73,7 @@ def records_of(source: str | Path) -> Sequence[Any]:
     return read_records(path, "facts")
 
 
-def _from_hub(name: str, file: str) -> Sequence[Any]:
+def _from_hub(name: str, file: str) -> Sequence[Named]:
     try:
         import datasets
     except ImportError as failure:
@@ -90,7 +87,7 @@ def _from_hub(name: str, file: str) -> Sequence[Any]:
         raise RequestError(f"there is no file {name}, and the hub gives no data set: {failure}") from failure
     if not records:
         raise RequestError(f"the data set {name} is empty")
-    return records
+    return numbered(f"{name}:{file}" if file else name, records)
 
 
 def _recognised(records: Sequence[Any], source: str) -> Format:

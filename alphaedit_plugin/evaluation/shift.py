@@ -154,12 +154,11 @@ def prompts_from(source: str | Path) -> list[str]:
     In the latter, "{}" stands for the record's subject. Raises RequestError naming file, record and field.
     """
     records = records_of(source)
-    first = records[0]
+    _, first = records[0]
     if isinstance(first, Mapping) and any(format_.fields <= first.keys() for format_ in FORMATS):
         return [fact.request.text for fact in load_facts(source)]
     prompts = []
-    for index, record in enumerate(records):
-        name = f"{source}, record {index}"
+    for name, record in records:
         prompt = text_of(mapping(record, name), "prompt", name)
         prompts.append(prompt.replace("{}", text_of(record, "subject", name)) if "{}" in prompt else prompt)
     return prompts

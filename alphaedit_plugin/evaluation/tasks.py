@@ -94,7 +94,7 @@ def task_of(path: Path) -> Task | None:
 
 
 def load_examples(path: Path, limit: int | None) -> tuple[Task, list[Example]]:
-    """The task of a JSON or JSONL file, and its first `limit` examples (all, if None) with labels in equal parts.
+    """The task of a file of records, and its first `limit` examples (all, if None) with labels in equal parts.
 
     All records are read, so a malformed one is an error even after the last chosen one. Raises RequestError naming the
     file, the record and the field.
@@ -103,8 +103,7 @@ def load_examples(path: Path, limit: int | None) -> tuple[Task, list[Example]]:
     if task is None:
         raise RequestError(f"{path} is of no known task: its name must begin with {', '.join(t.name for t in TASKS)}")
     examples = []
-    for index, record in enumerate(read_records(path, "examples")):
-        where = f"{path}, record {index}"
+    for index, (where, record) in enumerate(read_records(path, "examples")):
         examples.append(task.parse(mapping(record, where), index, where))
     return task, balanced(examples, limit)
 

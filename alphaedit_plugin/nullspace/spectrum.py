@@ -40,11 +40,9 @@ class Spectrum:
 
 
 def check_format(path: Path) -> None:
-    """Raises AlphaEditError if matplotlib is missing or cannot write such a file. Call it before a long computation."""
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as failure:
-        raise AlphaEditError("the picture needs matplotlib: pip install 'alphaedit-plugin[plots]'") from failure
+    """Raises AlphaEditError if matplotlib cannot write such a file. Call it before a long computation."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
     known = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in known:
         raise AlphaEditError(f"{path} cannot be drawn: its name must end in one of .{', .'.join(sorted(known))}")
@@ -53,7 +51,7 @@ def check_format(path: Path) -> None:
 def plot(spectra: list[Spectrum], path: Path) -> None:
     """A PNG (or any format matplotlib knows by its suffix): eigenvalues of each layer and the boundary.
 
-    Raises AlphaEditError if matplotlib is missing or does not know the format.
+    Raises AlphaEditError if matplotlib does not know the format.
     """
     check_format(path)
     from matplotlib.figure import Figure

@@ -90,14 +90,6 @@ class Picture:
     small: bool = False
 
 
-def check() -> None:
-    """Raises CompareError if matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as failure:
-        raise CompareError("the figures need matplotlib: pip install 'alphaedit-plugin[plots]'") from failure
-
-
 def pairs_panel(column: Column, rows: Sequence[Row], looks: Mapping[str, Style], before: Row | None) -> Panel:
     """One line per method: hollow marks without P, filled ones with P, intervals, and the model before any edit."""
     by_name = {row.variant: row for row in rows}

@@ -9,6 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from jinja2 import ChainableUndefined, Environment
+from markupsafe import Markup
+
 from ..comparison.results import Comparison
 from ..errors import CompareError
 from ..storage.files import write_text
@@ -39,15 +42,9 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     """Write `folder`/report.html, and every figure as PNG and SVG to `folder`/figures; returns the page's path.
 
     The page needs no network and no other file. It has sections only for what was measured. All of its text is escaped.
-    Raises CompareError if it cannot be written, if there is nothing to report, or if jinja2 or matplotlib is missing.
+    Raises CompareError if it cannot be written, or if there is nothing to report.
     """
     folder = Path(folder)
-    figures.check()
-    try:
-        from jinja2 import ChainableUndefined, Environment
-        from markupsafe import Markup
-    except ImportError as failure:
-        raise CompareError("the report needs jinja2: pip install 'alphaedit-plugin[plots]'") from failure
     if not comparisons:
         raise CompareError("there is nothing to report: the run has no comparison yet")
     looks = styles(comparisons)

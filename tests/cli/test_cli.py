@@ -498,6 +498,35 @@ def test_a_fact_that_is_not_learned_has_a_row_and_ends_with_code_3_and_everythin
     assert "0 of 2 facts written" in output
 
 
+FACT = ("{} is located in the city of", "The Eiffel Tower", "Rome")
+"""The first of FACTS."""
+
+
+def test_a_fact_needs_no_file_and_goes_with_one(run, checkpoint, tmp_path):
+    (tmp_path / "quick.yaml").write_text(QUICK)
+    (tmp_path / "facts.csv").write_text('prompt,subject,target_new\n{} is in,"Paris, Texas",Rome\n')
+    given = ("--hparams", tmp_path / "quick.yaml", *SMALL, "--allow-failures")
+    other = ("{} speaks", "The old village", "two -5s")
+    for file in ([], [tmp_path / "facts.csv"]):
+        out = tmp_path / f"with {len(file)}"
+        assert_done(run("edit", checkpoint, *file, "--fact", *FACT, "--fact", *other, "--out", out, *given))
+        with Session.resume(out / "session", loaded(checkpoint), read_only=True) as session:
+            written = [(fact.prompt, fact.subject, fact.target_new) for fact in session.facts]
+        assert written == [*[("{} is in", "Paris, Texas", "Rome")] * len(file), FACT, other]
+
+
+def test_no_fact_and_what_is_wrong_with_a_fact_is_one_line(run, tmp_path):
+    begin, end = ("edit", "no-such-model"), ("--out", tmp_path / "out")
+    assert_one_line(run(*begin, *end), "there are no facts", "--fact PROMPT SUBJECT TARGET")
+    assert_one_line(run(*begin, "--fact", "{} is in", "Paris", *end), "--fact")
+    assert_one_line(run(*begin, "--fact", *FACT, "--fact", "It is in", "Paris", "Rome", *end), "--fact 2", "'{}'")
+    assert_one_line(run(*begin, "--fact", *FACT, "--fact", *FACT[:2], "Lyon", *end), "--fact 1 and --fact 2 contradict")
+    (tmp_path / "facts.tsv").write_text("prompt\tsubject\tobject\n{} is in\tParis\tRome\n")
+    assert_one_line(run(*begin, tmp_path / "facts.tsv", *end), "facts.tsv, row 2", "target_new", "object")
+    (tmp_path / "facts.xlsx").write_bytes(b"PK\x03\x04\xff")
+    assert_one_line(run(*begin, tmp_path / "facts.xlsx", *end), "facts.xlsx", ".csv", ".yaml")
+
+
 def test_what_does_not_fit_into_a_budget_is_named_ends_with_code_3_and_is_tried_again(edit, some, checkpoint, tmp_path):
     out = tmp_path / "out"
     code, output, _ = edit(some(2), out, "--budget", "drift=1e-9", "kl=0.5", judged=True)
@@ -731,7 +760,7 @@ def test_a_folder_goes_on_only_with_the_method_and_model_it_began_with(changes, 
     [
         ("[", []),
         ("", []),
-        ("[]", ["no list"]),
+        ("[]", ["holds no facts"]),
         ("{}", ["no list"]),
         ("3", ["no list"]),
         ('["text"]', ["record 0"]),
@@ -939,7 +968,13 @@ def test_a_malformed_yaml_is_one_line_that_names_it(run, checkpoint, content):
 
 
 def test_a_model_that_is_not_there_is_one_line(run, tmp_path):
-    assert_one_line(run("prepare", tmp_path / "nowhere", *SMALL), "nowhere")
+    assert_one_line(run("prepare", tmp_path / "nowhere", *SMALL), "there is no model folder", "nowhere")
+
+
+def test_where_the_model_is_is_said_once(run, checkpoint):
+    _, output, _ = run("prepare", checkpoint, *SMALL, "--dtype", "bfloat16")
+    assert output.replace("\n", "").count(f"{checkpoint} is on ") == 1
+    assert "in bfloat16" in output
 
 
 def test_a_folder_without_a_model_is_one_line(run, tmp_path):

@@ -171,7 +171,7 @@ def test_a_model_behind_the_methods_is_told_where_it_belongs(run):
         (["compare", "--methods"], ["--methods"]),
         (["compare", "--methods", ","], ["--methods"]),
         (["compare", "model", "another"], ["another"]),
-        (["edit", "model"], ["FACTS"]),
+        (["edit", "model"], ["--out"]),
         (["edit", "model", "facts.json"], ["--out"]),
         (["cache", "--kind", "texts"], ["texts", "covariance"]),
         (["easyedit"], ["SCRIPT"]),
@@ -279,3 +279,40 @@ def test_easyedit_passes_on_all_words_behind_the_script(tmp_path):
         assert json.loads(done.stdout) == ["script.py", *words]
         assert "Traceback" in done.stderr
         assert "KeyError: 'of the script'" in done.stderr
+
+
+FAILING = """\
+def helper():
+    {statement}
+
+try:
+    import alphaedit_plugin.errors
+    helper()
+except ZeroDivisionError as failure:
+    raise ValueError("of the script") from failure
+"""
+
+
+@pytest.mark.parametrize("statement", ["1 / 0", "raise KeyError"])
+def test_what_a_script_raises_is_shown_as_python_shows_it(statement, tmp_path):
+    (tmp_path / "script.py").write_text(FAILING.format(statement=statement))
+    plain = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    ours = alphaedit("easyedit", "script.py", cwd=tmp_path)
+    assert "Traceback" in plain.stderr
+    assert (ours.returncode, ours.stderr.replace("script.py", str(tmp_path / "script.py"))) == (1, plain.stderr)
+
+
+def test_a_script_with_bad_syntax_is_shown_without_our_frames(tmp_path):
+    (tmp_path / "script.py").write_text("def f(:\n")
+    done = alphaedit("easyedit", "script.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "SyntaxError" in done.stderr
+    assert "alphaedit_plugin" not in done.stderr
+
+
+def test_an_error_of_ours_in_a_script_is_one_line_that_names_the_scripts(tmp_path):
+    (tmp_path / "script.py").write_text(
+        FAILING.format(statement="raise alphaedit_plugin.errors.EditError('it failed')")
+    )
+    done = alphaedit("easyedit", "script.py", cwd=tmp_path)
+    assert_one_line((done.returncode, done.stdout, done.stderr), "it failed (script.py, line 6)")

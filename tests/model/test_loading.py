@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from support.tiny import tiny
 from support.weights import assert_same, everything
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     T5Config,
@@ -46,6 +51,63 @@ def test_the_type_asked_for_is_the_type_given(checkpoint):
 def test_a_model_that_is_not_there_is_refused_by_name(tmp_path):
     with pytest.raises(ModelStructureError, match="nothing here"):
         load(str(tmp_path / "nothing here"))
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such", "a/b/c", "models/", "../model"])
+def test_a_path_where_nothing_is_is_no_matter_of_the_hubs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)
+    with pytest.raises(ModelStructureError, match=f"there is no model folder {re.escape(name)}:"):
+        load(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OfflineModeIsEnabled, "not in Hugging Face's cache; the hub cannot be reached"),
+        (ConnectionError, "not in Hugging Face's cache; the hub cannot be reached"),
+        (RepositoryNotFoundError, "there is no folder org/model here, and the model org/model is not on Hugging Face"),
+        (GatedRepoError, "the model org/model is gated: ask for it at https://huggingface.co/org/model"),
+    ],
+)
+def test_why_the_hub_gives_no_model_is_said_without_asking_again(error, said, monkeypatch):
+    asked = []
+
+    def refused(url, **_options):
+        asked.append(url)
+        raise error.__new__(error)
+
+    monkeypatch.setattr("alphaedit_plugin.model.loading.get_hf_file_metadata", refused)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)
+    with pytest.raises(ModelStructureError, match=re.escape(said)):
+        load("org/model")
+    assert len(asked) == 1
+
+
+def test_a_model_in_the_hubs_cache_needs_no_network(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("alphaedit_plugin.model.loading.try_to_load_from_cache", lambda name, file: "somewhere")
+    monkeypatch.setattr("alphaedit_plugin.model.loading.get_hf_file_metadata", None)
+    for each in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
+        read = each.from_pretrained
+        monkeypatch.setattr(each, "from_pretrained", lambda name, read=read, **options: read(checkpoint, **options))
+    assert load("org/model")[0].config._name_or_path == "org/model"
+
+
+def test_a_model_that_is_spread_is_placed_by_accelerate(checkpoint, monkeypatch):
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    asked, read = [], AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **o: asked.append(o) or read(*a, **o))
+    load(str(checkpoint), device="spread")
+    load(str(checkpoint))
+    assert [options.get("device_map") for options in asked] == ["auto", None]
+    monkeypatch.setattr("alphaedit_plugin.model.loading.find_spec", lambda name: None)
+    with pytest.raises(ModelStructureError, match="'spread' needs accelerate"):
+        load(str(checkpoint), device="spread")
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ModelStructureError, match="the device 'nowhere' cannot be used here"):
+        load(str(tmp_path / "no model"), device="nowhere")
 
 
 def test_a_type_that_does_not_exist_is_refused(checkpoint):
