@@ -22,6 +22,7 @@ from .inspect import inspect
 from .methods import methods
 from .options import ARGUMENTS
 from .prepare import prepare
+from .push import push
 from .report import report
 from .run_file import options_of_file
 from .trace import trace
@@ -54,7 +55,19 @@ def verbose(*command: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> N
     run(command, logging.INFO)
 
 
-COMMANDS: tuple[Callable[..., Any], ...] = (report, edit, undo, apply, tune, trace, prepare, inspect, methods, cache)
+COMMANDS: tuple[Callable[..., Any], ...] = (
+    report,
+    edit,
+    undo,
+    apply,
+    push,
+    tune,
+    trace,
+    prepare,
+    inspect,
+    methods,
+    cache,
+)
 
 app.command(
     compare,
