@@ -99,7 +99,11 @@ class Repository:
         except HfHubHTTPError as failure:
             status = failure.response.status_code if failure.response is not None else 0
             said = failure.server_message or str(failure).partition("\n")[0]
-            remedy = "use a token that may write there" if status in (401, 403) else "try again later"
+            remedy = "put that right, and try again"
+            if status in (401, 403):
+                remedy = "use a token that may write there"
+            elif status == 429 or status >= 500:
+                remedy = "try again later"
             raise HubError(f"{where}: the Hub answers {status}, {said}. The folder is complete: {remedy}") from failure
         except Exception as failure:  # the hub's HTTP client is another one in every version
             raise HubError(

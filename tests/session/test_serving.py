@@ -1,7 +1,7 @@
 """Adapters are what servers load: the rules of vLLM, SGLang and llama.cpp, as their sources state them, on our files.
 
-None of the three runs here. What each does with a folder is written down below, in our words: what it refuses, and which
-ΔW it serves for what it takes. vllm/lora/{peft_helper,lora_model,utils}.py, vllm/config/lora.py (0.11);
+None of the three runs here. What each does with a folder is written down below, in our words: what it refuses, and
+which ΔW it serves for what it takes. vllm/lora/{peft_helper,lora_model,utils}.py, vllm/config/lora.py (0.11);
 sglang/srt/lora/{lora_config,mem_pool,utils}.py (0.5); llama.cpp's convert_lora_to_gguf.py and llama-adapter.h.
 """
 
