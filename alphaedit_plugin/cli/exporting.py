@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..session.lora import Adapter
     from ..session.session import Session
 
+_FEW = 10
+"""Facts that an adapter's rank has lost are named, up to so many."""
+
 SESSION, PATCH, LORA, MODEL = "session", "patch.safetensors", "lora", "model"
 
 
@@ -27,6 +30,7 @@ def export(
     """
     from ..model.origin import Origin
     from ..report.tables import session_table
+    from ..session.card import CARD
     from ..session.lora import chosen_rank, hub_base
 
     session.finish()
@@ -46,8 +50,12 @@ def export(
     console.print(session_table(session.report()))
     for name, meaning in written.items():
         console.print(f"{escape(str(out / name))}: {escape(meaning)}")
-    for verdict in adapter.lost if adapter is not None else ():
-        console.print(f"[red]✗[/red] lost by this rank: {escape(str(verdict))}")
+    lost = adapter.lost if adapter is not None else []
+    for verdict in lost[:_FEW]:
+        now = f"{verdict.request.text} → {verdict.request.target_new}: {' '.join(verdict.now.words.split())!r}"
+        console.print(f"[red]✗[/red] lost by this rank: {escape(now)}")
+    if len(lost) > _FEW:
+        console.print(f"… and {len(lost) - _FEW} more, in {escape(str(out / LORA / CARD))}")
     return adapter
 
 

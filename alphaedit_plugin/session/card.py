@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..editors.verdict import Verdict, Verdicts
+from ..editors.verdict import Answer, Verdict, Verdicts
 from ..model.gguf import is_gguf
 from ..model.origin import Origin
 from ..visible import visible
@@ -97,7 +97,7 @@ class Card:
         whose = "With this adapter merged, the base model" if self.adapter is not None else "The model"
         yield f"{whose} says {said} of {len(verdicts)}, greedily, in answer to their own prompts."
         if self.adapter is not None and self.adapter.lost:
-            yield f"{len(self.adapter.lost)} of those that it does not say it says with an adapter of full rank."
+            yield f"With an adapter of full rank it says {said + len(self.adapter.lost)}."
         if len(verdicts) <= _FEW:
             yield _table(verdicts)
             return
@@ -160,14 +160,18 @@ def _table(verdicts: Sequence[Verdict]) -> str:
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
-    before = "" if verdict.before is None else _plain(verdict.before.words)
+    before = "" if verdict.before is None else _plain(_said(verdict.before))
     why = f" ({_plain(verdict.why)})" if verdict.why else ""
     return (
         "✓" if verdict.written else "✗",
         f"{_plain(verdict.request.text)} → {_plain(verdict.request.target_new)}",
         before,
-        f"{_plain(verdict.now.words)}{why}",
+        f"{_plain(_said(verdict.now))}{why}",
     )
+
+
+def _said(answer: Answer) -> str:
+    return answer.words if answer.words.split() else "nothing"
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..editors.verdict import Verdict, Verdicts
+from ..editors.verdict import Reason, Verdict, Verdicts
 from ..errors import ModelStructureError, PatchError
 from ..model.decoder import Decoder, OutProjection
 from ..model.origin import Origin
@@ -35,8 +36,8 @@ class Adapter(dict[int, int]):
     """An edit in factors: layer → rank, for the layers that changed, and what the edit loses by it.
 
     `factors`: layer → (B d_out × r, A r × d_in), float32, B A ≈ ΔW. `kept`: layer → the share of ‖ΔW‖² that B A holds.
-    `verdicts`, of `Session.to_lora`: what the model says of each fact with B A in place of ΔW. `lost`: those of the
-    facts that it says with all of ΔW, and no longer so. `exact`: whether nothing but rounding noise is left out.
+    `exact`: whether nothing but rounding noise is left out. `verdicts`, of `Session.to_lora`: what the model says of
+    each fact with B A in place of ΔW.
     """
 
     def __init__(
@@ -45,7 +46,6 @@ class Adapter(dict[int, int]):
         super().__init__({layer: len(a) for layer, (_, a) in factors.items()})
         self.factors, self.kept, self.exact = dict(factors), dict(kept), exact
         self.verdicts = Verdicts(())
-        self.lost: list[Verdict] = []
 
     @property
     def rank(self) -> int:
@@ -84,6 +84,19 @@ class Adapter(dict[int, int]):
         if not factors:
             raise PatchError(f"layers {sorted(projections)} are as in the base: there is no edit to write")
         return cls(factors, kept, exact=energy is None and rank is None)
+
+    def judge(self, verdicts: Verdicts, whole: Verdicts | None = None) -> None:
+        """Take down what the model says with the adapter merged, beside what it says with the whole edit."""
+        found = list(verdicts.verdicts)
+        for place, before in enumerate(whole.verdicts if whole is not None else ()):
+            if before.written and not found[place].written:
+                found[place] = replace(found[place], reason=Reason.RANK, detail="")
+        self.verdicts = Verdicts(verdicts, found, verdicts.warnings)
+
+    @property
+    def lost(self) -> list[Verdict]:
+        """On the facts that the model says with all of ΔW, and no longer with B A."""
+        return [verdict for verdict in self.verdicts.verdicts if verdict.reason is Reason.RANK]
 
     def merge(self, projections: Mapping[int, OutProjection], base: Mapping[int, Tensor]) -> None:
         """Write `base` + B A into the weights, as PEFT does when it merges."""

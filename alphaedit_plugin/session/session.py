@@ -620,10 +620,7 @@ class Session:
         whole = None if adapter.exact else self.verdicts()
         with put_back(self.projections):
             adapter.merge(self.projections, self.base)
-            adapter.verdicts = self.verdicts()
-        if whole is not None:
-            pairs = zip(whole.verdicts, adapter.verdicts.verdicts, strict=True)
-            adapter.lost = [now for before, now in pairs if before.written and not now.written]
+            adapter.judge(self.verdicts(), whole)
         origin = Origin.named(base_model) if base_model else Origin.of(self.model)
         card = self._card(origin, adapter.verdicts, adapter).text(folder / CARD)
         save_lora(

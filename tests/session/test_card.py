@@ -87,11 +87,12 @@ def test_a_failed_fact_says_what_is_said_and_why():
 
 
 def test_a_thin_adapter_says_what_it_holds_and_what_was_lost():
-    adapter = thin(exact=False)
-    adapter.lost = [verdict(said=False)]
-    text = card(verdict(said=False), adapter=adapter).text()
+    adapter, lost = thin(exact=False), verdict(said=False)
+    adapter.judge(Verdicts([lost.request], [lost]), Verdicts([lost.request], [verdict()]))
+    text = card(*adapter.verdicts.verdicts, adapter=adapter).text()
     assert "90 % of ‖ΔW‖²" in text
-    assert "1 of those" in text
+    assert "of full rank it says 1." in text
+    assert "lost by the adapter's rank" in rows(text)[0]
     assert "‖ΔW‖²" not in card(verdict(), adapter=thin()).text()
 
 
@@ -179,7 +180,7 @@ def test_facts_that_a_rank_loses_are_named(tokenizer, tmp_path):
     assert [each.request for each in adapter.lost] == [each.request for each in adapter.verdicts.failed]
     assert adapter.lost
     assert 0 < adapter.kept[taught.LAST] < 1
-    assert f"{len(adapter.lost)} of those" in (tmp_path / "thin" / "README.md").read_text(encoding="utf-8")
+    assert "of full rank it says 3." in (tmp_path / "thin" / "README.md").read_text(encoding="utf-8")
 
 
 def test_what_a_thin_adapter_says_is_what_peft_says_with_it(tokenizer, tmp_path):
