@@ -29,8 +29,9 @@ def publish(folder: Path, repository: str, *, public: bool) -> None:
 
     chosen = _chosen(folder)
     with console.status(f"publishing {escape(str(chosen))}"):
-        address = Repository(repository, MARK).publish(chosen, private=not public)
-    console.print(f"{escape(str(chosen))} is published: {escape(address)}")
+        address, private = Repository(repository, MARK).publish(chosen, private=not public)
+    who = "privately" if private else "for everybody"
+    console.print(f"{escape(str(chosen))} is published, {who}: {escape(address)}")
 
 
 def _chosen(folder: Path) -> Path:

@@ -117,15 +117,18 @@ class Card:
                     "tokenizer = AutoTokenizer.from_pretrained(folder)",
                 ]
             )
-        name, file = self.origin.name or "the unedited model", ""
-        if is_gguf(name):
-            name, file = str(Path(name).parent), f", gguf_file={Path(name).name!r}"
+        base, file = repr(self.origin.name), ""
+        if not self.origin.on_hub:  # a path would tell others nothing, and more than they need to know
+            base = f"{self.origin.short or 'base'!r}  # the folder of the unedited model"
+        if is_gguf(self.origin.name):
+            base = "'.'  # the folder of the unedited model"
+            file = f", gguf_file={self.origin.short!r}"
         return "\n".join(
             [
                 "from peft import PeftModel",
                 *lines,
                 f"adapter = {here}",
-                f"base = {name!r}",
+                f"base = {base}",
                 f'model = AutoModelForCausalLM.from_pretrained(base{file}, dtype="auto")',
                 "model = PeftModel.from_pretrained(model, adapter)",
                 f"tokenizer = AutoTokenizer.from_pretrained(base{file})",

@@ -59,8 +59,8 @@ class Repository:
             if files:
                 raise HubError(f"{self.name} holds other things ({files[0]}, …): choose another name")
 
-    def publish(self, folder: Path, *, private: bool = True) -> str:
-        """Make the repository hold what the folder holds, and nothing else; returns its address.
+    def publish(self, folder: Path, *, private: bool = True) -> tuple[str, bool]:
+        """Make the repository hold what the folder holds, and nothing else; returns its address, and if it is private.
 
         `private` says who sees one that is made now; one that is there stays as it is. Earlier contents stay in its
         history. Raises HubError as `check`, or if the connection ends meanwhile.
@@ -75,7 +75,7 @@ class Repository:
                 delete_patterns="*",
                 ignore_patterns=[".*"],  # what a killed writer left
             )
-        return str(url)
+            return str(url), bool(HfApi().model_info(self.name).private)
 
     def _found(self) -> Any:
         """What the Hub says of the repository; None if there is none, or none that this user may see."""

@@ -56,12 +56,23 @@ def test_the_hub_is_told_what_it_is(adapter, relation, library):
     assert "`license:`" in card(verdict()).text()
 
 
-def test_a_base_that_the_hub_does_not_have_is_not_claimed_and_no_path_is_given_away():
-    origin = Origin("/home/alice/models/base", False)
-    text = card(verdict(), origin=origin).text()
+@pytest.mark.parametrize("adapter", [thin(), None], ids=["adapter", "model"])
+@pytest.mark.parametrize("file", ["", "/small.gguf"], ids=["folder", "file"])
+def test_a_base_that_the_hub_does_not_have_is_not_claimed_and_no_path_is_given_away(adapter, file):
+    origin = Origin(f"/home/alice/models/base{file}", False)
+    text = card(verdict(), origin=origin, adapter=adapter).text()
     assert "base_model" not in {*ModelCard(text).data.to_dict()} - {"base_model_relation"}
-    assert "`base`" in text
+    assert f"`{file.strip('/') or 'base'}`" in text
     assert "alice" not in text
+
+
+@pytest.mark.parametrize(
+    "origin", [HUB, Origin("/a/base", False), Origin("/a/b.gguf", False), Origin("", False)], ids=str
+)
+@pytest.mark.parametrize("adapter", [thin(), None], ids=["adapter", "model"])
+def test_the_lines_that_load_it_are_python(origin, adapter):
+    text = card(verdict(), origin=origin, adapter=adapter).text()
+    compile(text.partition("```python\n")[2].partition("```")[0], "card", "exec")
 
 
 @pytest.mark.parametrize("count", [1, 20])

@@ -31,8 +31,7 @@ def content(hub, name):
 @pytest.mark.parametrize("name", ["acme/facts", "labs/facts"])
 @pytest.mark.parametrize("private", [True, False])
 def test_the_repository_holds_what_the_folder_holds(name, private, hub, folder):
-    address = Repository(name, "ours").publish(folder, private=private)
-    assert address == f"{hub.address}/{name}"
+    assert Repository(name, "ours").publish(folder, private=private) == (f"{hub.address}/{name}", private)
     assert content(hub, name) == {"README.md": CARD, "weights": bytes(range(256)), "below/more": b"more"}
     assert hub.private == {name: private}
 
@@ -42,7 +41,7 @@ def test_publishing_again_replaces_everything_and_leaves_who_sees_it(hub, folder
     repository.publish(folder)
     (folder / "weights").write_bytes(b"new")
     (folder / "below" / "more").unlink()
-    repository.publish(folder, private=False)
+    assert repository.publish(folder, private=False)[1] is True
     assert content(hub, "acme/facts") == {"README.md": CARD, "weights": b"new"}
     assert hub.private == {"acme/facts": True}
 
