@@ -35,12 +35,14 @@ class Origin:
         """Of the model that goes by this name here."""
         if known := PACKAGED.get(name):
             package, file = known.parts[0]
-            return cls(known.on_hub, True, f"What was edited is {file} of the PyPI package {package}, in float32.")
+            return cls(
+                known.on_hub, True, f"What was edited and asked is {file} of the PyPI package {package}, in float32."
+            )
         if name and Path(name).exists():
             path = str(Path(name).resolve())
             if cached := _CACHED.search(Path(path).as_posix()):
                 return cls(f"{cached[1]}/{cached[2]}", True)
-            return cls(path, False, "What was edited is this GGUF file, in float32." if is_gguf(name) else "")
+            return cls(path, False, "What was edited and asked is this GGUF file, in float32." if is_gguf(name) else "")
         return cls(name, is_name(name))
 
     @property

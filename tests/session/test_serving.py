@@ -1,8 +1,8 @@
 """Adapters are what servers load: the rules of vLLM, SGLang and llama.cpp, as their sources state them, on our files.
 
 None of the three runs here. What each does with a folder is written down below, in our words: what it refuses, and
-which ΔW it serves for what it takes. vllm/lora/{peft_helper,lora_model,utils}.py, vllm/config/lora.py (0.11);
-sglang/srt/lora/{lora_config,mem_pool,utils}.py (0.5); llama.cpp's convert_lora_to_gguf.py and llama-adapter.h.
+which ΔW it serves for what it takes. vllm/lora/{peft_helper,lora_model,utils}.py and vllm/config/lora.py (0.33.0),
+sglang/srt/lora/{lora_config,mem_pool,utils}.py (0.5.23), llama.cpp's src/llama-adapter.h.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def pairs(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def vllm(folder: Path, model: nn.Module, max_lora_rank: int) -> dict[str, Tensor]:
-    """It reads r, alpha, bias, modules_to_save and use_dora, and nothing of patterns. A slot has room for the maximal
-    rank, and a thinner layer fills a part of it.
+    """It reads r, alpha, bias, modules_to_save and use_dora; patterns of ranks in late versions only, so none should be
+    there. A slot has room for the maximal rank, and a thinner layer fills a part of it.
     """
     config, tensors = read(folder)
     assert max_lora_rank in VLLM_RANKS
@@ -46,6 +46,8 @@ def vllm(folder: Path, model: nn.Module, max_lora_rank: int) -> dict[str, Tensor
     assert config["bias"] == "none"
     assert not config.get("modules_to_save")
     assert not config.get("use_dora")
+    assert not config.get("rank_pattern")
+    assert not config.get("alpha_pattern")
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     served = {}
     for module, sides in pairs(tensors).items():
