@@ -73,7 +73,7 @@ def edit(
     if public and push is None:
         raise HubError("--public says who sees what --push publishes: add --push USER/NAME")
     if push is not None:
-        check(push)
+        check(push, model, out, lora=lora)
     from tqdm.auto import tqdm
 
     from ..editors.requests import load_requests

@@ -11,11 +11,19 @@ from .console import console
 from .exporting import LORA, MODEL
 
 
-def check(repository: str) -> None:
-    """Raises HubError if nothing could be published there; asked before long work."""
+def check(repository: str, model: str, out: Path, *, lora: bool) -> None:
+    """Raises HubError if what `alphaedit edit` is about to write could not be published there."""
+    from ..model.origin import Origin
     from ..session.card import MARK
+    from ..session.lora import hub_base
     from ..storage.hub import Repository
 
+    if lora and not Origin.named(model).on_hub and hub_base(out / LORA) is None:
+        raise HubError(
+            f"an adapter of {model} serves nobody who does not have that: edit first, write the model's name on the "
+            f"Hub into {out / LORA / 'adapter_config.json'}, and then `alphaedit push`; or publish the model, without "
+            "--lora"
+        )
     Repository(repository, MARK).check()
 
 

@@ -86,6 +86,8 @@ def test_what_was_not_written_here_is_not_published(run, checkpoint, hub, tmp_pa
 
 def test_an_adapter_of_a_model_that_only_this_machine_has_needs_its_name(edit, run, checkpoint, hub, tmp_path):
     lora = tmp_path / "out" / "lora"
+    assert_one_line(edit("--lora", "--push", "acme/edited", model=checkpoint), "adapter_config.json", "without --lora")
+    assert not (tmp_path / "out").exists()
     edit("--lora", model=checkpoint)
     assert_one_line(run("push", tmp_path / "out", "acme/edited"), "adapter_config.json", "others do not have")
     config = json.loads((lora / "adapter_config.json").read_text())
