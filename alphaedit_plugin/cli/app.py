@@ -19,6 +19,7 @@ from .console import console, log_to_terminal, print_error
 from .easyedit import easyedit
 from .edit import edit
 from .inspect import inspect
+from .merge import merge
 from .methods import methods
 from .options import ARGUMENTS
 from .prepare import prepare
@@ -59,6 +60,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     report,
     edit,
     undo,
+    merge,
     apply,
     push,
     tune,

@@ -29,13 +29,15 @@ class Written:
     """The updates that one batch wrote, in order, and per layer the keys that later batches must keep, d_in × n.
 
     For n requests, where the method knows them: the last `losses` of their targets, and how much of the way to z* is
-    left after the last layer, `missed` = ‖z* − z‖ / ‖z* − z before‖.
+    left after the last layer, `missed` = ‖z* − z‖ / ‖z* − z before‖; and z* itself, `z_star`, n × d or n × layers × d,
+    for which they can be written again (`Targets.kept`).
     """
 
     updates: list[Update]
     keys: dict[int, Tensor] = field(default_factory=dict)
     losses: Tensor | None = None
     missed: Tensor | None = None
+    z_star: Tensor | None = None
 
 
 class Editor(ABC):

@@ -145,7 +145,7 @@ class LayeredEditor(Editor):
         sweep = Sweep(self.model, self.tokenizer, requests, self.contexts)
         updates: list[Update] = []
         kept: dict[int, tuple[Tensor, Memory]] = {}
-        owed = dict(self.owed)
+        owed, z_star = dict(self.owed), None
         with gradients(False), evaluating(self.model):
             for number, stage in enumerate(self.stages):
                 targets = targets if number == 0 else self.targets(requests, stage)
@@ -158,10 +158,11 @@ class LayeredEditor(Editor):
                     if self.sequential:  # in the type they are kept in: a resumed session solves the same system
                         keys = keys.to(precision)
                     if not wanted:
-                        if targets.fixed:
-                            targets = targets.seen_from(self._z(sweep, stage))
+                        targets = targets.seen_from(self._z(sweep, stage))
+                        if number == 0:
+                            z_star = targets.z_star.to(precision)
                         targets = self._anchored(sweep, stage, targets)
-                        wanted = self._wanted(sweep, stage, targets)
+                        wanted = self._wanted(stage, targets)
                     residual = self._residual(sweep, stage, projection, wanted)
                     if layer in owed:
                         residual = residual - (owed[layer].to(torch.float64) @ plain.to(torch.float64)).to(residual)
@@ -177,10 +178,11 @@ class LayeredEditor(Editor):
                     log.debug("layer %d: residual %.3g", layer, residual.norm())
                 missed = self._missed(sweep, wanted, targets)
         self.owed = owed
-        if not self.sequential:
-            return Written(updates, losses=targets.losses, missed=missed)
-        self.memory = {layer: grown for layer, (_, grown) in kept.items()}
-        return Written(updates, {layer: keys for layer, (keys, _) in kept.items()}, targets.losses, missed)
+        keys_of: dict[int, Tensor] = {}
+        if self.sequential:
+            self.memory = {layer: grown for layer, (_, grown) in kept.items()}
+            keys_of = {layer: keys for layer, (keys, _) in kept.items()}
+        return Written(updates, keys_of, targets.losses, missed, z_star)
 
     def _anchored(self, sweep: Sweep, stage: tuple[int, ...], targets: Targets) -> Targets:
         """The targets, or with `nas` those of the unedited model's length."""
@@ -213,13 +215,10 @@ class LayeredEditor(Editor):
         found = [sweep.hidden(layer) for layer in self._target_layers(stage)]
         return found[0] if self.direct else torch.stack(found, 1)
 
-    def _wanted(self, sweep: Sweep, stage: tuple[int, ...], targets: Targets) -> dict[int, Tensor]:
-        """layer → z*, n × d, before the stage is written: z in full precision, whatever δ was optimised in. One for its
-        last layer, or one for each.
-        """
-        deltas = targets.delta[:, None] if self.direct else targets.delta
-        found = zip(self._target_layers(stage), deltas.unbind(1), strict=True)
-        return {layer: (z := sweep.hidden(layer)) + delta.to(z) for layer, delta in found}
+    def _wanted(self, stage: tuple[int, ...], targets: Targets) -> dict[int, Tensor]:
+        """layer → z*, n × d: one for the last layer of a stage, or one for each."""
+        z_star = targets.z_star[:, None] if self.direct else targets.z_star
+        return dict(zip(self._target_layers(stage), z_star.unbind(1), strict=True))
 
     def _missed(self, sweep: Sweep, wanted: Mapping[int, Tensor], targets: Targets) -> Tensor:
         """‖z* − z‖ / ‖δ‖ at the highest layer, n, with the weights as they are now; 0 where nothing was asked for."""

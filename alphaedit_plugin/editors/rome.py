@@ -55,34 +55,48 @@ class ROME(Editor):
         self.whitening = Whitening(preserved.covariances, adjusted)
 
     def edit(self, requests: Sequence[Request], targets: Targets | None = None) -> Written:
-        """Write `requests` in order. Raises ValueError if `targets` are given: each depends on the facts before it."""
-        if targets is not None:
+        """Write `requests` in order. Raises ValueError if `targets` are given that are not `fixed`: each depends on the
+        facts before it. Fixed ones are v*, n × layers × d_out, as `Written.z_star` has them.
+        """
+        if targets is not None and not targets.fixed:
             raise ValueError("ROME computes its targets itself, one fact after the other")
         self.check(requests)
-        updates, losses, missed = [], [], []
+        updates, losses, missed, v_star = [], [], [], []
         with (
             gradients(False),
             evaluating(self.model),
             tqdm(requests, desc="facts", unit="fact", disable=not self.progress, leave=False) as bar,
         ):
-            for request in bar:
-                for projection in self.projections.values():
-                    update, key, loss = self._update(request, projection)
-                    before = projection.module(key)
+            for row, request in enumerate(bar):
+                for number, projection in enumerate(self.projections.values()):
+                    sweep = Sweep(self.model, self.tokenizer, [request], self.contexts)
+                    keys = sweep.keys(projection)[0]
+                    key = keys[:1].to(projection.matrix.dtype)
+                    value = projection.module(key)[0]
+                    if targets is None:
+                        moved, loss = self._target(request, projection, sweep, value)
+                    else:
+                        moved, loss = targets.z_star[row, number].to(value) - value, targets.losses[row]
+                    update = self._update(projection, keys, moved)
+                    log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, moved.norm(), value.norm())
                     updates.append(self.write(projection, update))
                     wanted = update.left[:, 0]
-                    left = wanted - (projection.module(key) - before)[0].to(wanted)
+                    left = wanted - (projection.module(key)[0] - value).to(wanted)
+                    v_star.append(value.to(wanted) + wanted)
                 losses.append(loss)
                 missed.append(left.norm() / wanted.norm())  # at the last layer
-        return Written(updates, losses=torch.stack(losses), missed=torch.stack(missed).nan_to_num(0.0))
+        return Written(
+            updates,
+            losses=torch.stack(losses),
+            missed=torch.stack(missed).nan_to_num(0.0),
+            z_star=torch.stack(v_star).view(len(requests), len(self.projections), -1),
+        )
 
-    def _update(self, request: Request, projection: OutProjection) -> tuple[Update, Tensor, Tensor]:
-        """(the update, the bare prompt's key 1 × d_in, the target's last loss)."""
-        sweep = Sweep(self.model, self.tokenizer, [request], self.contexts)
-        keys = sweep.keys(projection)[0]
+    def _target(
+        self, request: Request, projection: OutProjection, sweep: Sweep, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(v* − v, d_out; the last loss)."""
         branches = [] if self.direct else [sweep.branch(projection)]
-        key = keys[:1].to(projection.matrix.dtype)
-        value = projection.module(key)
         settings = self.hyperparameters.target_settings
         if any(branch.saturates for branch in branches):  # twice ‖v‖ reaches every direction
             settings = replace(settings, clamp=min(settings.clamp, 2.0))
@@ -93,15 +107,16 @@ class ROME(Editor):
             self.contexts,
             projection.layer,
             settings,
-            norms=torch.stack([branch.length for branch in branches], 1) if branches else value.norm(dim=1),
+            norms=torch.stack([branch.length for branch in branches], 1) if branches else value.norm()[None],
             branches=branches,
         )
+        return (found.delta if found.shift is None else found.shift[:, 0])[0], found.losses[0]
+
+    def _update(self, projection: OutProjection, keys: Tensor, moved: Tensor) -> Update:
+        """The update that moves the value of the first of these keys, contexts × d_in."""
         right = rome_direction(keys, self.whitening if self.hyperparameters.mom2_adjustment else None, projection.layer)
         kept = torch.promote_types(projection.matrix.dtype, torch.float32)
-        moved = found.delta if found.shift is None else found.shift[:, 0]
-        log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, moved.norm(), value.norm())
-        update = Update(projection.layer, moved.T.to(right.device, kept), right.to(kept))
-        return update, key, found.losses[0]
+        return Update(projection.layer, moved[:, None].to(right.device, kept), right.to(kept))
 
 
 def rome_direction(keys: Tensor, whitening: Whitening | None, layer: int) -> Tensor:

@@ -60,6 +60,11 @@ class Targets:
     def z_star(self) -> Tensor:
         return self.z + self.delta
 
+    @classmethod
+    def kept(cls, z_star: Tensor, losses: Tensor) -> Targets:
+        """Fixed ones of which nothing else is known any more."""
+        return cls(torch.zeros_like(z_star), z_star, losses, torch.zeros(len(z_star), dtype=torch.long), fixed=True)
+
     def of(self, rows: Sequence[int]) -> Targets:
         """Those of these requests alone."""
         z, delta, losses, steps = (
@@ -70,8 +75,9 @@ class Targets:
         return Targets(z, delta, losses, steps, shift, self.fixed)
 
     def seen_from(self, z: Tensor) -> Targets:
-        """The same z* as δ from another z, shaped like it."""
-        return replace(self, z=z, delta=self.z_star.to(z) - z, fixed=False)
+        """As they are from another z, shaped like theirs, in its precision: the same δ or, if fixed, the same z*."""
+        delta = self.z_star.to(z) - z if self.fixed else self.delta.to(z)
+        return replace(self, z=z, delta=delta, fixed=False)
 
 
 def optimise_targets(

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ..editors.editor import Written
 from ..editors.requests import Request
+from ..editors.targets import Targets
 from ..editors.update import Update
 from ..editors.verdict import Answer
+
+_MEASURED = ("losses", "missed", "z_star")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Asked:
         """In JSON's types."""
         before, after = ([list(vars(answer).values()) for answer in each] for each in (self.before, self.after))
         return {"before": before, "after": after, "first_tokens": list(self.first_tokens)}
+
+    def of(self, rows: Sequence[int], after: Sequence[Answer]) -> Asked:
+        """Of these facts alone, written again: then the model says `after`."""
+        first = tuple(at for at, row in enumerate(rows) if row in self.first_tokens)
+        return Asked(tuple(self.before[row] for row in rows), tuple(after), first)
 
     @classmethod
     def unpacked(cls, values: Mapping[str, Any]) -> Asked:
@@ -46,6 +54,13 @@ class Batch:
     written: Written
     asked: Asked | None = None
 
+    def targets(self, rows: Sequence[int]) -> Targets | None:
+        """What these of its facts were to reach, to be reached again; None if an earlier version saved the session."""
+        written = self.written
+        if written.z_star is None or written.losses is None:
+            return None
+        return Targets.kept(written.z_star, written.losses).of(rows)
+
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, metadata) as a file holds them."""
         tensors: dict[str, Tensor] = {}
@@ -53,7 +68,7 @@ class Batch:
             tensors[f"update.{i}.left"], tensors[f"update.{i}.right"] = update.left, update.right
         for layer, keys in self.written.keys.items():
             tensors[f"keys.{layer}"] = keys
-        for name in ("losses", "missed"):
+        for name in _MEASURED:
             if (values := getattr(self.written, name)) is not None:
                 tensors[name] = values
         metadata: dict[str, Any] = {
@@ -72,7 +87,7 @@ class Batch:
             for i, layer in enumerate(metadata["layers"])
         ]
         keys = {int(key.partition(".")[2]): value for key, value in tensors.items() if key.startswith("keys.")}
-        written = Written(updates, keys, tensors.get("losses"), tensors.get("missed"))
+        written = Written(updates, keys, **{name: tensors.get(name) for name in _MEASURED})
         asked = Asked.unpacked(metadata["asked"]) if "asked" in metadata else None
         return cls(tuple(Request(**request) for request in metadata["requests"]), written, asked)
 

@@ -7,13 +7,14 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..editors.chat import Chat, chat_identity, plain
 from ..editors.editor import Editor
@@ -72,10 +73,10 @@ class Report:
 class Session:
     """Edits one model in place, batch after batch, and can undo, save, resume and export the edits.
 
-    Invariants. A call to `edit`, `undo` or `finish` does all of its work or none: after any interruption (an error, a
-    value that is not finite, a full disk, Ctrl-C), weights, history and folder are as before the call, bit for bit; or
-    as after it, if Ctrl-C came when all was done but the folder's manifest. Writing the updates of `batches` into
-    `base`, in order, gives the weights.
+    Invariants. A call to `edit`, `undo`, `remove`, `merge` or `finish` does all of its work or none: after any
+    interruption (an error, a value that is not finite, a full disk, Ctrl-C), weights, history and folder are as before
+    the call, bit for bit; or as after it, if Ctrl-C came when all was done but the folder's manifest. Writing the
+    updates of `batches` into `base`, in order, gives the weights.
     """
 
     def __init__(
@@ -368,11 +369,7 @@ class Session:
         for place, request in zip(places, self.facts, strict=True):
             place_of[request] = place
         if records is not None:
-            wanted = [Request.parse(record, f"request {index}") for index, record in enumerate(records)]
-            absent = next((request for request in wanted if request not in place_of), None)
-            if absent is not None:
-                raise EditError(f"the session holds no fact {absent.text!r} → {absent.target_new!r}: edit it first")
-            places = [place_of[request] for request in wanted]
+            places = [place_of[request] for request in self._held(records)]
         asked = [self.batches[number].requests[row] for number, row in places]
         now = self._answers([*asked, *(verdict.request for verdict in left_out)])
         found = self._judged(places, now[: len(places)])
@@ -393,13 +390,50 @@ class Session:
         if isinstance(batches, bool) or not isinstance(batches, int) or not 1 <= batches <= len(self.batches):
             raise EditError(f"cannot undo {batches!r} batches: the session holds {len(self.batches)}")
         with self.transaction():
-            self._before_end = None
-            undone, self.batches = self.batches[-batches:], self.batches[:-batches]
-            facts = [request for batch in undone for request in batch.requests]
-            self.editor.forget(len(facts))
-            self.editor.owed = self._write_again()
+            undone = self._take_back(batches)
             self._keep()
-        return facts
+        return [request for batch in undone for request in batch.requests]
+
+    def remove(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
+        """Take back any facts, wherever in the sequence they were written; returns them, in that order.
+
+        The batches from the first of them on are solved again without them, for the targets that were found when they
+        were written: no target is optimised anew (but BLUE's second, and those of a session that an earlier version
+        saved). The result is the session that never held them, had it had these targets: bit for bit where it writes
+        the same batches. A fact that one of them had superseded is in force again.
+
+        Raises EditError for a fact that the session does not hold.
+        """
+        wanted = {*self._held(records)}
+        numbers = [n for n, batch in enumerate(self.batches) if any(request in wanted for request in batch.requests)]
+        if not numbers:
+            return []
+        removed = [request for request in self.facts if request in wanted]
+        with self.transaction():
+            again = self._take_back(len(self.batches) - numbers[0])
+            self._write(again, without=wanted)
+            self._keep()
+        self._log_failed()
+        return removed
+
+    def merge(self, path: str | Path) -> list[Request]:
+        """Write what the session in a folder holds; returns these facts, in order.
+
+        Both must have begun with the same weights. If they are of one method on the same layers, facts are written for
+        the targets that were found there; otherwise targets are found anew. What is in force here already is left out,
+        and another fact of the same prompt and subject is superseded. Raises WrongModelError for a session of another
+        model, and SessionError if the folder holds no complete session, or one in which prompts are asked otherwise
+        (`chat`).
+        """
+        batches = self._mergeable(Path(path))
+        in_force = {fact.text: fact for fact in self.facts}
+        count = len(self.facts)
+        with self.transaction():
+            self._unfinish()
+            self._write(batches, without={*in_force.values()})
+            self._keep()
+        self._log_failed()
+        return self.facts[count:]
 
     def finish(self) -> None:
         """Do what the method does at the end of a sequence (PRUNE damps), then project. Most methods do nothing.
@@ -661,6 +695,54 @@ class Session:
         except BaseException:
             self.batches, self._before_end, self.editor.memory, self.editor.owed = before
             raise
+
+    def _take_back(self, batches: int) -> list[Batch]:
+        """Undo the last `batches` batches, which are returned; inside a transaction."""
+        self._before_end = None
+        undone, self.batches = self.batches[-batches:], self.batches[:-batches]
+        self.editor.forget(sum(len(batch.requests) for batch in undone))
+        self.editor.owed = self._write_again()
+        return undone
+
+    def _write(self, batches: Sequence[Batch], *, without: Collection[Request]) -> None:
+        """Write batches that were written already, for the same targets, `without` some facts; inside a transaction."""
+        for batch in tqdm(batches, desc="batches", unit="batch", disable=not self.editor.progress, leave=False):
+            rows = [row for row, request in enumerate(batch.requests) if request not in without]
+            if not rows:
+                continue
+            requests = tuple(batch.requests[row] for row in rows)
+            written = self.editor.edit(requests, batch.targets(rows))
+            _check_finite(self.projections)
+            asked = batch.asked and batch.asked.of(rows, self._answers(requests))
+            self.batches.append(replace(batch, requests=requests, written=written, asked=asked))
+
+    def _log_failed(self) -> None:
+        """Warn of facts in force that the model does not say now."""
+        found = self.verdicts([*{fact.text: fact for fact in self.facts}.values()])
+        if found.failed:
+            found.log(log, str(self.variant))
+
+    def _held(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
+        """These facts as parsed. Raises EditError for one that the session does not hold."""
+        wanted, held = [Request.parse(record, f"request {i}") for i, record in enumerate(records)], {*self.facts}
+        absent = next((request for request in wanted if request not in held), None)
+        if absent is not None:
+            raise EditError(f"the session holds no fact {absent.text!r} → {absent.target_new!r}: edit it first")
+        return wanted
+
+    def _mergeable(self, path: Path) -> list[Batch]:
+        """The batches of the session in a folder, with targets if they are of use here. Raises as `merge` does."""
+        read_manifest(path)
+        saved = SessionFolder(path).load()
+        with put_back(self.projections):
+            copy_into(self.base, self.projections)
+            _is_model(self.model, saved.fingerprints, path, saved.model, required=True)
+        if (saved.chat is not None) != isinstance(self.tokenizer, Chat):
+            raise SessionError(f"{path} and this session differ in whether prompts are turns of a chat (chat=True)")
+        alike = saved.variant.solver == self.variant.solver and saved.hyperparameters.layers == tuple(self.projections)
+        if alike:
+            return saved.batches
+        return [replace(batch, written=replace(batch.written, z_star=None)) for batch in saved.batches]
 
     def _keep(self) -> None:
         """Write what takes longest of a save, as the last act of a transaction, while Ctrl-C may still end it."""

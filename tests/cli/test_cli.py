@@ -26,6 +26,7 @@ from transformers.utils.logging import enable_progress_bar
 
 from alphaedit_plugin.comparison.studies import REGULARISATIONS, SHARES
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
+from alphaedit_plugin.editors.requests import parse_requests
 from alphaedit_plugin.editors.update import Write
 from alphaedit_plugin.nullspace.covariance import Covariance
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
@@ -588,6 +589,31 @@ def test_undo_gives_what_fewer_facts_gave(method, run, edit, some, checkpoint, t
     assert_one_line(run("undo", out, "--quiet"), "0")
     assert_done(edit(some(2), out, "--method", method))
     assert_same(weights_in(out / "model"), weights_in(tmp_path / "fewer" / "model"))
+
+
+@pytest.mark.parametrize("method", ["alphaedit", "prune+P", "rome"])
+def test_any_fact_is_taken_back_by_its_number(method, run, edit, some, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert_done(edit(some(3), out, "--method", method))
+    output = assert_done(run("undo", out, "--fact", 1, 3, "--quiet"))
+    assert output.count("undone:") == 2
+    with Session.resume(out / "session", loaded(checkpoint)) as session:
+        assert session.facts == parse_requests(FACTS[1:2])
+        assert_same(weights_in(out / "model"), everything(session.model))
+    assert_one_line(run("undo", out, "--fact", 2, "--quiet"), "2", "holds 1")
+    assert_done(run("undo", out, "--fact", 1, "--quiet"))
+    assert_same(weights_in(out / "model"), weights_in(checkpoint))
+
+
+def test_two_edits_are_merged(run, edit, some, checkpoint, tmp_path):
+    assert_done(edit(some(1), tmp_path / "one"))
+    assert_done(edit(some(3), tmp_path / "three"))
+    output = assert_done(run("merge", tmp_path / "one", tmp_path / "three", "--quiet"))
+    assert output.count("written:") == 2
+    with Session.resume(tmp_path / "one" / "session", loaded(checkpoint)) as session:
+        assert session.facts == parse_requests(FACTS[:3])
+        assert_same(weights_in(tmp_path / "one" / "model"), everything(session.model))
+    assert_one_line(run("merge", tmp_path / "one", tmp_path / "nowhere", "--quiet"), "nowhere")
 
 
 def test_undo_writes_the_adapter_anew_and_no_checkpoint(run, edit, some, tmp_path):
