@@ -23,7 +23,8 @@ FLOORS = (
     ("nullspace",),
     ("model",),
     ("storage",),
-    ("errors", "restoring", "visible"),
+    ("shown",),
+    ("errors", "progress", "restoring", "visible"),
 )
 """From top to bottom. Those on one floor know nothing of each other."""
 HEIGHT = {name: len(FLOORS) - i for i, floor in enumerate(FLOORS) for name in floor}

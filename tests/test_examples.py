@@ -54,6 +54,29 @@ def test_comparing_variants(tmp_path):
     assert found["memit+P"][0] > found["before"][0]
 
 
+@pytest.mark.user_cache
+def test_the_tour_runs_from_top_to_bottom(monkeypatch, tmp_path):
+    """The notebook's cells in a kernel of their own; what they show is no part of the file."""
+    nbformat = pytest.importorskip("nbformat", reason="a notebook is read by nbformat, of the extra `tests`")
+    nbclient = pytest.importorskip("nbclient", reason="a notebook is run by nbclient, of the extra `tests`")
+    pytest.importorskip("ipykernel", reason="a notebook's kernel is ipykernel, of the extra `tests`")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([IMPORTS, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tour = nbformat.read(ROOT / "examples/tour.ipynb", as_version=4)
+    cells = [cell for cell in tour.cells if cell.cell_type == "code"]
+    assert [cell.outputs for cell in cells] == [[]] * len(cells)
+    nbclient.NotebookClient(tour, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output["data"] for cell in cells for output in cell.outputs if output.output_type == "execute_result"]
+    edited, asked, _, report, ledger, taken_back, end = (data["text/plain"] for data in shown)
+    assert "5 of 5 facts written" in edited
+    assert re.search(r"The capital of France is\s+Paris.*Lyon", asked)
+    assert len(re.findall(r"^\s+[4-8]\s+\d", report, re.MULTILINE)) == 5
+    assert "superseded by 6" in ledger
+    assert re.search(r"The capital of France is\s+Paris.*Lyon", taken_back)
+    assert end == "True"
+    assert all("<pre" in data["text/html"] for data in shown[:-1])
+
+
 @pytest.mark.easyedit
 @pytest.mark.user_cache
 def test_the_flag_in_easyedit(tmp_path):

@@ -18,7 +18,7 @@ from alphaedit_plugin.comparison.run_folder import read_run
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.model.loading import load
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
-from alphaedit_plugin.session.folder import MANIFEST
+from alphaedit_plugin.session.manifest import MANIFEST
 from alphaedit_plugin.session.patch import apply_patch, revert_patch
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.tensors import tensor_digest

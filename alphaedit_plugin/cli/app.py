@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from .. import __version__
 from ..errors import AlphaEditError
 from .apply import apply
+from .ask import ask
 from .cache import cache
 from .compare import EXAMPLES, compare
 from .console import console, log_to_terminal, print_error
@@ -26,6 +27,7 @@ from .prepare import prepare
 from .push import push
 from .report import report
 from .run_file import options_of_file
+from .show import show
 from .trace import trace
 from .tune import tune
 from .undo import undo
@@ -59,6 +61,8 @@ def verbose(*command: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> N
 COMMANDS: tuple[Callable[..., Any], ...] = (
     report,
     edit,
+    ask,
+    show,
     undo,
     merge,
     apply,

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+import sys
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.logging import RichHandler
 from rich.markup import escape
-from rich.segment import Segment
-from rich.text import Text
 
+from ..shown import VisibleConsole
 from ..visible import visible
-
-
-class VisibleConsole(Console):
-    """A console that shows control characters in whatever it prints (`visible`) and sends only those that rich makes.
-
-    Text is changed before it is measured, so that tables stay in line; and once more as it leaves, whatever it is.
-    """
-
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
-        return super().render_str(visible(text), **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
-
 
 console = VisibleConsole()
 
@@ -39,11 +22,19 @@ def print_error(error: Exception) -> None:
 
 def log_to_terminal(level: int) -> None:
     """Show what the library logs, from `level` on, on standard error."""
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=VisibleConsole(stderr=True), show_path=False, show_time=False)
+    handler = _Above(console=VisibleConsole(stderr=True), show_path=False, show_time=False)
     handler.setFormatter(_VisibleFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+class _Above(RichHandler):
+    """Writes above the progress bars there are, which move down, and not through them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(sys.stderr):
+            super().emit(record)
 
 
 class _VisibleFormatter(logging.Formatter):

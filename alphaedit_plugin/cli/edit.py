@@ -18,7 +18,6 @@ from .exporting import LORA, MODEL, SESSION, export
 from .loading import resumed
 from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Public, Quiet, positive
 from .publishing import check, publish
-from .verdicts import verdict_table
 
 if TYPE_CHECKING:
     from ..editors.requests import Request
@@ -74,12 +73,12 @@ def edit(
         raise HubError("--public says who sees what --push publishes: add --push USER/NAME")
     if push is not None:
         check(push, model, out, lora=lora)
-    from tqdm.auto import tqdm
 
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
+    from ..progress import progress_bar
     from ..session.budget import Budget
-    from ..session.folder import is_session, read_manifest
+    from ..session.manifest import is_session, read_manifest
     from ..session.session import Session
     from .preparing import Prepared
 
@@ -121,7 +120,9 @@ def edit(
             for each in batches:
                 session.check(each)
         left_out: dict[Request, Verdict] = {}
-        with tqdm(total=len(todo), desc=visible(str(variant)), unit="fact", disable=quiet) as bar:
+        several = len(batches) > 1  # of one batch, what finds its targets has a bar
+        title, shown = visible(str(variant)), several and not quiet
+        with progress_bar(total=len(todo), desc=title, unit="fact", shown=shown) as bar:
             for each in batches:
                 for verdict in session.edit(each, on_failure="allow", budget=bounds).verdicts:
                     left_out.pop(verdict.request, None)
@@ -138,7 +139,7 @@ def edit(
             [request for request in in_force if request not in left_out],
             left_out=[left_out[request] for request in in_force if request in left_out],
         )
-    console.print(verdict_table(verdicts))
+    console.print(verdicts)
     failed = bool(verdicts.failed or (adapter is not None and adapter.lost)) and not allow_failures
     if push is not None and not failed:
         publish(out / (LORA if lora else MODEL), push, public=public)

@@ -29,7 +29,6 @@ def export(
     name on the Hub.
     """
     from ..model.origin import Origin
-    from ..report.tables import session_table
     from ..session.card import CARD
     from ..session.lora import chosen_rank, hub_base
 
@@ -47,7 +46,7 @@ def export(
     if whole:
         session.to_model(out / MODEL)
         written[MODEL] = "ordinary model folder"
-    console.print(session_table(session.report()))
+    console.print(session.report())
     for name, meaning in written.items():
         console.print(f"{escape(str(out / name))}: {escape(meaning)}")
     lost = adapter.lost if adapter is not None else []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from .console import console
+from .exporting import SESSION
 from .options import Loading, Placing
 
 if TYPE_CHECKING:
@@ -32,11 +33,18 @@ def loaded(model: str, loading: Loading) -> tuple[Any, Any]:
         )
 
 
-def resumed(folder: Path, placing: Placing, quiet: bool) -> Session:
+def session_in(folder: Path) -> Path:
+    """The session's own folder: the given one, or the one in what `alphaedit edit` wrote."""
+    from ..session.manifest import is_session
+
+    return folder if is_session(folder) else folder / SESSION
+
+
+def resumed(folder: Path, placing: Placing, quiet: bool, *, read_only: bool = False) -> Session:
     """The session in a folder, on the model that it names and in that model's precision."""
-    from ..session.folder import read_manifest
+    from ..session.manifest import read_manifest
     from ..session.session import Session
 
     values = read_manifest(folder)
     loading = Loading(placing.device, placing.trust_remote_code, placing.cache, dtype=values["dtype"])
-    return Session.resume(folder, *loaded(values["model"], loading), progress=not quiet)
+    return Session.resume(folder, *loaded(values["model"], loading), read_only=read_only, progress=not quiet)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from tqdm.auto import tqdm
 
 from .. import __version__
 from ..editors.chat import chat_identity
@@ -23,8 +22,9 @@ from ..model.decoder import Decoder
 from ..model.fingerprint import fingerprints
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
+from ..progress import progress_bar
 from ..session.change import Change
-from ..session.folder import batches_in
+from ..session.manifest import batches_in
 from ..storage.tensors import tensor_digest
 from .contender import Entry, Ground, Stop, Workplace
 from .course import Checkpoint, Course
@@ -150,7 +150,7 @@ class Cell:
     def run(self, wait: bool = True) -> Comparison:
         """Do everything that is not done yet; without `wait`, only what no other process is working on."""
         _ = self.settings  # saved before anything is edited
-        with tqdm(total=self._left(), desc="before", unit="fact", disable=not self.progress) as self.place.bar:
+        with progress_bar(total=self._left(), desc="before", unit="fact", shown=self.progress) as self.place.bar:
             self._run_all(wait)
         return self.comparison()
 

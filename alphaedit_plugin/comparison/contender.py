@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..editors.capacity import Capacity
 from ..editors.hyperparameters import Hyperparameters
@@ -18,6 +17,7 @@ from ..editors.variant import Variant
 from ..errors import HyperparameterError
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation, Statistics
+from ..progress import progress_bar
 from .course import Checkpoint, Course
 from .run_folder import RunFolder
 
@@ -113,7 +113,7 @@ class Workplace:
     session: Path | None = None
     contexts: dict[Any, tuple[str, ...]] = field(default_factory=dict)
     targets: dict[Any, tuple[Targets, float]] = field(default_factory=dict)
-    bar: Any = field(default_factory=lambda: tqdm(disable=True))
+    bar: Any = field(default_factory=lambda: progress_bar(shown=False))
 
 
 class Contender(ABC):

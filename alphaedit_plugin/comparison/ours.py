@@ -24,7 +24,7 @@ from ..model.snapshot import put_back
 from ..model.trace import evaluating
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.statistics import Statistics
-from ..session.folder import is_session
+from ..session.manifest import is_session
 from ..session.session import Session
 from ..visible import visible
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace

@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
 from ..editors.capacity import Capacity
 from ..evaluation.measure import Estimate, Measured
+from ..evaluation.metrics import metric
+from ..shown import Shown
 
 BEFORE = "before"
 
@@ -47,8 +54,8 @@ class Row:
         return sum(self.leakage.values()) / len(self.leakage) if self.leakage else 0.0
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """One cell of a run: variants on one model, one data set and one order of its facts.
 
     `rows` has "before" first, then each variant at its checkpoints, ascending. `settings` is JSON: command (a list of
@@ -110,6 +117,20 @@ class Comparison:
     def of(self, variant: str) -> list[Row]:
         """A variant's checkpoints, ascending."""
         return [row for row in self.rows if row.variant == variant]
+
+    def __rich__(self) -> RenderableType:
+        """Each variant's metrics at `checkpoint`. (`report.tables.table` has more: changes, the best, the weights.)"""
+        found = [metric(name) for name in dict.fromkeys(name for row in self.final for name in row.estimates)]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("variant", overflow="fold")
+        for each in found:
+            table.add_column(escape(each.label), justify="right")
+        for row in self.final:
+            values = ((each, row.metrics.get(each.name)) for each in found)
+            cells = ("–" if value is None else each.form.format(each.shown(value)) for each, value in values)
+            table.add_row(escape(row.variant), *cells)
+        table.caption = f"after {self.checkpoint} of {self.edits} edits"
+        return table
 
 
 def shared_checkpoint(comparisons: Sequence[Comparison]) -> int:

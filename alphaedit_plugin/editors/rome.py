@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..model.decoder import Decoder, OutProjection
 from ..model.gradients import gradients
 from ..model.trace import evaluating
+from ..progress import progress_bar
 from .editor import Editor, Written
 from .hyperparameters import Hyperparameters
 from .keys import Sweep
@@ -65,7 +65,7 @@ class ROME(Editor):
         with (
             gradients(False),
             evaluating(self.model),
-            tqdm(requests, desc="facts", unit="fact", disable=not self.progress, leave=False) as bar,
+            progress_bar(requests, desc="facts", unit="fact", shown=self.progress, leave=False) as bar,
         ):
             for row, request in enumerate(bar):
                 for number, projection in enumerate(self.projections.values()):

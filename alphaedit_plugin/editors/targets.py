@@ -19,13 +19,13 @@ from typing import Any, NoReturn
 import psutil
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import EditError
 from ..model.branch import Branch
 from ..model.decoder import Decoder, Projection, eager_attention
 from ..model.gradients import gradients
 from ..model.precision import in_bfloat16
+from ..progress import progress_bar
 from .hyperparameters import TargetSettings
 from .optimisers import OPTIMISERS
 from .preconditions import not_finite
@@ -112,7 +112,7 @@ def optimise_targets(
         decoder.prefix_cache = given.prefix_cache
     with (
         eager_attention(decoder.model),
-        tqdm(total=len(requests), desc="targets", unit="fact", disable=not progress, leave=False) as bar,
+        progress_bar(total=len(requests), desc="targets", unit="fact", shown=progress, leave=False) as bar,
     ):
         if use_prefix_cache and decoder.prefix_cache is None:
             first = order[0]

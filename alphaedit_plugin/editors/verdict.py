@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
 from torch import nn
 
 from ..model.continuation import continuations, positions
 from ..model.decoder import Decoder
 from ..model.likelihood import score_tokens
+from ..shown import Shown, one_line, percent
 from .requests import Request, encode
 
 USUAL_DRIFT = 0.5
@@ -141,6 +146,19 @@ class Verdict:
         reason, detail = (None, "") if now.agrees else _why_not(circumstances)
         return cls(request, before, now, reason, detail, circumstances.left_out)
 
+    def cells(self) -> tuple[str, ...]:
+        """What a table says of it, in rich's markup: ✓ or ✗, the fact with the reason, said before, says now, odds."""
+        before, now, request = self.before, self.now, self.request
+        mark = "[green]✓[/green]" if self.written else "[red]✗[/red]"
+        why = f"\n[red]{escape(self.why)}[/red]" if self.why else ""
+        return (
+            mark,
+            f"{escape(request.text)} [dim]→[/dim] {escape(request.target_new)}{why}",
+            "" if before is None else escape(one_line(before.words)),
+            escape(one_line(now.words)),
+            f"{'?' if before is None else percent(before.probability)} → {percent(now.probability)}",
+        )
+
     def __str__(self) -> str:
         before = "" if self.before is None else f"{self.before.probability:.2g} → "
         said = f"{self.request.text!r}: {self.now.words!r}"
@@ -168,7 +186,11 @@ def _why_not(known: Circumstances) -> tuple[Reason, str]:
     return Reason.NOT_REACHED, ""
 
 
-class Verdicts(list[Request]):
+_LONG = 50
+"""With more facts than these, only those that failed get a row."""
+
+
+class Verdicts(Shown, list[Request]):
     """The facts, as a list, with `verdicts`, one each; none where the model was not asked.
 
     `warnings` say what is unusual about the weights and targets as a whole, in a sentence each. `left_out` are those of
@@ -194,6 +216,22 @@ class Verdicts(list[Request]):
     def summary(self) -> str:
         written = f"{len(self.verdicts) - len(self.failed)} of {len(self.verdicts)} facts written"
         return f"{written}, {len(self.left_out)} left out" if self.left_out else written
+
+    def __rich__(self) -> RenderableType:
+        """A row per fact, in order, with the reason below one that failed; of a long list those that failed only. A
+        summary counts all.
+        """
+        if not self.verdicts:
+            return f"{len(self)} facts, of which the model was not asked" if self else "no facts"
+        table = Table(
+            caption=self.summary, caption_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        for title in ("", "fact", "said before", "says now"):
+            table.add_column(title, overflow="fold")
+        table.add_column("probability", justify="right", no_wrap=True)
+        for verdict in self.verdicts if len(self) <= _LONG else self.failed:
+            table.add_row(*verdict.cells())
+        return table
 
     def log(self, log: logging.Logger, name: str) -> None:
         """One line that sums up, one per failed fact and per warning: a warning unless all is well. `log_left_out` has

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ..editors.generation import write
 from .facts import Fact
-from .generation import write
 from .measure import Measured, mean_of
 from .texts import SAYS, says
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import CorpusError
 from ..model.batches import Tokens, batches, digest
 from ..model.decoder import Decoder, first_stream, hidden_states
 from ..model.gradients import gradients
 from ..model.trace import evaluating, hooks, stop, stopping
+from ..progress import progress_bar
 from .facts import Fact
 from .measure import Estimate, Measured, mean_of
 
@@ -77,7 +77,7 @@ def state_norms(
         stop()
 
     found = torch.zeros(len(windows), dtype=torch.float64)
-    bar = tqdm(total=len(windows), desc="norms", unit="window", disable=not progress, leave=False)
+    bar = progress_bar(total=len(windows), desc="norms", unit="window", shown=progress, leave=False)
     with evaluating(decoder.model), hooks((decoder.block(layer), read)), bar:
         for batch in batches(windows, batch_tokens, decoder.device):
             with stopping():

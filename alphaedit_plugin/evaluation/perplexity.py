@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..errors import CorpusError
 from ..model.batches import Tokens, batches, digest
 from ..model.decoder import Decoder
 from ..model.gradients import gradients
 from ..model.trace import evaluating, logits_at
+from ..progress import progress_bar
 from .facts import Fact
 from .measure import Measured, estimate
 
@@ -72,8 +72,8 @@ def negative_log_likelihoods(
     decoder = Decoder(model)
     losses, counts = torch.zeros(2, len(windows), dtype=torch.float64)
     with evaluating(model):
-        for batch in tqdm(
-            list(batches(windows, batch_tokens, decoder.device)), desc="perplexity", disable=not progress, leave=False
+        for batch in progress_bar(
+            list(batches(windows, batch_tokens, decoder.device)), desc="perplexity", shown=progress, leave=False
         ):
             real = batch.mask[:, 1:].bool()
             at, position = real.cpu().nonzero().T

@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..editors.requests import encode
 from ..errors import AlphaEditError, RequestError
@@ -43,6 +42,7 @@ from ..model.batches import batches
 from ..model.decoder import Decoder, hidden_states
 from ..model.gradients import gradients
 from ..model.trace import evaluating, hooks, stop, stopping
+from ..progress import progress_bar
 from ..storage.records import mapping, text_of
 from .datasets import FORMATS, load_facts, records_of
 from .facts import Fact
@@ -197,7 +197,7 @@ def last_states(
         seen.append(hidden_states(output))
         stop()
 
-    bar = tqdm(total=len(ordered), desc="hidden states", unit="prompt", disable=not progress, leave=False)
+    bar = progress_bar(total=len(ordered), desc="hidden states", unit="prompt", shown=progress, leave=False)
     with evaluating(model), hooks((block, read)), bar:
         for batch in batches(tokens, batch_tokens, decoder.device):
             with stopping():

@@ -12,10 +12,10 @@ from typing import Any
 from torch import nn
 
 from ..editors.chat import Chat
+from ..editors.generation import SEED, prompt_ids, write
 from ..editors.requests import encode
 from .consistency import References
 from .facts import Fact
-from .generation import SEED, prompt_ids, write
 from .measure import Measured, mean_of
 
 FREE_TOKENS = 20

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from .batches import Tokens, batches
 from .decoder import Decoder, eager_attention
 from .gradients import gradients
@@ -55,7 +55,7 @@ def score_tokens(
     with (
         evaluating(decoder.given),
         eager_attention(decoder.model),  # the model itself is run with what may be around it
-        tqdm(total=len(rows), desc="scoring", unit="prompt", disable=not progress, leave=False) as bar,
+        progress_bar(total=len(rows), desc="scoring", unit="prompt", shown=progress, leave=False) as bar,
     ):
         for batch in batches(rows, batch_tokens, decoder.device):
             asked = [(at, *want) for at, row in enumerate(batch.rows) for want in by_row[row]]

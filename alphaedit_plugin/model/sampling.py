@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ..progress import progress_bar
 from .batches import Tokens
 from .decoder import Decoder, eager_attention
 from .gradients import gradients
@@ -41,9 +41,10 @@ def self_written(
     decoder = Decoder.of(model)
     starts = openings(tokenizer, -(-budget // window), seed)
     written: list[list[int]] = []
+    tokens = len(starts) * window
     with (
         reduced_precision(),
-        tqdm(total=budget, desc="self-written text", unit="token", unit_scale=True, disable=not progress) as bar,
+        progress_bar(total=tokens, desc="self-written text", unit="token", unit_scale=True, shown=progress) as bar,
     ):
         for first in range(0, len(starts), batch_size):
             written += sample(

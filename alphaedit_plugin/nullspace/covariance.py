@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
-from tqdm.auto import tqdm
 
 from ..errors import StatisticsError
 from ..model.batches import PaddedBatch, Tokens, batches, digest
@@ -19,6 +18,7 @@ from ..model.decoder import Decoder
 from ..model.gradients import gradients
 from ..model.precision import float64_device
 from ..model.trace import evaluating, inputs_of
+from ..progress import progress_bar
 from ..storage.files import atomic
 from ..storage.tensors import read_tensors, write_tensors
 
@@ -249,13 +249,13 @@ def summed(
     remaining = windows[done:]
     with (
         evaluating(decoder.model),
-        tqdm(
+        progress_bar(
             total=sum(map(len, windows)),
             initial=sum(map(len, windows[:done])),
             desc="statistics",
             unit="token",
             unit_scale=True,
-            disable=not progress,
+            shown=progress,
         ) as bar,
     ):
         for batch in batches(remaining, batch_tokens, decoder.device, sort=False):

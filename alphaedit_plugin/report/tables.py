@@ -1,4 +1,4 @@
-"""Tables for a terminal: the results of a comparison, and the changes of a session."""
+"""Tables for a terminal: the results of a comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..comparison.results import Comparison, Row
-from ..session.session import Report
+from ..shown import Shown
 from .columns import WEIGHTS, Column, columns
 from .words import ONCE, after, standing
 
@@ -41,7 +41,7 @@ def table(comparison: Comparison) -> TerminalTables:
     return TerminalTables(comparison)
 
 
-class TerminalTables:
+class TerminalTables(Shown):
     """As many tables as the terminal's width requires: no number is ever cut or wrapped.
 
     The best of each column among the edited ones is bold. ▲ and ▼ say how a number changed against "before": green for
@@ -116,24 +116,3 @@ def _packed(found: Sequence[Column], rows: Sequence[Row], room: int) -> list[lis
         packed[-1].append(column)
         left -= width
     return packed
-
-
-def session_table(report: Report) -> Table:
-    """What a session has done to each layer."""
-    listed = (
-        ("drift %", "‖ΔW‖/‖W‖", report.drift),
-        ("leakage %", "‖ΔW K0‖/‖W K0‖", report.leakage),
-        ("outside %", "‖ΔW(I − P)‖/‖ΔW‖", report.outside),
-    )
-    shown = [column for column in listed if column[2]]
-    result = Table(
-        title=f"{report.method}: {report.edits} facts in {report.batches} batches",
-        caption="\n".join(f"{title.removesuffix(' %')} {meaning}" for title, meaning, _ in shown),
-        box=box.SIMPLE_HEAD,
-        min_width=40,
-    )
-    for title in ("layer", *(title for title, _, _ in shown)):
-        result.add_column(title, justify="right")
-    for layer in report.drift:
-        result.add_row(str(layer), *(f"{100 * values[layer]:.3g}" for _, _, values in shown))
-    return result

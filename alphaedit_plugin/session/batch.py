@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..editors.requests import Request
 from ..editors.targets import Targets
 from ..editors.update import Update
 from ..editors.verdict import Answer
+from .manifest import requests_of
 
 _MEASURED = ("losses", "missed", "z_star")
 
@@ -42,17 +44,23 @@ class Asked:
         return cls(before, after, tuple(values["first_tokens"]))
 
 
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """The facts of one call to `edit`, or of a part of it that a budget allowed, and what was written for them.
 
     A batch equals only itself. `asked` is None if the model was not asked (`on_failure="ignore"`, or a session that an
-    earlier version saved).
+    earlier version saved). `time`, to the second, is no part of what a batch's file holds: two sessions with the same
+    edits are the same. It is None where nobody noted it.
     """
 
     requests: tuple[Request, ...]
     written: Written
     asked: Asked | None = None
+    time: datetime | None = field(default_factory=_now)
 
     def targets(self, rows: Sequence[int]) -> Targets | None:
         """What these of its facts were to reach, to be reached again; None if an earlier version saved the session."""
@@ -80,7 +88,9 @@ class Batch:
         return tensors, metadata
 
     @classmethod
-    def unpacked(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Batch:
+    def unpacked(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], time: datetime | None = None
+    ) -> Batch:
         """The batch that `packed` made. Raises KeyError for anything else."""
         updates = [
             Update(layer, tensors[f"update.{i}.left"], tensors[f"update.{i}.right"])
@@ -89,7 +99,7 @@ class Batch:
         keys = {int(key.partition(".")[2]): value for key, value in tensors.items() if key.startswith("keys.")}
         written = Written(updates, keys, **{name: tensors.get(name) for name in _MEASURED})
         asked = Asked.unpacked(metadata["asked"]) if "asked" in metadata else None
-        return cls(tuple(Request(**request) for request in metadata["requests"]), written, asked)
+        return cls(requests_of(metadata), written, asked, time)
 
 
 def stacked(batches: Sequence[Batch]) -> dict[int, tuple[Tensor, Tensor]]:

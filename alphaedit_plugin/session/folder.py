@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,24 +25,28 @@ from ..nullspace.covariance import Covariance, packed_by_layer, unpacked_by_laye
 from ..nullspace.null_spaces import NullSpaces
 from ..restoring import restoring
 from ..storage.files import file_digest
-from ..storage.json_file import read_json, write_json
-from ..storage.tensors import read_tensors, stored_checksum, write_tensors
+from ..storage.json_file import write_json
+from ..storage.tensors import read_tensors, write_tensors
 from .batch import Batch
-
-MANIFEST = "session.json"
-FORMAT = 1
-_BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER = (
-    "batches",
-    "null_spaces.safetensors",
-    "covariances.safetensors",
-    "tokenizer",
+from .manifest import (
+    BATCHES,
+    FORMAT,
+    MANIFEST,
+    TIMES,
+    check_sum,
+    is_session,
+    names_of,
+    read_manifest,
+    reading,
+    settled,
+    stamp_in,
+    stamp_of,
+    times_in,
 )
-_PARTS = (MANIFEST, _BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER)
+
+_NULL_SPACES, _COVARIANCES, _TOKENIZER = "null_spaces.safetensors", "covariances.safetensors", "tokenizer"
+_PARTS = (MANIFEST, BATCHES, _NULL_SPACES, _COVARIANCES, _TOKENIZER, TIMES)
 _LOCK, _OWNER = ".lock", "owner.json"
-_BATCH_NAME = re.compile(r"\d{6,}(-\d+)?\.safetensors")
-_ALWAYS = {"method", "model", "dtype", "hyperparameters", "fingerprints", "contexts", "batches", "identity"}
-_PATIENCE = 5
-"""How often a folder is read again because its owner saved meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class SessionFolder:
                 if found is None:
                     self._save_foundations(tokenizer, covariances, null_spaces)
                 names = self._files_of(batches)
+                self._save_times(names)
                 stamp = self._save_manifest(values, list(names.values()))
             except BaseException:
                 for path in fresh:
@@ -218,7 +221,7 @@ class SessionFolder:
 
     def _checked_stamp(self) -> str | None:
         """The stamp of the manifest in the folder, if there is one; SessionError if somebody else wrote it."""
-        found = self._stamp()
+        found = stamp_in(self.path)
         if found is not None and found not in self._known:
             raise SessionError(
                 f"{self.path} holds another session, or another Session has saved there since: resume what it "
@@ -226,13 +229,9 @@ class SessionFolder:
             )
         return found
 
-    def _stamp(self) -> str | None:
-        """What tells the manifest in the folder from others; None if there is none."""
-        return _stamp(read_manifest(self.path)) if self.holds_session else None
-
     @property
     def _batches(self) -> Path:
-        return self.path / _BATCHES
+        return self.path / BATCHES
 
     def _save_batch(self, batch: Batch, index: int) -> str:
         """Write a batch to a new file, never over another; returns the file's name."""
@@ -244,18 +243,24 @@ class SessionFolder:
         self._sums[name] = write_tensors(self._batches / name, *batch.packed(), SessionError)
         return name
 
+    def _save_times(self, names: Mapping[Batch, str]) -> None:
+        """Also of the batches that the manifest still names: it may stay as it is, if it cannot be written."""
+        both = [*self._names.items(), *names.items()]
+        times = {name: batch.time.isoformat() for batch, name in both if batch.time is not None}
+        write_json(self.path / TIMES, times, SessionError)
+
     def _save_manifest(self, values: Mapping[str, Any], names: Sequence[str]) -> str:
         """Write the manifest: only from now on does the folder hold the batches of these names. Returns its stamp."""
         sums = {name: self._sums[name] for name in (*names, _TOKENIZER) if name in self._sums}
         manifest = {"format": FORMAT, **values, "batches": list(names), "sums": sums}
-        stamp = _stamp(manifest)
-        self._known |= {stamp}  # before it is written: an interrupt may come right after
+        written = stamp_of(manifest)
+        self._known |= {written}  # before it is written: an interrupt may come right after
         write_json(self.path / MANIFEST, manifest, SessionError)
         for path in self._batches.glob("*.safetensors"):
             if path.name not in names:
                 with suppress(OSError):  # the file does no harm: the next save tries again
                     path.unlink()
-        return stamp
+        return written
 
     def _save_foundations(
         self, tokenizer: Any, covariances: Mapping[int, Covariance], null_spaces: NullSpaces | None
@@ -285,41 +290,28 @@ class SessionFolder:
 
         If the folder's owner saves meanwhile, it is read again.
         """
-        for left in reversed(range(_PATIENCE)):
-            before = self._stamp()
-            try:
-                saved = self._load()
-            except SessionError as failure:
-                if left and before != self._stamp():
-                    continue
-                why = failure.__cause__
-                if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):  # not read, so not damaged
-                    raise SessionError(str(failure)) from why
-                raise
-            if before == self._stamp():
-                self._known = {str(before)}
-                return saved
-        raise SessionError(f"{self.path} is being written all the time: resume it when its owner has ended")
+        saved, stamp = settled(self.path, self._load)
+        self._known = {stamp}
+        return saved
 
     def _load(self) -> Saved:
         manifest = self.path / MANIFEST
         values = read_manifest(self.path)
-        with _reading(manifest):
+        with reading(manifest):
             variant = Variant.parse(values["method"])
             hyperparameters = Hyperparameters.from_saved(values["hyperparameters"], str(manifest))
             fingerprints = {int(layer): str(print_) for layer, print_ in values["fingerprints"].items()}
             contexts = [str(context) for context in values["contexts"]]
-            finished, weights, names = bool(values["finished"]), dict(values["weights"]), list(values["batches"])
-            if len({*names}) < len(names) or not all(_BATCH_NAME.fullmatch(name) for name in names):
-                raise ValueError("a batch's name is no plain file name, or occurs twice")
+            finished, weights, names = bool(values["finished"]), dict(values["weights"]), names_of(values)
             chat = ChatTemplate(**values["chat"]) if "chat" in values else None
             sums = dict(values.get("sums", {}))  # none in version 0.1
             projects, _ = bool(values["null_spaces"]), (values["model"], values["dtype"])
-        batches = [self._load_batch(name, sums.get(name)) for name in names]
-        with _reading(self.path / _COVARIANCES):
+        times = times_in(self.path)
+        batches = [self._load_batch(name, sums.get(name), times.get(name)) for name in names]
+        with reading(self.path / _COVARIANCES):
             needed = variant.needs_covariances
             covariances = unpacked_by_layer(self._tensors(_COVARIANCES)) if needed else {}
-        with _reading(self.path / _NULL_SPACES):
+        with reading(self.path / _NULL_SPACES):
             null_spaces = NullSpaces.load(self.path / _NULL_SPACES) if projects else None
         self._names, self._sums = dict(zip(batches, names, strict=True)), sums
         return Saved(
@@ -341,7 +333,7 @@ class SessionFolder:
     def load_tokenizer(self) -> Any:
         """The saved tokenizer. Raises SessionError, naming the folder, if it cannot be read."""
         path = self.path / _TOKENIZER
-        with _reading(path):
+        with reading(path):
             if not path.is_dir():  # otherwise the path would be read as a name on the hub
                 raise FileNotFoundError("there is no such folder")
             for name, sum_ in self._sums.get(_TOKENIZER, {}).items():
@@ -349,64 +341,20 @@ class SessionFolder:
                     raise ValueError(f"{name} is not the one that was saved")
             return AutoTokenizer.from_pretrained(path, local_files_only=True)
 
-    def _load_batch(self, name: str, expected: str | None) -> Batch:
+    def _load_batch(self, name: str, expected: str | None, time: datetime | None) -> Batch:
         path = self._batches / name
         tensors, metadata = read_tensors(path, SessionDamagedError)
-        if expected not in (None, stored_checksum(path, SessionError)):
-            raise SessionDamagedError(f"{path} is not the batch that {MANIFEST} names, but another one")
+        check_sum(path, expected)
         if "layers" not in metadata or "requests" not in metadata:
             raise SessionDamagedError(f"{path} holds no batch of a session: it is another kind of file of ours")
-        with _reading(path):
-            return Batch.unpacked(tensors, metadata)
+        with reading(path):
+            return Batch.unpacked(tensors, metadata, time)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return read_tensors(self.path / name, SessionDamagedError)[0]
-
-
-def is_session(folder: Path) -> bool:
-    """Whether a session was saved there."""
-    return (folder / MANIFEST).exists()
-
-
-def batches_in(folder: Path) -> int:
-    """How many batches the session there has; 0 if there is none, or a damaged one."""
-    try:
-        return len(read_manifest(folder)["batches"])
-    except (SessionError, LookupError, TypeError):
-        return 0
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a session. Raises SessionError, naming the file, if there is no session or it is damaged."""
-    path = folder / MANIFEST
-    if not path.exists():
-        raise SessionError(f"{folder} holds no session: there is no {path}")
-    values = read_json(path, SessionDamagedError)
-    if values.get("format") != FORMAT:
-        raise SessionDamagedError(f"{path} is no session of this version of alphaedit-plugin")
-    if absent := sorted(_ALWAYS - values.keys()):
-        raise SessionDamagedError(f"{path} is damaged: it does not say {', '.join(absent)}. Begin anew")
-    return values
-
-
-def _stamp(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:
     """Remove a file or a folder of ours, if that is possible."""
     with suppress(OSError):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Re-raises any read error as a SessionError that names the file."""
-    try:
-        yield
-    except SessionError:
-        raise
-    except Exception as failure:
-        raise SessionDamagedError(
-            f"{path} is damaged: {failure!r}. Take a copy of the session, or begin anew"
-        ) from failure

@@ -8,13 +8,13 @@ import json
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from rich.console import RenderableType
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..editors.chat import Chat, chat_identity, plain
 from ..editors.editor import Editor
@@ -38,39 +38,28 @@ from ..model.snapshot import copy_into, put_back
 from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation
+from ..progress import progress_bar
 from ..restoring import restoring
+from ..shown import Shown
 from ..storage.tensors import tensor_digest
+from .asking import TOKENS, Replies, ask
 from .batch import Asked, Batch, stacked
 from .budget import Budget, Excess, Gauge, OverBudget, Reused, parts_that_fit
 from .card import CARD, Card
 from .change import Change, drift, same_change, sketch
-from .folder import Saved, SessionFolder, is_session, read_manifest
+from .folder import Saved, SessionFolder
+from .ledger import Ledger
 from .lora import Adapter, save_lora
+from .manifest import Listed, is_session, read_manifest
 from .patch import write_patch
+from .report import Report
 
 log = logging.getLogger(__name__)
 
 OnFailure = Literal["report", "raise", "allow", "ignore"]
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a session has done to its model, by layer.
-
-    `drift` ‖ΔW‖/‖W‖; `leakage` ‖ΔW K0‖/‖W K0‖, empty without covariances; `outside` ‖ΔW(I − P)‖/‖ΔW‖, empty without
-    null spaces. `warnings` say what is above the usual (`USUAL_DRIFT`, `USUAL_MISS`), in a sentence each.
-    """
-
-    method: str
-    edits: int
-    batches: int
-    drift: dict[int, float]
-    leakage: dict[int, float]
-    outside: dict[int, float]
-    warnings: tuple[str, ...] = ()
-
-
-class Session:
+class Session(Shown):
     """Edits one model in place, batch after batch, and can undo, save, resume and export the edits.
 
     Invariants. A call to `edit`, `undo`, `remove`, `merge` or `finish` does all of its work or none: after any
@@ -380,6 +369,36 @@ class Session:
         requests = [*found, *(verdict.request for verdict in again)]
         named = [(verdict.request, verdict.left_out) for verdict in again]
         return Verdicts(requests, [*found.verdicts, *again], found.warnings, named)
+
+    def ask(self, prompts: str | Sequence[str], *, tokens: int = TOKENS, chat: bool = False) -> Replies:
+        """What the model writes after each prompt without the session's edits and with them: greedily, `tokens` tokens.
+
+        If a prompt is about facts that are in force (`asking.about`), the reply also has the probability of their old
+        and new objects. A session with `chat` asks in the chat template, and with `chat=True` any other does so too.
+        The edits are taken out of the one model for a moment; model and random states stay as they were. Raises
+        RequestError for a prompt that is empty or too long, ChatError for a tokenizer without a chat template.
+        """
+        return ask(
+            self.model,
+            Chat.of(self.tokenizer) if chat else self.tokenizer,
+            [prompts] if isinstance(prompts, str) else list(prompts),
+            list({request.text: request for request in self.facts}.values()),
+            lambda: self.at(0),
+            taught_with=self.tokenizer,
+            tokens=tokens,
+            progress=self.editor.progress,
+        )
+
+    def ledger(self, *, asking: bool = True) -> Ledger:
+        """Every fact, with its number, its time, whether a later one supersedes it, and its verdict on the model as it
+        is now; without `asking` none, and at no cost.
+        """
+        verdicts = self.verdicts().verdicts if asking and self.facts else ()
+        batches = [(batch.requests, batch.time) for batch in self.batches]
+        return Ledger.of(Listed(str(self.variant), model_name(self.model), batches), verdicts)
+
+    def __rich__(self) -> RenderableType:
+        return self.ledger(asking=False)
 
     def undo(self, batches: int = 1) -> list[Request]:
         """Take back the last `batches` calls to `edit` (of one with a budget, its last parts), exactly; returns their
@@ -706,7 +725,7 @@ class Session:
 
     def _write(self, batches: Sequence[Batch], *, without: Collection[Request]) -> None:
         """Write batches that were written already, for the same targets, `without` some facts; inside a transaction."""
-        for batch in tqdm(batches, desc="batches", unit="batch", disable=not self.editor.progress, leave=False):
+        for batch in progress_bar(batches, desc="batches", unit="batch", shown=self.editor.progress, leave=False):
             rows = [row for row, request in enumerate(batch.requests) if request not in without]
             if not rows:
                 continue

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import AlphaEditError
 from ..restoring import swapping
 from .files import atomic
+from .tensor_header import metadata_text, parsed_metadata
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -45,30 +46,14 @@ def write_tensors(
     return checksum
 
 
-def stored_checksum(path: Path, error: type[AlphaEditError]) -> str | None:
-    """The checksum that the file's header holds; whether it is right, `read_tensors` says."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError) as failure:
-        raise error(f"cannot read {path}: {failure}. Is it complete? Delete it and make it again") from failure
-
-
 def read_tensors(path: Path, error: type[AlphaEditError]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, metadata). A file that is absent, cut short, altered or not ours raises `error`, naming it."""
     with _opened(path, error) as (header, tensors):
         pass
-    if "alphaedit" not in header or "sha256" not in header:
-        raise error(f"{path} was not written by alphaedit-plugin: it lacks our metadata")
-    if _checksum(tensors, header["alphaedit"]) != header["sha256"]:
+    text = metadata_text(path, header, error)
+    if _checksum(tensors, text) != header["sha256"]:
         raise error(f"{path} is damaged: its checksum does not match. Delete it and make it again")
-    try:
-        metadata = json.loads(header["alphaedit"])
-    except (ValueError, RecursionError) as failure:
-        raise error(f"{path} holds metadata that cannot be read: {failure}. Delete it and make it again") from failure
-    if not isinstance(metadata, dict):
-        raise error(f"{path} was not written by alphaedit-plugin: its metadata is no mapping")
-    return tensors, metadata
+    return tensors, parsed_metadata(path, text, error)
 
 
 @swapping

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..editors.requests import Encoded, Request, encode
 from ..errors import TuningError
@@ -22,6 +21,7 @@ from ..model.decoder import Decoder, eager_attention, hidden_states
 from ..model.gradients import gradients
 from ..model.standin import standing_in
 from ..model.trace import evaluating, hooks, logits_at
+from ..progress import progress_bar
 from ..restoring import restoring
 
 SEED, NOISE, SAMPLES = 0, 3.0, 10
@@ -105,7 +105,7 @@ def causal_trace(
         gradients(False),
         evaluating(decoder.model),
         eager_attention(decoder.model),
-        tqdm(total=len(prompts), desc="causal trace", unit="fact", disable=not progress, leave=False) as bar,
+        progress_bar(total=len(prompts), desc="causal trace", unit="fact", shown=progress, leave=False) as bar,
     ):
         scale = noise * _deviation(decoder, prompts)
         for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..editors.hyperparameters import ADAM, Hyperparameters
 from ..editors.registry import find_method
@@ -19,6 +18,7 @@ from ..evaluation.facts import Fact
 from ..model.decoder import Decoder
 from ..nullspace.projection import Criterion
 from ..nullspace.statistics import Preparation
+from ..progress import progress_bar
 from .budget import Budget, BudgetOver
 from .causal_trace import CausalTrace, causal_trace
 from .trials import Trial, Trials
@@ -123,7 +123,7 @@ class _Search:
         self.kept = kept | ({"null_space"} if "nullspace_threshold" in kept else set())
         self.best: Trial | None = None
         self.trace: CausalTrace | None = None
-        self.bar = tqdm(total=round(budget.seconds), desc="tune", unit="s", disable=not progress)
+        self.bar = progress_bar(total=round(budget.seconds), desc="tune", unit="s", shown=progress)
 
     def _trace(self, settings: Hyperparameters) -> None:
         requests = [fact.request for fact in self.trials.facts[:_TRACED]]

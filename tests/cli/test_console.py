@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from io import StringIO
 
 import pytest
@@ -13,9 +14,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 from support.command_line import SMALL
+from support.terminal import Terminal
 
-from alphaedit_plugin.cli.console import VisibleConsole, log_to_terminal, print_error
+from alphaedit_plugin.cli.console import log_to_terminal, print_error
 from alphaedit_plugin.errors import RequestError
+from alphaedit_plugin.progress import progress_bar
+from alphaedit_plugin.shown import VisibleConsole
 
 HOSTILE = "Paris\x1b[2J\x1b]0;owned\x07\x9b31m\r\u202e\x00\x7f"
 SHOWN = r"Paris\x1b[2J\x1b]0;owned\x07\x9b31m\r\u202e\x00\x7f"
@@ -69,6 +73,21 @@ def test_errors_and_the_log_show_them_too(capsys, monkeypatch):
     assert not CONTROLS.search(errors)
 
 
+def test_the_log_is_written_above_the_bars_and_not_through_them(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_terminal(logging.WARNING)
+    log = logging.getLogger("alphaedit_plugin.any")
+    with progress_bar(total=2, shown=True, desc="outer"):
+        log.warning("one line")
+        for _ in progress_bar(range(2), shown=True, desc="inner", leave=False):
+            log.warning("another")
+    found = [re.split(r"[:|]", line)[0].split() for line in terminal.screen() if line]
+    assert found == [["WARNING", "one", "line"], ["WARNING", "another"], ["WARNING", "another"], ["outer"]]
+
+
 @pytest.mark.slow
 def test_no_command_sends_what_a_fact_or_a_name_holds(run, checkpoint, text, tmp_path):
     """Written, refused, compared, reported and undone."""
@@ -79,6 +98,8 @@ def test_no_command_sends_what_a_fact_or_a_name_holds(run, checkpoint, text, tmp
     options = ("--corpus", text, *SMALL)
     outputs = [run("edit", checkpoint, facts, "--out", tmp_path / "out\x1b[1m", *options)]
     outputs.append(run("edit", checkpoint, facts, "--out", tmp_path / "out\x1b[1m", "--method", "rome", *options))
+    for words in (["ask", HOSTILE, f"The {HOSTILE} Tower is"], ["show"], ["show", "--no-model"]):
+        outputs.append(run(words[0], tmp_path / "out\x1b[1m", *words[1:], "--quiet"))
     outputs.append(run("undo", tmp_path / "out\x1b[1m", "--quiet"))
     outputs.append(run("apply", checkpoint, tmp_path / "no\x1b[1m", "--out", tmp_path / "new"))
     facts.write_text(json.dumps([{**flat[0], "prompt": f"no such thing {HOSTILE}"}]))
@@ -90,7 +111,7 @@ def test_no_command_sends_what_a_fact_or_a_name_holds(run, checkpoint, text, tmp
     outputs.append(run("compare", checkpoint, "--data", facts, "--out", out, *options))
     outputs.append(run("report", out))
     codes = [code for code, _, _ in outputs]
-    assert codes[1:] == [1, 0, 1, 1, 0, 0]
+    assert codes[1:] == [1, 0, 0, 0, 0, 1, 1, 0, 0]
     for _, printed, errors in outputs:
         assert not CONTROLS.search(printed)
         assert not CONTROLS.search(errors)

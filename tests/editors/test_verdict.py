@@ -76,3 +76,18 @@ def test_what_is_usual_is_no_warning_and_what_is_not_finite_is_one():
     (missed,) = unusual({}, [0.2, 0.75])
     assert "1 of 2" in missed
     assert "75%" in missed
+
+
+def test_verdicts_show_every_fact_or_of_many_only_those_that_failed():
+    requests = [Request("of {}", f"subject{number}", "Rome") for number in range(51)]
+    said, unsaid = Answer(0.9, "Rome", True), Answer(0.1, "Paris", False)
+    judged = [Verdict.of(request, None, unsaid if number == 7 else said) for number, request in enumerate(requests)]
+    few, many = (repr(Verdicts(requests[:count], judged[:count])) for count in (50, 51))
+    assert few.count("subject") == 50
+    assert many.count("subject") == 1
+    for shown in (few, many):
+        assert "subject7" in shown
+        assert "not reached" in shown
+    assert "50 of 51 facts written" in many
+    assert "not asked" in repr(Verdicts(requests))
+    assert Verdicts(requests, judged) == requests, "they are still a list"

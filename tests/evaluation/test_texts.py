@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from support.references import PROMPTS, SAMPLES, fact, slow_cosine
 from support.tiny import always, model_of
 
+from alphaedit_plugin.editors.generation import write
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.evaluation.consistency import references
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.generation import write
 from alphaedit_plugin.evaluation.texts import FREE_TOKENS, NEW_TOKENS, TEXT_TOKENS, Texts, entropy, says, words
 
 # -------------------------------------------------------------------------------------------------------- saying

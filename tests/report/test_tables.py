@@ -12,8 +12,7 @@ from support.comparisons import COMPARISON, PLAIN, ROWS, UNDER_WAY, comparison, 
 
 from alphaedit_plugin.comparison.results import Comparison
 from alphaedit_plugin.evaluation.metrics import METRICS
-from alphaedit_plugin.report.tables import session_table, table
-from alphaedit_plugin.session.session import Report
+from alphaedit_plugin.report.tables import table
 
 
 def shown(of: Comparison, width: int) -> str:
@@ -106,9 +105,13 @@ def test_a_table_is_the_last_checkpoint_that_all_who_began_have_reached(reached,
     assert of.unfinished == {name: checkpoints[count - 1] for name, count in reached.items() if count < 5}
 
 
-def test_a_session_table_has_a_row_a_layer_and_no_column_without_numbers():
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(session_table(Report("memit", 20, 2, {4: 0.05, 5: 0.1}, {4: 0.001, 5: 0.002}, {})))
-    text = console.export_text()
-    assert re.search(r"4\s+5\s+0\.1\s*\n", text)
-    assert "outside" not in text
+def test_a_comparison_and_its_tables_show_themselves():
+    made = comparison(("memit", "alphaedit"), (10, 20), ("facts", "perplexity"))
+    for shown_by_itself in (repr(made), repr(table(made))):
+        for each in made.final:
+            (line,) = (line for line in shown_by_itself.splitlines() if line.split()[:1] == [each.variant])
+            assert f"{100 * each.metrics['efficacy']:.1f}" in line
+            assert f"{each.metrics['perplexity']:.2f}" in line
+    assert "after 20 of 20 edits" in repr(made)
+    assert "<pre" in made._repr_html_()
+    assert "variant" in repr(Comparison([], {}))

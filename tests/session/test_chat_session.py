@@ -14,10 +14,10 @@ from support.tokenizer import make_tokenizer
 from support.weights import assert_same, everything
 
 from alphaedit_plugin.editors.chat import Chat
+from alphaedit_plugin.editors.generation import write
 from alphaedit_plugin.errors import ChatError, RequestError, SessionError
 from alphaedit_plugin.evaluation.fact_scores import score
 from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.generation import write
 from alphaedit_plugin.session.session import Session
 
 TEMPLATE = (

@@ -43,7 +43,7 @@ from alphaedit_plugin.errors import AlphaEditError, SessionError, WrongModelErro
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
-from alphaedit_plugin.session.folder import MANIFEST
+from alphaedit_plugin.session.manifest import MANIFEST
 from alphaedit_plugin.session.session import Session
 
 pytestmark = pytest.mark.slow

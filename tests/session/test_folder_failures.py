@@ -32,7 +32,7 @@ from support.sessions import (
 from support.weights import differ, everything
 
 from alphaedit_plugin.errors import SessionError
-from alphaedit_plugin.session.folder import MANIFEST
+from alphaedit_plugin.session.manifest import MANIFEST
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage import files, tensors
 

@@ -26,7 +26,7 @@ from support.sessions import (
 )
 
 from alphaedit_plugin.errors import SessionError, SessionInUseError
-from alphaedit_plugin.session.folder import MANIFEST
+from alphaedit_plugin.session.manifest import MANIFEST
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.json_file import write_json
 

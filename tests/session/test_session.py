@@ -42,7 +42,7 @@ from alphaedit_plugin.errors import EditError
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.nullspace.projection import Criterion, NullSpace
 from alphaedit_plugin.nullspace.statistics import Preparation
-from alphaedit_plugin.session.folder import MANIFEST, is_session
+from alphaedit_plugin.session.manifest import MANIFEST, is_session
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.store import Store
 

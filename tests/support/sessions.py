@@ -16,7 +16,7 @@ from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.targets import Targets
 from alphaedit_plugin.editors.variant import Variant
 from alphaedit_plugin.errors import AlphaEditError
-from alphaedit_plugin.session.folder import MANIFEST
+from alphaedit_plugin.session.manifest import MANIFEST
 from alphaedit_plugin.session.session import Session
 from support.spaces import random_covariance, random_spaces
 from support.tiny import tiny

@@ -38,6 +38,15 @@ def session(tokenizer, **options) -> Session:
     )
 
 
+def twice(tokenizer) -> Session:
+    """Two facts, learned, and the first one's subject taught another object since: three batches."""
+    learned = session(tokenizer)
+    for subject, target, length in ((0, 0, 300.0), (1, 1, 300.0), (0, 2, 3000.0)):
+        targets = towards(learned, target, length=length)
+        learned.edit([fact(subject, target)], targets, on_failure="ignore")
+    return learned
+
+
 def towards(session: Session, *targets: int, length: float = 300.0) -> Targets:
     """z* that the head reads as these objects; so far away, in the direction of its row, that nothing else matters."""
     head = session.model.get_output_embeddings().weight

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..editors.requests import encode
 from ..model.continuation import continuations
 from ..model.sampling import unsayable
+from ..progress import progress_bar
+from .requests import encode
 
 SEED = 0
 
@@ -50,7 +50,7 @@ def write(
     def said(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    with tqdm(total=len(asked), desc="writing", unit="text", disable=not progress, leave=False) as bar:
+    with progress_bar(total=len(asked), desc="writing", unit="text", shown=progress, leave=False) as bar:
         written = continuations(
             model,
             starts,

@@ -12,10 +12,10 @@ from support.references import PROMPTS
 from support.tiny import NAMES, always, model_of, tiny
 from support.unusual import UNUSUAL, unusual
 
+from alphaedit_plugin.editors.generation import write
 from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.errors import RequestError
 from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.generation import write
 from alphaedit_plugin.evaluation.texts import Texts
 from alphaedit_plugin.model.continuation import continuations
 
