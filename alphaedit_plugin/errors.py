@@ -75,3 +75,7 @@ class StoreError(AlphaEditError):
 
 class PatchError(AlphaEditError):
     """A patch is damaged, or does not fit the model; the model is as it was."""
+
+
+class HubError(AlphaEditError):
+    """A folder cannot be published on the Hugging Face Hub; it stays here as it is."""

@@ -108,3 +108,16 @@ def demo():
 def store(tmp_path: Path) -> Store:
     """An empty store of its own."""
     return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    """A Hugging Face Hub on this machine, with a token for it."""
+    from huggingface_hub import constants
+    from support.hub import TOKEN, serving
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.address)
+        yield running

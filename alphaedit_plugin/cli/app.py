@@ -24,6 +24,7 @@ from .merge import merge
 from .methods import methods
 from .options import ARGUMENTS
 from .prepare import prepare
+from .push import push
 from .report import report
 from .run_file import options_of_file
 from .show import show
@@ -65,6 +66,7 @@ COMMANDS: tuple[Callable[..., Any], ...] = (
     undo,
     merge,
     apply,
+    push,
     tune,
     trace,
     prepare,

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from rich.markup import escape
 
-from ..errors import EditError, RequestError, SessionError
+from ..errors import EditError, HubError, PatchError, RequestError, SessionError
 from ..visible import visible
 from .console import console
-from .exporting import SESSION, export
+from .exporting import LORA, MODEL, SESSION, export
 from .loading import resumed
-from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Quiet, positive
+from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Public, Quiet, positive
+from .publishing import check, publish
 
 if TYPE_CHECKING:
     from ..editors.requests import Request
@@ -46,6 +48,15 @@ def edit(
     batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 50,
     chat: Chat = False,
     lora: Annotated[bool, Parameter(help="Write a PEFT adapter instead of the whole model.")] = False,
+    rank: Annotated[
+        int | None,
+        Parameter(validator=positive, help="Rank of the adapter, for servers that set one. Default: the edit's own."),
+    ] = None,
+    push: Annotated[
+        str | None,
+        Parameter(metavar="USER/NAME", help="Publish the result on the Hugging Face Hub, unless a fact failed."),
+    ] = None,
+    public: Public = False,
     budget: Annotated[
         tuple[str, ...] | None,
         Parameter(
@@ -67,6 +78,12 @@ def edit(
     from ..storage.files import check_place
 
     check_place(out, SessionError, folder=True)
+    if rank is not None and not lora:
+        raise PatchError("--rank is that of an adapter: add --lora")
+    if public and push is None:
+        raise HubError("--public says who sees what --push publishes: add --push USER/NAME")
+    if push is not None:
+        check(push, model, out, lora=lora)
 
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
@@ -129,8 +146,9 @@ def edit(
                     if verdict.left_out:
                         left_out[verdict.request] = verdict
                 bar.update(len(each))
+        adapter = None
         if is_session(folder):
-            export(session, out, lora=lora, whole=not lora)
+            adapter = export(session, out, lora=lora, whole=not lora, rank=rank)
         else:
             console.print("nothing was written: no fact fits into the budget")
         in_force = {request.text: request for request in requests}.values()
@@ -139,7 +157,12 @@ def edit(
             left_out=[left_out[request] for request in in_force if request in left_out],
         )
     console.print(verdicts)
-    if verdicts.failed and not allow_failures:
+    failed = bool(verdicts.failed or (adapter is not None and adapter.lost)) and not allow_failures
+    if push is not None and not failed:
+        publish(out / (LORA if lora else MODEL), push, public=public)
+    elif push is not None:
+        console.print(f"not published: `alphaedit push {escape(str(out))} {escape(push)}` does so all the same")
+    if failed:
         sys.exit(FAILED)
 
 

@@ -100,6 +100,7 @@ AllowFailures = Annotated[
     ),
 ]
 Chat = Annotated[bool, Parameter(help="Teach and ask every prompt as the turn of a user in the model's chat template.")]
+Public = Annotated[bool, Parameter(help="Publish for everybody. Default: what is made now is private.")]
 Quiet = Annotated[bool, Parameter(alias="-q", help="Show no progress bars.")]
 
 

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     OVERWRITTEN = "overwritten by a later fact"
     NOT_REACHED = "not reached"
     DRIFT = "drift"
+    RANK = "lost by the adapter's rank"
 
 
 @dataclass(frozen=True)

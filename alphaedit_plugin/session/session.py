@@ -32,6 +32,8 @@ from ..editors.verdict import Answer, Circumstances, Verdict, Verdicts, answers,
 from ..errors import EditError, ModelStructureError, SessionDamagedError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
 from ..model.fingerprint import fingerprints, model_name
+from ..model.loading import save_model
+from ..model.origin import Origin
 from ..model.snapshot import copy_into, put_back
 from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
@@ -43,10 +45,11 @@ from ..storage.tensors import tensor_digest
 from .asking import TOKENS, Replies, ask
 from .batch import Asked, Batch, stacked
 from .budget import Budget, Excess, Gauge, OverBudget, Reused, parts_that_fit
+from .card import CARD, Card
 from .change import Change, drift, same_change, sketch
 from .folder import Saved, SessionFolder
 from .ledger import Ledger
-from .lora import write_lora
+from .lora import Adapter, save_lora
 from .manifest import Listed, is_session, read_manifest
 from .patch import write_patch
 from .report import Report
@@ -649,20 +652,47 @@ class Session(Shown):
             template=self.hyperparameters.rewrite_module_tmp,
         )
 
-    def to_lora(self, folder: str | Path, *, energy: float | None = None) -> dict[int, int]:
-        """Write the edit as a PEFT LoRA adapter; returns layer → rank.
+    def to_lora(
+        self,
+        folder: str | Path,
+        *,
+        energy: float | None = None,
+        rank: int | None = None,
+        base_model: str | None = None,
+    ) -> Adapter:
+        """Write the edit as a PEFT LoRA adapter with a model card; returns layer → rank, with what is `kept` of ‖ΔW‖².
 
-        The ranks are the smallest that leave out only rounding noise or, with `energy`, that hold this share of ‖ΔW‖².
-        Raises PatchError as `write_lora` does.
+        The ranks are the smallest that leave out only rounding noise or, with `energy`, that hold this share of ‖ΔW‖²;
+        with `rank` every layer gets the best approximation of this rank. The card, and the result's `verdicts`, say
+        what the model says with the adapter in place of the edit; `lost` are facts that it no longer says by that.
+        `base_model` is the name by which others find the unedited model, by default the one it was loaded by. Raises
+        PatchError as `Adapter.of` does, or if the folder cannot be written.
         """
-        return write_lora(
-            folder,
-            self.model,
-            self.base,
-            template=self.hyperparameters.rewrite_module_tmp,
-            energy=energy,
-            base_model=model_name(self.model),
+        template, folder = self.hyperparameters.rewrite_module_tmp, Path(folder)
+        adapter = Adapter.of(self.model, self.base, template=template, energy=energy, rank=rank)
+        whole = None if adapter.exact else self.verdicts()
+        with put_back(self.projections):
+            adapter.merge(self.projections, self.base)
+            adapter.judge(self.verdicts(), whole)
+        origin = Origin.named(base_model) if base_model else Origin.of(self.model)
+        card = self._card(origin, adapter.verdicts, adapter).text(folder / CARD)
+        save_lora(
+            folder, adapter, self.model, template=template, base_model=origin.name or None, card=card, chosen=rank
         )
+        return adapter
+
+    def to_model(self, folder: str | Path) -> None:
+        """Write the edited model as an ordinary model folder, with a model card if it holds any facts.
+
+        A model folder that is there is replaced. Raises StoreError as `save_model` does.
+        """
+        folder, card = Path(folder), ""
+        if self.facts:
+            card = self._card(Origin.of(self.model), self.verdicts()).text(folder / CARD)
+        save_model(self.model, self.tokenizer, folder, card=card)
+
+    def _card(self, origin: Origin, verdicts: Verdicts, adapter: Adapter | None = None) -> Card:
+        return Card(origin, str(self.variant), self._drift(), verdicts, isinstance(self.tokenizer, Chat), adapter)
 
     # ------------------------------------------------------------------------------------------------ internals
 

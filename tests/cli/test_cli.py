@@ -571,7 +571,7 @@ def test_an_adapter_takes_the_place_of_the_checkpoint(edit, some, checkpoint, tm
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lora", "patch.safetensors", "session"]
     config = json.loads((tmp_path / "out" / "lora" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == checkpoint
-    assert f"rank {max(config['rank_pattern'].values())}" in output
+    assert f"rank {config['r']}" in output
     model = loaded(checkpoint)
     apply_patch(model, tmp_path / "out" / "patch.safetensors")
     ids = torch.tensor([[5, 9, 11, 3, 77, 20]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -114,7 +115,7 @@ def test_the_files_hold_what_peft_documents(tmp_path):
     model.config._name_or_path = "acme/base"
     ranks = write_lora(tmp_path / "new" / "folder", model, edit(model))
     config = config_in(tmp_path / "new" / "folder")
-    names = {f"transformer.h.{layer}.mlp.c_proj": rank for layer, rank in ranks.items()}
+    names = [f"transformer.h.{layer}.mlp.c_proj" for layer in ranks]
     assert config == {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -124,17 +125,15 @@ def test_the_files_hold_what_peft_documents(tmp_path):
         "lora_dropout": 0.0,
         "r": 5,
         "lora_alpha": 5,
-        "rank_pattern": names,
-        "alpha_pattern": names,
-        "target_modules": sorted(names),
+        "target_modules": names,
         "fan_in_fan_out": True,
     }
     tensors = load_file(tmp_path / "new" / "folder" / "adapter_model.safetensors")
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     assert shapes == {
         f"base_model.model.{name}.lora_{side}.weight": (shape, torch.float32)
-        for name, rank in names.items()
-        for side, shape in (("A", (rank, 24)), ("B", (16, rank)))
+        for name in names
+        for side, shape in (("A", (5, 24)), ("B", (16, 5)))
     }
     for name in names:
         a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
@@ -219,6 +218,43 @@ def test_energy_takes_the_smallest_rank_that_holds_the_share(tmp_path):
     assert ranks[0] < ranks[2] < ranks[-1] == 16
 
 
+@pytest.mark.parametrize("rank", [1, 3, 16])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_rank_gives_numpys_truncated_svd_on_every_layer(name, rank, tmp_path):
+    model = tiny(name)
+    base = full_edit(model)
+    adapter = write_lora(tmp_path, model, base, rank=rank)
+    assert adapter == {1: rank, 2: rank}
+    assert config_in(tmp_path)["r"] == rank
+    merged = loaded(tmp_path, name).merge_and_unload()
+    for layer, matrix in matrices(model, LAYERS).items():
+        change = (matrix.double() - base[layer].double()).numpy()
+        u, singular, v = np.linalg.svd(change, full_matrices=False)
+        best = (u[:, :rank] * singular[:rank]) @ v[:rank]
+        found = (matrices(merged, LAYERS)[layer].double() - base[layer].double()).numpy()
+        assert np.abs(found - best).max() < 1e-5 * np.abs(best).max()
+        assert adapter.kept[layer] == pytest.approx((best**2).sum() / (change**2).sum(), abs=1e-9)
+
+
+def test_a_rank_above_the_edits_own_is_filled_up_and_changes_nothing(tmp_path):
+    model = tiny("llama")
+    base = edit(model)
+    for rank in (8, 64):
+        write_lora(tmp_path, model, base, rank=rank)
+        assert config_in(tmp_path)["r"] == rank
+        shapes = {tensor.shape for tensor in load_file(tmp_path / "adapter_model.safetensors").values()}
+        assert shapes == {(rank, 24), (16, rank)}
+        assert difference(loaded(tmp_path)(IDS).logits, model(IDS).logits) < 1e-4
+        assert lora.chosen_rank(tmp_path) == rank
+
+
+def test_a_rank_that_nobody_chose_is_not_kept(tmp_path):
+    model = tiny("llama")
+    assert lora.chosen_rank(tmp_path) is None
+    write_lora(tmp_path, model, edit(model))
+    assert lora.chosen_rank(tmp_path) is None
+
+
 def test_no_energy_asks_for_more_ranks_than_an_edit_has(tmp_path):
     model = tiny("llama")
     base = edit(model)
@@ -242,6 +278,20 @@ def test_a_senseless_energy_is_refused(energy, tmp_path):
     with pytest.raises(PatchError, match="energy"):
         write_lora(tmp_path, model, edit(model), energy=energy)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.0, True, "8"])
+def test_a_senseless_rank_is_refused(rank, tmp_path):
+    model = tiny("llama")
+    with pytest.raises(PatchError, match="rank"):
+        write_lora(tmp_path, model, edit(model), rank=rank)
+    assert not list(tmp_path.iterdir())
+
+
+def test_energy_and_rank_exclude_each_other(tmp_path):
+    model = tiny("llama")
+    with pytest.raises(PatchError, match="energy and rank"):
+        write_lora(tmp_path, model, edit(model), rank=8, energy=0.9)
 
 
 def test_what_is_no_edit_of_this_model_is_refused(tmp_path):
