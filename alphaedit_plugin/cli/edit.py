@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ..errors import EditError, SessionError
+from ..errors import EditError, SessionError, StoreError
 from ..visible import visible
 from .console import console
-from .exporting import SESSION, export
+from .exporting import SESSION, Gguf, export
 from .loading import resumed
 from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Quiet, positive
 from .verdicts import verdict_table
@@ -36,6 +36,18 @@ def edit(
     batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 50,
     chat: Chat = False,
     lora: Annotated[bool, Parameter(help="Write a PEFT adapter instead of the whole model.")] = False,
+    gguf: Annotated[
+        Path | None,
+        Parameter(help="Write the model's own GGUF file again, edited, instead of a model folder. `undo` keeps it up."),
+    ] = None,
+    gguf_type: Annotated[
+        str | None,
+        Parameter(
+            metavar="TYPE",
+            help="What --gguf writes edited tensors as: Q8_0, F16, … Default: their own type, or the smallest finer "
+            "one that keeps all facts.",
+        ),
+    ] = None,
     budget: Annotated[
         tuple[str, ...] | None,
         Parameter(
@@ -57,6 +69,7 @@ def edit(
     from ..storage.files import check_place
 
     check_place(out, SessionError, folder=True)
+    asked_for = _gguf(model, gguf, gguf_type)
     from tqdm.auto import tqdm
 
     from ..editors.requests import load_requests
@@ -94,6 +107,7 @@ def edit(
             chat=chat,
             progress=not quiet,
         )
+    lost: Sequence[Request] = ()
     with session:
         todo = session.to_do(requests)
         if len(todo) < len(requests):
@@ -112,7 +126,7 @@ def edit(
                         left_out[verdict.request] = verdict
                 bar.update(len(each))
         if is_session(folder):
-            export(session, out, lora=lora, whole=not lora)
+            lost = export(session, out, lora=lora, whole=not lora and gguf is None, gguf=asked_for)
         else:
             console.print("nothing was written: no fact fits into the budget")
         in_force = {request.text: request for request in requests}.values()
@@ -121,8 +135,25 @@ def edit(
             left_out=[left_out[request] for request in in_force if request in left_out],
         )
     console.print(verdict_table(verdicts))
-    if verdicts.failed and not allow_failures:
+    if (verdicts.failed or lost) and not allow_failures:
         sys.exit(FAILED)
+
+
+def _gguf(model: str, path: Path | None, kind: str | None) -> Gguf | None:
+    """What --gguf and --gguf-type ask for, as far as it can be done. Raises before anything else is."""
+    if path is None:
+        if kind is not None:
+            raise EditError("--gguf-type says how --gguf writes: give --gguf FILE too")
+        return None
+    from ..model.ggml import check_kind
+    from ..model.gguf import check_from_gguf
+    from ..storage.files import check_place
+
+    check_place(path, StoreError)
+    check_from_gguf(model)
+    if kind is not None:
+        check_kind(kind.upper())
+    return Gguf(path.resolve(), kind and kind.upper())
 
 
 def _named(words: Sequence[str]) -> dict[str, float]:

@@ -31,6 +31,7 @@ from ..editors.verdict import Answer, Circumstances, Verdict, Verdicts, answers,
 from ..errors import EditError, ModelStructureError, SessionDamagedError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
 from ..model.fingerprint import fingerprints, model_name
+from ..model.gguf import gguf_of
 from ..model.snapshot import copy_into, put_back
 from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
@@ -41,6 +42,7 @@ from .batch import Asked, Batch, stacked
 from .budget import Budget, Excess, Gauge, OverBudget, Reused, parts_that_fit
 from .change import Change, drift, same_change, sketch
 from .folder import Saved, SessionFolder, is_session, read_manifest
+from .gguf import Exported, write_gguf
 from .lora import write_lora
 from .patch import write_patch
 
@@ -611,6 +613,17 @@ class Session:
             base_model=model_name(self.model),
         )
 
+    def to_gguf(self, path: str | Path, *, kind: str | None = None) -> Exported:
+        """Write the GGUF file that the model comes from again, with the edited tensors in place of the old ones.
+
+        All else stays byte for byte. `kind` is the type of what is replaced, such as "Q8_0"; by default each tensor
+        has its own type or, where facts would be lost by that, the smallest of Q8_0, F16 and F32 that keeps all
+        (`gguf.py`). Raises ModelStructureError for a model that does not come from a GGUF file or is not as in it, or
+        a type that cannot be written; StoreError if the file cannot be.
+        """
+        with gguf_of(model_name(self.model)) as source:
+            return write_gguf(Path(path), source, self.projections, self.base, self._said, kind)
+
     # ------------------------------------------------------------------------------------------------ internals
 
     @restoring
@@ -673,6 +686,10 @@ class Session:
             before = None if asked is None else asked.before[row]
             verdicts.append(Verdict.of(request, before, answer, circumstances))
         return Verdicts((verdict.request for verdict in verdicts), verdicts, unusual(drift, self._missed()))
+
+    def _said(self) -> list[Request]:
+        """The facts that the model says as it is now."""
+        return [verdict.request for verdict in self.verdicts().verdicts if verdict.now.agrees]
 
     def _drift(self) -> dict[int, float]:
         return {layer: drift(self.base[layer], projection.matrix) for layer, projection in self.projections.items()}
