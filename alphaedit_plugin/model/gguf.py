@@ -164,6 +164,6 @@ def _read(gguf: Path) -> tuple[Any, Any]:
         return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (ValueError, LookupError, RuntimeError, TypeError) as failure:  # NotImplementedError among them
         raise ModelStructureError(
-            f"transformers {transformers.__version__} cannot read {gguf} (architecture {architecture}): {failure}. "
-            "Give the folder or Hugging Face name of the model that it was made from"
+            f"transformers {transformers.__version__} cannot read {gguf} (architecture {architecture}): "
+            f"{str(failure).rstrip('.! ')}. Give the folder or Hugging Face name of the model that it was made from"
         ) from failure

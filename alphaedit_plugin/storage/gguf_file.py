@@ -147,9 +147,12 @@ class GgufFile:
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
-                return file.read(size)
+                found = file.read(size)
         except OSError as failure:
             raise self._error(f"cannot read {self.path}: {failure}") from failure
+        if len(found) < size:
+            raise self._error(f"{self.path} was cut off while it was read")
+        return found
 
 
 class _Header:
@@ -212,7 +215,10 @@ class _Header:
 
 def _copy(source: BinaryIO, target: BinaryIO, start: int, size: int) -> None:
     source.seek(start)
-    while size > 0 and (chunk := source.read(min(size, _CHUNK))):
+    while size > 0:
+        chunk = source.read(min(size, _CHUNK))
+        if not chunk:
+            raise OSError(f"{source.name} was cut off while it was read")
         target.write(chunk)
         size -= len(chunk)
 
