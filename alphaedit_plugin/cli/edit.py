@@ -148,9 +148,11 @@ def _gguf(model: str, path: Path | None, kind: str | None) -> Gguf | None:
     from ..model.ggml import check_kind
     from ..model.gguf import check_from_gguf
     from ..storage.files import check_place
+    from ..storage.gguf_file import check_other
 
     check_place(path, StoreError)
     check_from_gguf(model)
+    check_other(path, Path(model), StoreError)
     if kind is not None:
         check_kind(kind.upper())
     return Gguf(path.resolve(), kind and kind.upper())

@@ -117,8 +117,7 @@ class GgufFile:
         All else is the same byte for byte, but for the places of the tensors behind one whose size is another.
         Raises `error` if it cannot be written, or would be written over the file itself; then nothing is.
         """
-        if path.exists() and path.samefile(self.path):
-            raise error(f"{path} is the file that the model comes from: write to another place")
+        check_other(path, self.path, error)
         header = bytearray(self._part(0, self.in_order[0].start))
         place = len(header) - self.data
         for tensor, slot in self._slots():
@@ -221,6 +220,12 @@ def _copy(source: BinaryIO, target: BinaryIO, start: int, size: int) -> None:
             raise OSError(f"{source.name} was cut off while it was read")
         target.write(chunk)
         size -= len(chunk)
+
+
+def check_other(path: Path, source: Path, error: type[AlphaEditError]) -> None:
+    """Raises `error` if the two are one file: what is written there would take the place of what it is made from."""
+    if path.exists() and source.exists() and path.samefile(source):
+        raise error(f"{path} is the file that the model comes from: write to another place")
 
 
 def gguf_library(error: type[AlphaEditError]) -> Any:
