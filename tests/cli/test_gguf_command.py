@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.command_line import SMALL, assert_one_line
-from support.gguf_files import metadata_of, tensors_of, write_model
+from support.gguf_files import contents_of, write_model
 
 from alphaedit_plugin.model import loading
 
@@ -24,8 +24,8 @@ def source(tmp_path, tokenizer) -> Path:
 
 def changed(source: Path, out: Path) -> dict[str, str]:
     """name → type of the tensors that differ."""
-    before, after = tensors_of(source), tensors_of(out)
-    assert metadata_of(out) == metadata_of(source)
+    (metadata, before), (metadata_now, after) = contents_of(source), contents_of(out)
+    assert metadata_now == metadata
     assert list(after) == list(before)
     return {name: found[0] for name, found in after.items() if found != before[name]}
 

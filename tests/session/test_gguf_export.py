@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.gguf_files import WIDTH, metadata_of, tensors_of, write_model
+from support.gguf_files import WIDTH, contents_of, write_model
 from support.mishaps import cut, flip, no_file_above
 from support.sessions import BATCHES, CONTEXTS, HYPERPARAMETERS, LAYERS, model_of_kind
 from support.spaces import random_covariance
@@ -38,8 +38,8 @@ def session_on(path: Path, dtype: str = "auto") -> Session:
 
 
 def assert_only_replaced(source: Path, target: Path, kinds: dict[str, str]) -> None:
-    before, after = tensors_of(source), tensors_of(target)
-    assert metadata_of(target) == metadata_of(source)
+    (metadata, before), (metadata_now, after) = contents_of(source), contents_of(target)
+    assert metadata_now == metadata
     assert list(after) == list(before)
     for name, found in after.items():
         if name in kinds:

@@ -127,14 +127,14 @@ def _close(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def metadata_of(path: Path) -> dict[str, Any]:
-    """By the package `gguf`."""
-    return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
+Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
+"""name → (type, shape, bytes)."""
 
 
-def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """name → (type, shape, bytes), by the package `gguf`."""
-    return {
+def contents_of(path: Path) -> tuple[dict[str, Any], Tensors]:
+    """(metadata, tensors), by the package `gguf`."""
+    reader = gguf.GGUFReader(path)
+    return {name: field.contents() for name, field in reader.fields.items()}, {
         tensor.name: (tensor.tensor_type.name, tuple(map(int, tensor.shape)), tensor.data.tobytes())
-        for tensor in gguf.GGUFReader(path).tensors
+        for tensor in reader.tensors
     }
