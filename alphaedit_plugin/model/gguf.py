@@ -91,7 +91,7 @@ def opened(path: Path) -> GgufFile:
     """A GGUF file that holds a whole model. Raises ModelStructureError, with the remedy, for any other file."""
     found = GgufFile(path, ModelStructureError)
     parts = found.metadata.get("split.count", 1)
-    if parts > 1:
+    if isinstance(parts, int) and parts > 1:
         raise ModelStructureError(
             f"{path} is one of {parts} files that hold the model together: join them first (llama.cpp's "
             "llama-gguf-split --merge FIRST_FILE WHOLE.gguf)"
