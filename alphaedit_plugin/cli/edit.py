@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.markup import escape
 
-from ..errors import EditError, HubError, PatchError, RequestError, SessionError
+from ..errors import EditError, HubError, PatchError, RequestError, SessionError, StoreError
 from ..visible import visible
 from .console import console
-from .exporting import LORA, MODEL, SESSION, export
+from .exporting import LORA, MODEL, SESSION, Gguf, export
 from .loading import resumed
 from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Public, Quiet, positive
 from .publishing import check, publish
@@ -57,6 +57,18 @@ def edit(
         Parameter(metavar="USER/NAME", help="Publish the result on the Hugging Face Hub, unless a fact failed."),
     ] = None,
     public: Public = False,
+    gguf: Annotated[
+        Path | None,
+        Parameter(help="Write the model's own GGUF file again, edited, instead of a model folder. `undo` keeps it up."),
+    ] = None,
+    gguf_type: Annotated[
+        str | None,
+        Parameter(
+            metavar="TYPE",
+            help="What --gguf writes edited tensors as: Q8_0, F16, … Default: their own type, or the smallest finer "
+            "one that keeps all facts.",
+        ),
+    ] = None,
     budget: Annotated[
         tuple[str, ...] | None,
         Parameter(
@@ -84,6 +96,7 @@ def edit(
         raise HubError("--public says who sees what --push publishes: add --push USER/NAME")
     if push is not None:
         check(push, model, out, lora=lora)
+    asked_for = _gguf(model, gguf, gguf_type)
 
     from ..editors.requests import load_requests
     from ..editors.variant import Variant
@@ -146,9 +159,9 @@ def edit(
                     if verdict.left_out:
                         left_out[verdict.request] = verdict
                 bar.update(len(each))
-        adapter = None
+        lost: Sequence[Request] = ()
         if is_session(folder):
-            adapter = export(session, out, lora=lora, whole=not lora, rank=rank)
+            lost = export(session, out, lora=lora, whole=not lora and gguf is None, rank=rank, gguf=asked_for)
         else:
             console.print("nothing was written: no fact fits into the budget")
         in_force = {request.text: request for request in requests}.values()
@@ -157,13 +170,32 @@ def edit(
             left_out=[left_out[request] for request in in_force if request in left_out],
         )
     console.print(verdicts)
-    failed = bool(verdicts.failed or (adapter is not None and adapter.lost)) and not allow_failures
+    failed = bool(verdicts.failed or lost) and not allow_failures
     if push is not None and not failed:
         publish(out / (LORA if lora else MODEL), push, public=public)
     elif push is not None:
         console.print(f"not published: `alphaedit push {escape(str(out))} {escape(push)}` does so all the same")
     if failed:
         sys.exit(FAILED)
+
+
+def _gguf(model: str, path: Path | None, kind: str | None) -> Gguf | None:
+    """What --gguf and --gguf-type ask for, as far as it can be done. Raises before anything else is."""
+    if path is None:
+        if kind is not None:
+            raise EditError("--gguf-type says how --gguf writes: give --gguf FILE too")
+        return None
+    from ..model.ggml import check_kind
+    from ..model.gguf import check_from_gguf
+    from ..storage.files import check_place
+    from ..storage.gguf_file import check_other
+
+    check_place(path, StoreError)
+    check_from_gguf(model)
+    check_other(path, Path(model), StoreError)
+    if kind is not None:
+        check_kind(kind.upper())
+    return Gguf(path.resolve(), kind and kind.upper())
 
 
 def _named(words: Sequence[str]) -> dict[str, float]:

@@ -73,7 +73,9 @@ def parse_contenders(type_: Any, tokens: Sequence[Token]) -> tuple[Contender, ..
 
 positive = Number(gte=1)
 
-Model = Annotated[Place, Parameter(group=ARGUMENTS, help="Model folder, Hugging Face name, or the demo model.")]
+Model = Annotated[
+    Place, Parameter(group=ARGUMENTS, help="Model folder, Hugging Face name, .gguf file, or the demo model.")
+]
 Method = Annotated[
     str,
     Parameter(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..errors import ModelStructureError, StoreError
 from ..storage.files import atomic_folder, file_digest
+from ..storage.gguf_file import GgufFile
 from ..storage.store import Store
 from . import DEMO_MODEL
 
@@ -80,6 +83,47 @@ def is_gguf(name: str) -> bool:
     return name in PACKAGED or name.lower().endswith(".gguf")
 
 
+def check_from_gguf(name: str) -> None:
+    """Raises ModelStructureError unless the model of this name comes from a GGUF file."""
+    if not is_gguf(name):
+        raise ModelStructureError(
+            f"{name} does not come from a GGUF file, so there is none to write its edit into: edit the .gguf file "
+            "itself (alphaedit edit MODEL.gguf …), or export a model folder and convert that with llama.cpp's "
+            "convert_hf_to_gguf.py"
+        )
+
+
+def opened(path: Path) -> GgufFile:
+    """A GGUF file that holds a whole model. Raises ModelStructureError, with the remedy, for any other file."""
+    found = GgufFile(path, ModelStructureError)
+    parts = found.metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise ModelStructureError(
+            f"{path} is one of {parts} files that hold the model together: join them first (llama.cpp's "
+            "llama-gguf-split --merge FIRST_FILE WHOLE.gguf)"
+        )
+    return found
+
+
+@contextmanager
+def gguf_of(name: str) -> Iterator[GgufFile]:
+    """The GGUF file that the model of this name comes from; what comes in packages is put together for the block.
+
+    Raises ModelStructureError if there is none or it cannot be read, StoreError if it cannot be put together.
+    """
+    check_from_gguf(name)
+    if name not in PACKAGED:
+        yield opened(Path(name))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / f"{name}.gguf"
+        try:
+            PACKAGED[name].write(whole)
+        except OSError as failure:
+            raise StoreError(f"cannot put {name} together in {folder}: {failure}. Free some space") from failure
+        yield opened(whole)
+
+
 def converted(name: str, store: Store) -> Path:
     """The folder of the model in ordinary float32, made on first use.
 
@@ -104,8 +148,7 @@ def _convert(source: Packaged | Path, folder: Path) -> None:
             gguf = source if isinstance(source, Path) else Path(temporary) / "model.gguf"
             if isinstance(source, Packaged):
                 source.write(gguf)
-            model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model, tokenizer = _read(gguf)
             # The weights are ordinary float32 now; without this transformers refuses to save them.
             model.hf_quantizer = None
             model.is_quantized = False
@@ -116,4 +159,17 @@ def _convert(source: Packaged | Path, folder: Path) -> None:
     except ImportError as failure:
         raise ModelStructureError(
             f"reading a GGUF model needs the gguf package: pip install 'alphaedit-plugin[gguf]' ({failure})"
+        ) from failure
+
+
+def _read(gguf: Path) -> tuple[Any, Any]:
+    """(model in float32, tokenizer), as transformers reads them."""
+    architecture = opened(gguf).metadata.get("general.architecture")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (ValueError, LookupError, RuntimeError, TypeError) as failure:  # NotImplementedError among them
+        raise ModelStructureError(
+            f"transformers {transformers.__version__} cannot read {gguf} (architecture {architecture}): "
+            f"{str(failure).rstrip('.! ')}. Give the folder or Hugging Face name of the model that it was made from"
         ) from failure

@@ -32,6 +32,7 @@ from ..editors.verdict import Answer, Circumstances, Verdict, Verdicts, answers,
 from ..errors import EditError, ModelStructureError, SessionDamagedError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
 from ..model.fingerprint import fingerprints, model_name
+from ..model.gguf import gguf_of
 from ..model.loading import save_model
 from ..model.origin import Origin
 from ..model.snapshot import copy_into, put_back
@@ -48,6 +49,7 @@ from .budget import Budget, Excess, Gauge, OverBudget, Reused, parts_that_fit
 from .card import CARD, Card
 from .change import Change, drift, same_change, sketch
 from .folder import Saved, SessionFolder
+from .gguf import Exported, write_gguf
 from .ledger import Ledger
 from .lora import Adapter, save_lora
 from .manifest import Listed, is_session, read_manifest
@@ -694,6 +696,17 @@ class Session(Shown):
     def _card(self, origin: Origin, verdicts: Verdicts, adapter: Adapter | None = None) -> Card:
         return Card(origin, str(self.variant), self._drift(), verdicts, isinstance(self.tokenizer, Chat), adapter)
 
+    def to_gguf(self, path: str | Path, *, kind: str | None = None) -> Exported:
+        """Write the GGUF file that the model comes from again, with the edited tensors in place of the old ones.
+
+        All else stays byte for byte. `kind` is the type of what is replaced, such as "Q8_0"; by default each tensor
+        has its own type or, where facts would be lost by that, the smallest of Q8_0, F16 and F32 that keeps all
+        (`gguf.py`). Raises ModelStructureError for a model that does not come from a GGUF file or is not as in it, or
+        a type that cannot be written; StoreError if the file cannot be.
+        """
+        with gguf_of(model_name(self.model)) as source:
+            return write_gguf(Path(path), source, self.projections, self.base, self._said, kind)
+
     # ------------------------------------------------------------------------------------------------ internals
 
     @restoring
@@ -804,6 +817,10 @@ class Session(Shown):
             before = None if asked is None else asked.before[row]
             verdicts.append(Verdict.of(request, before, answer, circumstances))
         return Verdicts((verdict.request for verdict in verdicts), verdicts, unusual(drift, self._missed()))
+
+    def _said(self) -> list[Request]:
+        """The facts that the model says as it is now."""
+        return [verdict.request for verdict in self.verdicts().verdicts if verdict.now.agrees]
 
     def _drift(self) -> dict[int, float]:
         return {layer: drift(self.base[layer], projection.matrix) for layer, projection in self.projections.items()}
