@@ -423,18 +423,20 @@ class Session(Shown):
         saved). The result is the session that never held them, had it had these targets: bit for bit where it writes
         the same batches. A fact that one of them had superseded is in force again.
 
-        Raises EditError for a fact that the session does not hold.
+        A fact that the model said before and no longer says is logged as a warning. Raises EditError for a fact that
+        the session does not hold.
         """
         wanted = {*self._held(records)}
         numbers = [n for n, batch in enumerate(self.batches) if any(request in wanted for request in batch.requests)]
         if not numbers:
             return []
         removed = [request for request in self.facts if request in wanted]
+        failed = self._failed()
         with self.transaction():
             again = self._take_back(len(self.batches) - numbers[0])
             self._write(again, without=wanted)
             self._keep()
-        self._log_failed()
+        self._log_lost(failed)
         return removed
 
     def merge(self, path: str | Path) -> list[Request]:
@@ -448,12 +450,12 @@ class Session(Shown):
         """
         batches = self._mergeable(Path(path))
         in_force = {fact.text: fact for fact in self.facts}
-        count = len(self.facts)
+        count, failed = len(self.facts), self._failed()
         with self.transaction():
             self._unfinish()
             self._write(batches, without={*in_force.values()})
             self._keep()
-        self._log_failed()
+        self._log_lost(failed)
         return self.facts[count:]
 
     def finish(self) -> None:
@@ -748,11 +750,16 @@ class Session(Shown):
             asked = batch.asked and batch.asked.of(rows, self._answers(requests))
             self.batches.append(replace(batch, requests=requests, written=written, asked=asked))
 
-    def _log_failed(self) -> None:
-        """Warn of facts in force that the model does not say now."""
-        found = self.verdicts([*{fact.text: fact for fact in self.facts}.values()])
-        if found.failed:
-            found.log(log, str(self.variant))
+    def _failed(self) -> list[Verdict]:
+        """The facts in force that the model does not say now."""
+        return self.verdicts([*{fact.text: fact for fact in self.facts}.values()]).failed
+
+    def _log_lost(self, before: Sequence[Verdict]) -> None:
+        """Warn of facts in force that the model does not say now, but for those that had failed before."""
+        known = {verdict.request for verdict in before}
+        for verdict in self._failed():
+            if verdict.request not in known:
+                log.warning("✗ %s", verdict)
 
     def _held(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
         """These facts as parsed. Raises EditError for one that the session does not hold."""

@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 
 import pytest
-import torch
 from support.mishaps import cut
 from support.sessions import (
     BATCHES,
@@ -17,7 +16,6 @@ from support.sessions import (
     assert_state,
     edited,
     every_method,
-    large_targets,
     model_of_kind,
     raised,
     session_of,
@@ -188,14 +186,20 @@ def test_of_another_model_nothing_is_merged(tokenizer, tmp_path):
     assert_state(mine, before)
 
 
-def test_a_fact_that_is_lost_on_the_way_is_logged(tokenizer, caplog):
-    """The tiny model learns nothing of what it is taught in three small steps."""
-    session = session_of(model_of_kind(), tokenizer, "memit")
-    for number in (0, 1):
-        session.edit(BATCHES[number], large_targets(session.model, len(BATCHES[number]), 1), on_failure="ignore")
+def test_only_what_is_lost_on_the_way_is_logged(tokenizer, caplog, monkeypatch):
+    """The tiny model says nothing of what it is taught: the third fact counts as said until the first is taken back."""
+    session = edited("llama", tokenizer, "memit", 0, 1)
+    judged = type(session).verdicts
+
+    def verdicts(self, records=None, **options):
+        found = judged(self, records, **options)
+        if len(self.facts) == 3:
+            said = [replace(verdict, now=replace(verdict.now, agrees=True)) for verdict in found.verdicts[2:]]
+            found.verdicts = [*found.verdicts[:2], *said]
+        return found
+
+    monkeypatch.setattr(type(session), "verdicts", verdicts)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         session.remove(BATCHES[0])
-    lost = session.verdicts().failed
-    assert lost
-    assert all(verdict.request.text in caplog.text for verdict in lost)
-    assert torch.isfinite(session.projections[0].matrix).all()
+    assert [FACTS[number]["subject"] in caplog.text for number in (0, 1, 2)] == [False, False, True]
