@@ -150,6 +150,11 @@ class Session(Shown):
         return [request for batch in self.batches for request in batch.requests]
 
     @property
+    def in_force(self) -> list[Request]:
+        """The facts that no later one has superseded: of those with the same prompt and subject, the last."""
+        return list({fact.text: fact for fact in self.facts}.values())
+
+    @property
     def finished(self) -> bool:
         """Whether `finish` made the current weights."""
         return self._before_end is not None
@@ -449,11 +454,10 @@ class Session(Shown):
         (`chat`).
         """
         batches = self._mergeable(Path(path))
-        in_force = {fact.text: fact for fact in self.facts}
         count, failed = len(self.facts), self._failed()
         with self.transaction():
             self._unfinish()
-            self._write(batches, without={*in_force.values()})
+            self._write(batches, without={*self.in_force})
             self._keep()
         self._log_lost(failed)
         return self.facts[count:]
@@ -674,10 +678,10 @@ class Session(Shown):
         """
         template, folder = self.hyperparameters.rewrite_module_tmp, Path(folder)
         adapter = Adapter.of(self.model, self.base, template=template, energy=energy, rank=rank)
-        whole = None if adapter.exact else self.verdicts()
+        whole = None if adapter.exact else self.verdicts(self.in_force)
         with put_back(self.projections):
             adapter.merge(self.projections, self.base)
-            adapter.judge(self.verdicts(), whole)
+            adapter.judge(self.verdicts(self.in_force), whole)
         origin = Origin.named(base_model) if base_model else Origin.of(self.model)
         card = self._card(origin, adapter.verdicts, adapter).text(folder / CARD)
         save_lora(
@@ -692,7 +696,7 @@ class Session(Shown):
         """
         folder, card = Path(folder), ""
         if self.facts:
-            card = self._card(Origin.of(self.model), self.verdicts()).text(folder / CARD)
+            card = self._card(Origin.of(self.model), self.verdicts(self.in_force)).text(folder / CARD)
         save_model(self.model, self.tokenizer, folder, card=card)
 
     def _card(self, origin: Origin, verdicts: Verdicts, adapter: Adapter | None = None) -> Card:
@@ -752,7 +756,7 @@ class Session(Shown):
 
     def _failed(self) -> list[Verdict]:
         """The facts in force that the model does not say now."""
-        return self.verdicts([*{fact.text: fact for fact in self.facts}.values()]).failed
+        return self.verdicts(self.in_force).failed
 
     def _log_lost(self, before: Sequence[Verdict]) -> None:
         """Warn of facts in force that the model does not say now, but for those that had failed before."""
@@ -827,7 +831,7 @@ class Session(Shown):
 
     def _said(self) -> list[Request]:
         """The facts that the model says as it is now."""
-        return [verdict.request for verdict in self.verdicts().verdicts if verdict.now.agrees]
+        return [verdict.request for verdict in self.verdicts(self.in_force).verdicts if verdict.now.agrees]
 
     def _drift(self) -> dict[int, float]:
         return {layer: drift(self.base[layer], projection.matrix) for layer, projection in self.projections.items()}

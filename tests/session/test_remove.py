@@ -203,3 +203,11 @@ def test_only_what_is_lost_on_the_way_is_logged(tokenizer, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         session.remove(BATCHES[0])
     assert [FACTS[number]["subject"] in caplog.text for number in (0, 1, 2)] == [False, False, True]
+
+
+def test_in_force_is_the_last_of_those_that_say_the_same_otherwise(tokenizer):
+    session = session_of(model_of_kind(), tokenizer, "memit")
+    new = {**FACTS[0], "target_new": "Warsaw"}
+    session.edit([FACTS[0], FACTS[1]])
+    session.edit([new])
+    assert {*session.in_force} == {*parse_requests([FACTS[1], new])}
