@@ -189,17 +189,37 @@ def save(kind: Interrupts, place: Path) -> Call:
     return of_session(session, lambda: session.save(folder), checked=whole)
 
 
-@calling
-def autosaves(kind: Interrupts, place: Path) -> Call:
+def autosaved(place: Path, *facts: int) -> tuple[Session, Callable[[], None]]:
+    """A session that has written these facts, and a check that its folder holds what it holds."""
     session = bench.new_session(autosave=place / "session")
-    bench.edit(session, bench.FACTS[0])
+    for fact in facts:
+        bench.edit(session, bench.FACTS[fact])
 
     def whole() -> None:
         held = history_of(session)
         bench.close(session)
         assert history_of(bench.look(place / "session")) == held, "the folder holds another history than the session"
 
+    return session, whole
+
+
+@calling
+def autosaves(kind: Interrupts, place: Path) -> Call:
+    session, whole = autosaved(place, 0)
     return of_session(session, lambda: bench.edit(session, bench.FACTS[1]), checked=whole)
+
+
+@calling
+def removes(kind: Interrupts, place: Path) -> Call:
+    session, whole = autosaved(place, 0, 1)
+    return of_session(session, lambda: session.remove([bench.FACTS[0]]), checked=whole)
+
+
+@calling
+def merges(kind: Interrupts, place: Path) -> Call:
+    session, whole = autosaved(place, 1)
+    folder = kind.folder
+    return of_session(session, lambda: session.merge(folder), checked=whole)
 
 
 @calling
