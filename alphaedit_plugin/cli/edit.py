@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -14,17 +15,14 @@ from rich.markup import escape
 from ..errors import EditError, HubError, PatchError, RequestError, SessionError, StoreError
 from ..visible import visible
 from .console import console
-from .exporting import LORA, MODEL, SESSION, Gguf, export
-from .loading import resumed
-from .options import AllowFailures, Chat, Loading, Method, Model, Preparing, Public, Quiet, positive
+from .exporting import FAILED, LORA, MODEL, SESSION, Gguf, export
+from .loading import resumed, whole_name
+from .options import AllowFailures, Chat, Loading, Method, Model, Place, Preparing, Public, Quiet, positive
 from .publishing import check, publish
 
 if TYPE_CHECKING:
     from ..editors.requests import Request
     from ..editors.verdict import Verdict
-
-FAILED = 3
-"""The exit code if a fact is not said in the end."""
 
 
 def edit(
@@ -90,10 +88,15 @@ def edit(
     from ..storage.files import check_place
 
     check_place(out, SessionError, folder=True)
+    model = Place(whole_name(model))
     if rank is not None and not lora:
         raise PatchError("--rank is that of an adapter: add --lora")
     if public and push is None:
         raise HubError("--public says who sees what --push publishes: add --push USER/NAME")
+    if push is not None and gguf is not None and not lora:
+        raise HubError(
+            "--push publishes a model or an adapter, and --gguf writes neither: add --lora, or leave --gguf out"
+        )
     if push is not None:
         check(push, model, out, lora=lora)
     asked_for = _gguf(model, gguf, gguf_type)
@@ -104,7 +107,7 @@ def edit(
     from ..session.budget import Budget
     from ..session.manifest import is_session, read_manifest
     from ..session.session import Session
-    from .preparing import Prepared
+    from .preparing import Prepared, covariances_of
 
     more = [
         (f"--fact {number}", {"prompt": prompt, "subject": subject, "target_new": target})
@@ -117,7 +120,7 @@ def edit(
     folder = out / SESSION
     if is_session(folder):
         begun = read_manifest(folder)
-        if (begun["method"], begun["model"]) != (str(variant), model):
+        if (begun["method"], whole_name(begun["model"])) != (str(variant), model):
             raise SessionError(
                 f"{out} holds a session of {begun['method']} on {begun['model']}, not of {variant} on {model}: choose "
                 "another folder"
@@ -127,7 +130,12 @@ def edit(
                 f"{out} holds a session {'without' if chat else 'with'} --chat: go on in the same way, or choose "
                 "another folder"
             )
+        if preparing.layers is not None and list(preparing.layers) != sorted(begun["hyperparameters"]["layers"]):
+            raise SessionError(f"{out} holds a session of other layers: leave --layers out, or choose another folder")
         session = resumed(folder, loading, quiet)
+        if bounds is not None and bounds.leakage < math.inf and not session.covariances:
+            with session.at(0):
+                session.covariances = covariances_of(session, preparing, loading, quiet)
     else:
         ready = Prepared.of(method, model, preparing, loading, quiet)
         session = Session(

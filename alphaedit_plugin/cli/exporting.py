@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _FEW = 10
 """Facts that an adapter's rank has lost are named, up to so many."""
 
+FAILED = 3
+"""The exit code if a fact is not said in the end."""
+
 SESSION, PATCH, LORA, MODEL, GGUF = "session", "patch.safetensors", "lora", "model", "gguf.json"
 
 

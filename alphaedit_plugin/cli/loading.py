@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ from .options import Loading, Placing
 
 if TYPE_CHECKING:
     from ..session.session import Session
+
+
+def whole_name(model: str) -> str:
+    """A model's name or, of a folder or file that is there, its absolute path: the working directory may change."""
+    return os.path.abspath(model) if os.path.exists(model) else model
 
 
 def loaded(model: str, loading: Loading) -> tuple[Any, Any]:

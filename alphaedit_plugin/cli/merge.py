@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.markup import escape
 
 from ..errors import SessionError
 from .console import console
-from .exporting import SESSION, export
+from .exporting import FAILED, SESSION, export
 from .loading import resumed
 from .options import Placing, Quiet
 
@@ -23,11 +24,18 @@ def merge(
     quiet: Quiet = False,
     placing: Placing = Placing(),
 ) -> None:
-    """Write the facts of another edit into this one too, and its results anew."""
+    """Write the facts that are in force in another edit into this one too, and its results anew.
+
+    Ends with exit code 3 if they are not said with the rank or the GGUF type that was chosen.
+    """
+    from ..session.manifest import read_manifest
     from ..storage.files import check_place
 
     check_place(folder, SessionError, folder=True)
+    read_manifest(other / SESSION)
     with resumed(folder / SESSION, placing, quiet) as session:
         for fact in session.merge(other / SESSION):
             console.print(f"written: {escape(fact.text)} → {escape(fact.target_new)}")
-        export(session, folder)
+        lost = export(session, folder)
+    if lost:
+        sys.exit(FAILED)

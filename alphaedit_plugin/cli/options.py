@@ -176,6 +176,6 @@ class Placing:
 class Loading(Placing):
     """How to load a model."""
 
-    dtype: Annotated[str, Parameter(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the model's own.")] = (
-        "auto"
-    )
+    dtype: Annotated[
+        str, Parameter(metavar="DTYPE", help="float32, bfloat16, float16, float64, or auto: the model's own.")
+    ] = "auto"

@@ -8,8 +8,10 @@ from functools import cached_property
 from ..comparison.contender import Ground
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
+from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation, Statistics
+from ..session.session import Session
 from ..storage.store import Store
 from .loading import loaded
 from .options import Loading, Preparing
@@ -25,6 +27,15 @@ def preparation_of(options: Preparing, loading: Loading, quiet: bool) -> Prepara
 def hyperparameters_of(options: Preparing) -> Hyperparameters | None:
     """The hyperparameters of the given file. Raises HyperparameterError if it cannot be read."""
     return Hyperparameters.from_yaml(options.hparams) if options.hparams else None
+
+
+def covariances_of(session: Session, options: Preparing, loading: Loading, quiet: bool) -> dict[int, Covariance]:
+    """Those of a session's layers, of its model as it is now."""
+    values = session.hyperparameters
+    statistics = preparation_of(options, loading, quiet).statistics(
+        session.model, session.tokenizer, values.layers, tokens=values.tokens, template=values.rewrite_module_tmp
+    )
+    return dict(statistics.covariances)
 
 
 @dataclass(frozen=True)

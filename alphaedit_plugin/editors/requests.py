@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Request:
     prompt: str
     subject: str
     target_new: str
-    case_id: int | str | None = None
+    case_id: int | str | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:

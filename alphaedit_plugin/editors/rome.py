@@ -76,7 +76,9 @@ class ROME(Editor):
                     if targets is None:
                         moved, loss = self._target(request, projection, sweep, value)
                     else:
-                        moved, loss = targets.z_star[row, number].to(value) - value, targets.losses[row]
+                        kept = torch.promote_types(value.dtype, torch.float32)
+                        v_then = targets.z_star[row, number].to(value.device, kept)
+                        moved, loss = v_then - value.to(kept), targets.losses[row]
                     update = self._update(projection, keys, moved)
                     log.debug("layer %d: ‖v* − v‖ %.3g, ‖v‖ %.3g", projection.layer, moved.norm(), value.norm())
                     updates.append(self.write(projection, update))

@@ -16,10 +16,13 @@ from torch import nn
 
 from ..editors.border import UNSPACED
 from ..editors.generation import write
-from ..editors.requests import Request
+from ..editors.requests import Request, encode
 from ..editors.verdict import answers
 from ..errors import RequestError
+from ..model.continuation import positions
+from ..model.decoder import Decoder
 from ..shown import Shown, one_line, percent
+from ..storage.records import check_whole
 
 TOKENS = 20
 """How much is written after a prompt, unless somebody says otherwise."""
@@ -92,11 +95,21 @@ def ask(
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise RequestError(f"prompt {number} is {prompt!r}: write what the model is to go on from")
+        check_whole(prompt, f"prompt {number}")
     concerned = [about(prompt, facts) for prompt in prompts]
+    room = positions(Decoder.of(model).model)
+
+    def fits(prompt: str, word: str) -> bool:
+        one = encode(tokenizer, "{}", prompt, word)
+        return len(one.ids) + len(one.target) - 1 <= room
+
     with unedited():
         taught = list(dict.fromkeys(fact for each in concerned for fact in each))
         said = {fact: answer.words for fact, answer in zip(taught, answers(model, taught_with, taught), strict=True)}
-        questions = [_objects(each, said) for each in concerned]
+        questions = [
+            {word: new for word, new in _objects(each, said).items() if fits(prompt, word)}
+            for prompt, each in zip(prompts, concerned, strict=True)
+        ]
         asked = [
             Request("{}", prompt, word)  # the whole prompt takes the subject's place: only its end matters
             for prompt, words in zip(prompts, questions, strict=True)

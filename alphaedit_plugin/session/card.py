@@ -41,7 +41,7 @@ class Card:
     def text(self, before: Path | None = None) -> str:
         """The card in Markdown. What a user added at the top of the card `before`, such as a licence, stays."""
         kept, ours = _settings(before), self._settings()
-        tags = list(dict.fromkeys([*ours["tags"], *(kept.get("tags") or ())]))
+        tags = list(dict.fromkeys([*ours["tags"], *kept.pop("tags", ())]))
         data = ModelCardData(**{**kept, **ours, "tags": tags})
         body = "\n\n".join(["---\n" + data.to_yaml() + "\n---", *self._paragraphs()])
         return str(ModelCard(body + "\n", ignore_metadata_errors=False))
@@ -146,15 +146,23 @@ def held(adapter: Adapter) -> str:
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder has a card that was written here."""
-    return MARK in (_settings(folder / CARD).get("tags") or ())
+    return MARK in _settings(folder / CARD).get("tags", ())
 
 
 def _settings(path: Path | None) -> dict[str, Any]:
-    """What stands at the top of a card; nothing if there is none, or none that can be read."""
+    """What stands at the top of a card, but for the base model that we named; nothing if there is none, or none that
+    can be read.
+    """
     try:
-        return {} if path is None or not path.is_file() else ModelCard.load(path).data.to_dict()
-    except (OSError, ValueError, yaml.YAMLError):
+        found = {} if path is None or not path.is_file() else ModelCard.load(path).data.to_dict()
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
         return {}
+    found = {key: value for key, value in found.items() if isinstance(key, str) and key != "ignore_metadata_errors"}
+    tags = found.get("tags")
+    found["tags"] = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    if MARK in found["tags"]:
+        found.pop("base_model", None)
+    return found
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -420,53 +423,73 @@ class Session(Shown):
             self._keep()
         return [request for batch in undone for request in batch.requests]
 
-    def remove(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
+    def remove(self, facts: Sequence[Mapping[str, Any] | Request | int]) -> list[Request]:
         """Take back any facts, wherever in the sequence they were written; returns them, in that order.
 
-        The batches from the first of them on are solved again without them, for the targets that were found when they
-        were written: no target is optimised anew (but BLUE's second, and those of a session that an earlier version
-        saved). The result is the session that never held them, had it had these targets: bit for bit where it writes
-        the same batches. A fact that one of them had superseded is in force again.
+        A fact is named by its number in the `ledger`, or as a record: then it goes wherever it was written. The batches
+        from the first of them on are solved again without them, for the targets that were found when they were written:
+        no target is optimised anew (but BLUE's second, and those of a session that an earlier version saved). The
+        result is the session that never held them, had it had these targets: bit for bit where it writes the same
+        batches. A fact that one of them had superseded is in force again.
 
         A fact that the model said before and no longer says is logged as a warning. Raises EditError for a fact that
         the session does not hold.
         """
-        wanted = {*self._held(records)}
-        numbers = [n for n, batch in enumerate(self.batches) if any(request in wanted for request in batch.requests)]
-        if not numbers:
+        held, gone = self.facts, self._positions(facts)
+        if not gone:
             return []
-        removed = [request for request in self.facts if request in wanted]
-        failed = self._failed()
+        failed = self.verdicts().failed
+        positions = itertools.count()
+        parts = [
+            (batch, [row for row in range(len(batch.requests)) if next(positions) not in gone])
+            for batch in self.batches
+        ]
+        first = next(number for number, (batch, rows) in enumerate(parts) if len(rows) < len(batch.requests))
         with self.transaction():
-            again = self._take_back(len(self.batches) - numbers[0])
-            self._write(again, without=wanted)
+            self._take_back(len(parts) - first)
+            self._write(parts[first:])
+            lost = self._lost(failed)
             self._keep()
-        self._log_lost(failed)
-        return removed
+        _log_lost(lost)
+        return [held[position] for position in sorted(gone)]
 
     def merge(self, path: str | Path) -> list[Request]:
-        """Write what the session in a folder holds; returns these facts, in order.
+        """Write what is in force in the session in a folder, and not here; returns these facts, in order.
 
-        Both must have begun with the same weights. If they are of one method on the same layers, facts are written for
-        the targets that were found there; otherwise targets are found anew. What is in force here already is left out,
-        and another fact of the same prompt and subject is superseded. Raises WrongModelError for a session of another
-        model, and SessionError if the folder holds no complete session, or one in which prompts are asked otherwise
-        (`chat`).
+        Both must have begun with the same weights. If they are of one method on the same modules, facts are written for
+        the targets that were found there; otherwise targets are found anew. Another fact of the same prompt and subject
+        is superseded. Facts that fail, or are lost by it, are logged as warnings. Raises WrongModelError for a session
+        of another model, and SessionError if the folder holds no complete session, or one in which prompts are asked
+        otherwise (`chat`).
         """
         batches = self._mergeable(Path(path))
-        count, failed = len(self.facts), self._failed()
+        here = {fact.text: fact for fact in self.facts}
+        last = {
+            request.text: (number, row)
+            for number, batch in enumerate(batches)
+            for row, request in enumerate(batch.requests)
+        }
+        new = [
+            (number, row)
+            for number, row in sorted(last.values())
+            if here.get((fact := batches[number].requests[row]).text) != fact
+        ]
+        if not new:
+            return []
+        count, failed = len(self.facts), self.verdicts().failed
         with self.transaction():
             self._unfinish()
-            self._write(batches, without={*self.in_force})
+            self._write([(batches[number], [row for _, row in rows]) for number, rows in groupby(new, itemgetter(0))])
+            lost = self._lost(failed)
             self._keep()
-        self._log_lost(failed)
+        _log_lost(lost)
         return self.facts[count:]
 
     def finish(self) -> None:
         """Do what the method does at the end of a sequence (PRUNE damps), then project. Most methods do nothing.
 
-        It can be repeated; the next `edit` or `undo` reverts it first. Raises EditError if the result would not be
-        finite.
+        It can be repeated; the next `edit`, `undo`, `remove` or `merge` reverts it first. Raises EditError if the
+        result would not be finite.
         """
         if not self.at_end or self.finished or not self.batches:
             return
@@ -742,28 +765,34 @@ class Session(Shown):
         self.editor.owed = self._write_again()
         return undone
 
-    def _write(self, batches: Sequence[Batch], *, without: Collection[Request]) -> None:
-        """Write batches that were written already, for the same targets, `without` some facts; inside a transaction."""
-        for batch in progress_bar(batches, desc="batches", unit="batch", shown=self.editor.progress, leave=False):
-            rows = [row for row, request in enumerate(batch.requests) if request not in without]
-            if not rows:
-                continue
+    def _write(self, parts: Sequence[tuple[Batch, Sequence[int]]]) -> None:
+        """Write these rows of batches that were written already, for the same targets; inside a transaction."""
+        wanted = [(batch, rows) for batch, rows in parts if rows]
+        for batch, rows in progress_bar(wanted, desc="batches", unit="batch", shown=self.editor.progress, leave=False):
             requests = tuple(batch.requests[row] for row in rows)
             written = self.editor.edit(requests, batch.targets(rows))
             _check_finite(self.projections)
             asked = batch.asked and batch.asked.of(rows, self._answers(requests))
             self.batches.append(replace(batch, requests=requests, written=written, asked=asked))
 
-    def _failed(self) -> list[Verdict]:
-        """The facts in force that the model does not say now."""
-        return self.verdicts(self.in_force).failed
-
-    def _log_lost(self, before: Sequence[Verdict]) -> None:
-        """Warn of facts in force that the model does not say now, but for those that had failed before."""
+    def _lost(self, before: Sequence[Verdict]) -> list[Verdict]:
+        """The facts in force that the model does not say now, but for those that had failed before."""
         known = {verdict.request for verdict in before}
-        for verdict in self._failed():
-            if verdict.request not in known:
-                log.warning("✗ %s", verdict)
+        return [verdict for verdict in self.verdicts(self.in_force).failed if verdict.request not in known]
+
+    def _positions(self, facts: Sequence[Mapping[str, Any] | Request | int]) -> set[int]:
+        """Where in `self.facts` these are. Raises EditError for one that the session does not hold."""
+        held = self.facts
+        found: set[int] = set()
+        for fact in facts:
+            if isinstance(fact, int):
+                if not 1 <= fact <= len(held):
+                    raise EditError(f"there is no fact {fact}: the session holds {len(held)}")
+                found.add(fact - 1)
+            else:
+                (request,) = self._held([fact])
+                found.update(position for position, each in enumerate(held) if each == request)
+        return found
 
     def _held(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
         """These facts as parsed. Raises EditError for one that the session does not hold."""
@@ -782,8 +811,7 @@ class Session(Shown):
             _is_model(self.model, saved.fingerprints, path, saved.model, required=True)
         if (saved.chat is not None) != isinstance(self.tokenizer, Chat):
             raise SessionError(f"{path} and this session differ in whether prompts are turns of a chat (chat=True)")
-        alike = saved.variant.solver == self.variant.solver and saved.hyperparameters.layers == tuple(self.projections)
-        if alike:
+        if _same_targets(saved.variant, saved.hyperparameters, self.variant, self.hyperparameters):
             return saved.batches
         return [replace(batch, written=replace(batch.written, z_star=None)) for batch in saved.batches]
 
@@ -917,6 +945,20 @@ class Session(Shown):
         description = {key: value for key, value in self._description().items() if key != "model"}
         lines = [json.dumps(description, sort_keys=True), *map(tensor_digest, tensors)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _log_lost(lost: Sequence[Verdict]) -> None:
+    for verdict in lost:
+        log.warning("✗ %s", verdict)
+
+
+def _same_targets(one: Variant, theirs: Hyperparameters, other: Variant, ours: Hyperparameters) -> bool:
+    """Whether two variants find their targets in the same places."""
+
+    def places(variant: Variant, values: Hyperparameters) -> tuple[Any, ...]:
+        return variant.solver, sorted(values.layers), values.rewrite_module_tmp, bool(values.own.get("blue"))
+
+    return places(one, theirs) == places(other, ours)
 
 
 def _check_written(found: Verdicts, drifted: Sequence[str]) -> None:

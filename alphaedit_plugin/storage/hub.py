@@ -104,8 +104,8 @@ class Repository:
                 remedy = "use a token that may write there"
             elif status == 429 or status >= 500:
                 remedy = "try again later"
-            raise HubError(f"{where}: the Hub answers {status}, {said}. The folder is complete: {remedy}") from failure
+            raise HubError(f"{where}: the Hub answers {status}, {said}: {remedy}") from failure
         except Exception as failure:  # the hub's HTTP client is another one in every version
             raise HubError(
-                f"{where}: {failure}. The folder is complete: try again once the Hub is reached"
+                f"{where}: {failure}. What is in the folder stays; try again once the Hub is reached"
             ) from failure

@@ -128,14 +128,14 @@ def mapping(record: Any, name: str) -> Json:
     if not isinstance(record, Mapping):
         raise RequestError(f"{name} is a {type(record).__name__}, not a mapping")
     left: list[Any] = [record]
+    seen: set[int] = set()  # YAML can hold itself
     while left:
-        match left.pop():
-            case str() as text:
-                check_whole(text, name)
-            case Mapping() as inner:
-                left += [*inner, *inner.values()]
-            case list() | tuple() as values:
-                left += values
+        value = left.pop()
+        if isinstance(value, str):
+            check_whole(value, name)
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += [*value, *value.values()] if isinstance(value, Mapping) else value
     return record
 
 

@@ -6,10 +6,12 @@ import logging
 from dataclasses import replace
 
 import pytest
+import torch
 from support.mishaps import cut
 from support.sessions import (
     BATCHES,
     FACTS,
+    HYPERPARAMETERS,
     LAYERS,
     METHODS,
     assert_same_session,
@@ -27,6 +29,7 @@ from support.weights import differ, everything, matrices
 from alphaedit_plugin.editors.requests import parse_requests
 from alphaedit_plugin.editors.verdict import Reason
 from alphaedit_plugin.errors import AlphaEditError, EditError, SessionError, WrongModelError
+from alphaedit_plugin.nullspace.statistics import Preparation
 from alphaedit_plugin.session.session import Session
 
 GONE = [FACTS[2], FACTS[3], FACTS[6]]  # half of batch 1, all of batch 2, half of batch 4
@@ -162,6 +165,62 @@ def test_what_is_in_force_already_is_not_written_twice_and_the_rest_supersedes(t
     theirs.save(tmp_path / "theirs")
     assert session.merge(tmp_path / "theirs") == parse_requests([changed, FACTS[5]])
     assert session.merge(tmp_path / "theirs") == []
+
+
+def test_what_is_superseded_there_does_not_come_into_force_here(tokenizer, tmp_path):
+    """Nor does a session that is merged with itself change, not even one that was finished."""
+    old, new = FACTS[0], {**FACTS[0], "target_new": "Warsaw"}
+    theirs = session_of(model_of_kind(), tokenizer, "memit")
+    for fact in (old, new, FACTS[1]):
+        theirs.edit([fact])
+    theirs.save(tmp_path / "theirs")
+    mine = session_of(model_of_kind(), tokenizer, "memit")
+    mine.edit([{**new, "case_id": "another"}])
+    assert mine.merge(tmp_path / "theirs") == parse_requests([FACTS[1]])
+    assert theirs.merge(tmp_path / "theirs") == []
+    damped = edited("llama", tokenizer, "prune+P", 0, 1)
+    damped.finish()
+    damped.save(tmp_path / "damped")
+    before = state(damped)
+    assert damped.merge(tmp_path / "damped") == []
+    assert_state(damped, before)
+
+
+def test_whoever_counts_cases_otherwise_means_the_same_fact(tokenizer):
+    session = session_of(model_of_kind(), tokenizer, "memit")
+    session.edit(FACTS[:2])
+    session.remove([{key: value for key, value in FACTS[0].items() if key != "case_id"}])
+    assert session.facts == parse_requests(FACTS[1:2])
+
+
+@pytest.mark.parametrize("changes", [{"method": "alphaedit@blue=true"}, {"layers": (0, 1)}, {"module": "o_proj"}])
+def test_targets_of_another_place_are_found_anew(changes, tokenizer, tmp_path):
+    theirs_in = replace(HYPERPARAMETERS, layers=changes.get("layers", (0, 2)))
+    ours_in = replace(HYPERPARAMETERS, layers=(0, 2))
+    if "module" in changes:
+        theirs_in = replace(theirs_in, rewrite_module_tmp="model.layers.{}.self_attn.o_proj")
+    method = "memit" if "method" not in changes else "alphaedit"
+    options = {"covariances": None, "preparation": Preparation(tokens=64)} if "module" in changes else {}
+    theirs = session_of(model_of_kind(), tokenizer, changes.get("method", method), hyperparameters=theirs_in, **options)
+    theirs.edit(BATCHES[1])
+    theirs.save(tmp_path / "theirs")
+    here, expected = (session_of(model_of_kind(), tokenizer, method, hyperparameters=ours_in) for _ in range(2))
+    here.merge(tmp_path / "theirs")
+    expected.edit(BATCHES[1])
+    assert_same_session(here, expected)
+
+
+@pytest.mark.parametrize("method", ["alphaedit", "rome", "memit-seq"])
+def test_in_bfloat16_the_same_is_written_again(method, tokenizer):
+    kind = "llama bfloat16"
+    session = edited(kind, tokenizer, method, 0, 1)
+    found = [batch.targets(range(len(batch.requests))) for batch in session.batches]
+    again = session_of(model_of_kind(kind), tokenizer, method, kind)
+    for batch, targets in zip(session.batches, found, strict=True):
+        again.edit(batch.requests, targets)
+    for one, other in zip(session.batches, again.batches, strict=True):
+        for here, there in zip(one.written.updates, other.written.updates, strict=True):
+            torch.testing.assert_close(there.left, here.left, rtol=1e-3, atol=1e-3 * float(here.left.norm()))
 
 
 def test_of_another_method_targets_are_found_anew(tokenizer, tmp_path):
