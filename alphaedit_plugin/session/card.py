@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from ..editors.verdict import Answer, Verdict, Verdicts
 from ..model.gguf import is_gguf
@@ -153,15 +153,19 @@ def _settings(path: Path | None) -> dict[str, Any]:
     """What stands at the top of a card, but for the base model that we named; nothing if there is none, or none that
     can be read.
     """
+    if path is None or not path.is_file():
+        return {}
     try:
-        found = {} if path is None or not path.is_file() else ModelCard.load(path).data.to_dict()
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        found, text = metadata_load(path), path.read_text(encoding="utf-8")
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(found, dict):
         return {}
     found = {key: value for key, value in found.items() if isinstance(key, str) and key != "ignore_metadata_errors"}
     tags = found.get("tags")
     found["tags"] = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-    if MARK in found["tags"]:
-        found.pop("base_model", None)
+    if MARK in found["tags"] and f"`{found.get('base_model')}`" in text:
+        del found["base_model"]
     return found
 
 

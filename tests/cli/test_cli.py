@@ -634,6 +634,37 @@ def test_any_fact_is_taken_back_by_its_number(method, run, edit, some, checkpoin
     assert_same(weights_in(out / "model"), weights_in(checkpoint))
 
 
+def test_a_number_is_one_fact_even_if_it_was_written_twice(run, edit, some, checkpoint, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([{**parse_requests(FACTS[:1])[0].__dict__, "target_new": "Warsaw"}]))
+    for facts in (some(1), other, some(1)):
+        assert_done(edit(facts, tmp_path / "out"))
+    assert assert_done(run("undo", tmp_path / "out", "--fact", 3, "--quiet")).count("undone:") == 1
+    with Session.resume(tmp_path / "out" / "session", loaded(checkpoint)) as session:
+        assert [fact.target_new for fact in session.facts] == ["Rome", "Warsaw"]
+    assert_one_line(run("undo", tmp_path / "out", "--fact", 1, "--batches", 1), "exclude each other")
+
+
+def test_going_on_means_the_same_model_and_layers_wherever_from(run, edit, some, checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.chdir(Path(checkpoint).parent)
+    assert_done(edit(some(1), out, model=Path(checkpoint).name))
+    monkeypatch.chdir(tmp_path)
+    assert "1 of 2 facts are in the session already" in assert_done(edit(some(2), out, model=checkpoint))
+    assert_done(run("show", out))
+    assert_one_line(edit(some(3), out, "--layers", 1), "--layers")
+
+
+def test_a_leakage_budget_can_go_on(edit, some, tmp_path):
+    for count in (1, 2):
+        assert_done(edit(some(count), tmp_path / "out", "--budget", "leakage=10"))
+
+
+def test_a_gguf_file_alone_is_not_what_push_publishes(run, some, checkpoint, tmp_path):
+    words = ("edit", checkpoint, some(1), "--out", tmp_path / "out", "--gguf", tmp_path / "x.gguf", "--push", "me/x")
+    assert_one_line(run(*words), "--lora")
+
+
 def test_two_edits_are_merged(run, edit, some, checkpoint, tmp_path):
     assert_done(edit(some(1), tmp_path / "one"))
     assert_done(edit(some(3), tmp_path / "three"))

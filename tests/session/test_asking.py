@@ -164,3 +164,23 @@ def test_replies_are_shown_side_by_side(tokenizer):
     for word in ("They spoke of", "new object: they", "before the edits", "after the edits"):
         assert word in said
     assert said.count("new object") == 1
+
+
+def test_near_the_last_position_an_object_without_room_has_no_chance(tokenizer):
+    """Up to the longest prompt that can be asked at all."""
+    session = session_of(model_of_kind("gpt2"), tokenizer, "memit", "gpt2")
+    session.edit([{"prompt": "{} is in", "subject": "Rome", "target_new": "the old town of the river"}])
+    room, counts = session.model.config.max_position_embeddings, set()
+    for words in range(room // 2, room):
+        try:
+            (reply,) = session.ask(["Rome" + " old" * words], tokens=1)
+        except RequestError:
+            break
+        counts.add(len(reply.chances))
+    assert len(counts) > 1
+    assert words > room // 2
+
+
+def test_half_a_character_cannot_be_asked(tokenizer):
+    with pytest.raises(RequestError, match="half a character"):
+        edited("llama", tokenizer, "memit", 0).ask(["\ud800"])

@@ -124,6 +124,24 @@ def test_a_fact_cannot_leave_its_cell(subject):
 # ------------------------------------------------------------------------------------------------------ kept and known
 
 
+def test_the_base_that_we_named_goes_with_the_model_and_a_users_stays(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(card(verdict()).text())
+    elsewhere = card(verdict(), origin=Origin("/nowhere/my-own-model", False)).text(path)
+    assert ModelCard(elsewhere).data.to_dict().get("base_model") is None
+    path.write_text("---\nbase_model: me/mine\n---\n")
+    assert ModelCard(card(verdict(), origin=Origin("/nowhere/x", False)).text(path)).data.base_model == "me/mine"
+
+
+@pytest.mark.parametrize("odd", ["1: x", "ignore_metadata_errors: true", "tags: [1, {a: b}]", "tags: words"])
+def test_an_odd_setting_of_a_users_does_not_end_the_export(odd, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"---\nlicense: mit\n{odd}\n---\n")
+    data = ModelCard(card(verdict()).text(path)).data
+    assert data.license == "mit"
+    assert "alphaedit" in data.tags
+
+
 def test_what_a_user_added_stays_and_what_is_ours_is_new(tmp_path):
     path = tmp_path / "README.md"
     assert not is_ours(tmp_path)

@@ -22,6 +22,11 @@ def test_half_a_character_is_an_error_that_names_the_record(half, place):
         mapping(record, "facts.json, record 3")
 
 
+def test_what_holds_itself_is_looked_through_once():
+    record = yaml.safe_load("&a {prompt: x, more: [*a, *a]}")
+    assert mapping(record, "record") is record
+
+
 def test_whole_characters_of_all_kinds_are_fine(tmp_path):
     record = {"é": ["日本", "👩‍🚀", "\x1b", None, 1, {"x": 2.5}]}
     assert mapping(record, "record") is record
