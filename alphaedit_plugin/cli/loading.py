@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def whole_name(model: str) -> str:
     """A model's name or, of a folder or file that is there, its absolute path: the working directory may change."""
-    return os.path.abspath(model) if os.path.exists(model) else model
+    from ..model.gguf import PACKAGED
+
+    return os.path.abspath(model) if model not in PACKAGED and os.path.exists(model) else model
 
 
 def loaded(model: str, loading: Loading) -> tuple[Any, Any]:

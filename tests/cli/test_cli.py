@@ -24,10 +24,12 @@ from support.weights import assert_same, differ, everything
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import enable_progress_bar
 
+from alphaedit_plugin.cli.loading import whole_name
 from alphaedit_plugin.comparison.studies import REGULARISATIONS, SHARES
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import parse_requests
 from alphaedit_plugin.editors.update import Write
+from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.nullspace.covariance import Covariance
 from alphaedit_plugin.nullspace.null_spaces import NullSpaces
 from alphaedit_plugin.session.folder import SessionFolder
@@ -653,6 +655,13 @@ def test_going_on_means_the_same_model_and_layers_wherever_from(run, edit, some,
     assert "1 of 2 facts are in the session already" in assert_done(edit(some(2), out, model=checkpoint))
     assert_done(run("show", out))
     assert_one_line(edit(some(3), out, "--layers", 1), "--layers")
+
+
+def test_a_folder_that_is_called_like_the_demo_model_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (DEMO_MODEL, "mine"):
+        (tmp_path / name).mkdir()
+    assert [whole_name(name) for name in (DEMO_MODEL, "mine", "a/b")] == [DEMO_MODEL, str(tmp_path / "mine"), "a/b"]
 
 
 def test_a_leakage_budget_can_go_on(edit, some, tmp_path):
