@@ -107,7 +107,7 @@ def edit(
     from ..session.budget import Budget
     from ..session.manifest import is_session, read_manifest
     from ..session.session import Session
-    from .preparing import Prepared, covariances_of
+    from .preparing import Prepared, preparation_of, statistics_of
 
     more = [
         (f"--fact {number}", {"prompt": prompt, "subject": subject, "target_new": target})
@@ -135,7 +135,9 @@ def edit(
         session = resumed(folder, loading, quiet)
         if bounds is not None and bounds.leakage < math.inf and not session.covariances:
             with session.at(0):
-                session.covariances = covariances_of(session, preparing, loading, quiet)
+                preparation = preparation_of(preparing, loading, quiet)
+                found = statistics_of(preparation, session.model, session.tokenizer, session.hyperparameters)
+            session.covariances = dict(found.covariances)
     else:
         ready = Prepared.of(method, model, preparing, loading, quiet)
         session = Session(

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 def whole_name(model: str) -> str:
     """A model's name or, of a folder or file that is there, its absolute path: the working directory may change."""
+    if not os.path.exists(model):
+        return model
     from ..model.gguf import PACKAGED
 
-    return os.path.abspath(model) if model not in PACKAGED and os.path.exists(model) else model
+    return model if model in PACKAGED else os.path.abspath(model)
 
 
 def loaded(model: str, loading: Loading) -> tuple[Any, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from ..comparison.contender import Ground
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.variant import Variant
-from ..nullspace.covariance import Covariance
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.statistics import Preparation, Statistics
-from ..session.session import Session
 from ..storage.store import Store
 from .loading import loaded
 from .options import Loading, Preparing
@@ -29,13 +28,11 @@ def hyperparameters_of(options: Preparing) -> Hyperparameters | None:
     return Hyperparameters.from_yaml(options.hparams) if options.hparams else None
 
 
-def covariances_of(session: Session, options: Preparing, loading: Loading, quiet: bool) -> dict[int, Covariance]:
-    """Those of a session's layers, of its model as it is now."""
-    values = session.hyperparameters
-    statistics = preparation_of(options, loading, quiet).statistics(
-        session.model, session.tokenizer, values.layers, tokens=values.tokens, template=values.rewrite_module_tmp
+def statistics_of(preparation: Preparation, model: Any, tokenizer: Any, values: Hyperparameters) -> Statistics:
+    """Those of the layers that these hyperparameters name, of the model as it is now."""
+    return preparation.statistics(
+        model, tokenizer, values.layers, tokens=values.tokens, template=values.rewrite_module_tmp
     )
-    return dict(statistics.covariances)
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,8 @@ class Prepared:
 
     @cached_property
     def statistics(self) -> Statistics:
-        ground, values = self.ground, self.hyperparameters
-        return ground.preparation.statistics(
-            ground.model, ground.tokenizer, values.layers, tokens=values.tokens, template=values.rewrite_module_tmp
-        )
+        ground = self.ground
+        return statistics_of(ground.preparation, ground.model, ground.tokenizer, self.hyperparameters)
 
     @cached_property
     def null_spaces(self) -> NullSpaces:

@@ -392,7 +392,7 @@ class Session(Shown):
             self.model,
             Chat.of(self.tokenizer) if chat else self.tokenizer,
             [prompts] if isinstance(prompts, str) else list(prompts),
-            list({request.text: request for request in self.facts}.values()),
+            self.in_force,
             lambda: self.at(0),
             taught_with=self.tokenizer,
             tokens=tokens,
@@ -783,16 +783,13 @@ class Session(Shown):
     def _positions(self, facts: Sequence[Mapping[str, Any] | Request | int]) -> set[int]:
         """Where in `self.facts` these are. Raises EditError for one that the session does not hold."""
         held = self.facts
-        found: set[int] = set()
-        for fact in facts:
-            if isinstance(fact, int):
-                if not 1 <= fact <= len(held):
-                    raise EditError(f"there is no fact {fact}: the session holds {len(held)}")
-                found.add(fact - 1)
-            else:
-                (request,) = self._held([fact])
-                found.update(position for position, each in enumerate(held) if each == request)
-        return found
+        numbers = [fact for fact in facts if isinstance(fact, int)]
+        for number in numbers:
+            if not 1 <= number <= len(held):
+                raise EditError(f"there is no fact {number}: the session holds {len(held)}")
+        wanted = {*self._held([fact for fact in facts if not isinstance(fact, int)])}
+        named = {position for position, request in enumerate(held) if request in wanted}
+        return named | {number - 1 for number in numbers}
 
     def _held(self, records: Sequence[Mapping[str, Any] | Request]) -> list[Request]:
         """These facts as parsed. Raises EditError for one that the session does not hold."""
