@@ -102,7 +102,8 @@ class Campaign:
             for source, pool in pools.items()
             for seed in self.seeds
         }
-        courses = {key: Course(tuple(of), self.batch, plan.every, self.targets_once) for key, of in facts.items()}
+        once = self.targets_once or study.targets_once
+        courses = {key: Course(tuple(of), self.batch, plan.every, once) for key, of in facts.items()}
         measures = self.measuring.read(plan.texts or 0)
         prompts = {key: measures.held_out_prompts(of) for key, of in facts.items()}
         return _Read(study, plan, chosen, datasets, courses, prompts, measures)

@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
+from ..editors.registry import find_method
+from ..editors.variant import Variant
 from ..errors import CompareError
 from ..evaluation.facts import Fact
 
@@ -13,6 +15,14 @@ ALL_METHODS = ("rome", "rome+P", "memit", "memit+P", "prune", "prune+P", "rect",
 STUDIED_THRESHOLDS = ("1e-3", "5e-3", "1e-2", "2e-2", "5e-2", "1e-1")
 REGULARISATIONS = ("0.1", "1", "10", "100", "1000")
 SHARES = tuple(tenths / 10 for tenths in range(1, 11))
+
+# What a frontier is swept over: λ by the name that a method gives it, the length of targets, what counts as null.
+FRONTIER_WEIGHTS = {
+    "mom2_update_weight": ("0", "100", "1000", "10000", "100000"),
+    "L2": ("0", "1", "10", "100", "1000"),
+}
+FRONTIER_CLAMPS = ("0.4", "0.75")
+FRONTIER_THRESHOLDS = ("1e-2", "2e-2", "5e-2")
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Study:
     """A plan for all options that the user leaves open, and functions that change methods and facts.
 
     `methods` also gets the number of tokens of text; with `shares_text`, a tenth of it must still fill a covariance.
+    With `targets_once` all variants write the same targets, found on the unedited model.
     """
 
     meaning: str
@@ -41,6 +52,7 @@ class Study:
     methods: Callable[[Sequence[str], int], Sequence[str]] = lambda methods, tokens: methods
     facts: Callable[[Sequence[Fact]], Sequence[Fact]] = lambda facts: facts
     shares_text: bool = False
+    targets_once: bool = False
     several_models: bool = False
 
 
@@ -55,6 +67,26 @@ def _with(key: str, values: Sequence[str]) -> Callable[[Sequence[str], int], Seq
 
 def _with_less_text(methods: Sequence[str], tokens: int) -> list[str]:
     return [_changed(method, "tokens", str(round(share * tokens))) for method in methods for share in SHARES]
+
+
+def _over_its_settings(methods: Sequence[str], tokens: int) -> list[str]:
+    """Each method with every λ and clamp, and if it is projected with every threshold.
+
+    Raises CompareError for a method without a λ.
+    """
+    found = []
+    for method in methods:
+        variant = Variant.parse(method)
+        key = find_method(variant.solver).editor.regularised_by
+        if key is None:
+            raise CompareError(f"the study of frontiers sweeps λ, and {method} has none: leave it out")
+        swept = [(key, FRONTIER_WEIGHTS[key]), ("clamp_norm_factor", FRONTIER_CLAMPS)]
+        swept += [("nullspace_threshold", FRONTIER_THRESHOLDS)] * variant.projected
+        names = [method]
+        for setting, values in swept:
+            names = [_changed(name, setting, value) for name in names for value in values]
+        found += names
+    return found
 
 
 def _changed(method: str, key: str, value: str) -> str:
@@ -92,6 +124,12 @@ STUDIES = {
         "what counts as null", Plan(methods=("alphaedit",)), methods=_with("nullspace_threshold", STUDIED_THRESHOLDS)
     ),
     "L2": Study("AlphaEdit's λ", Plan(methods=("alphaedit",)), methods=_with("L2", REGULARISATIONS)),
+    "frontier": Study(
+        "what is written against what is kept, over λ, clamp and threshold",
+        Plan(methods=("memit", "memit+P", "alphaedit"), edits=100),
+        methods=_over_its_settings,
+        targets_once=True,
+    ),
     "models": Study("the same on every model of --models (C.6)", several_models=True),
     "cases": Study("what the model writes before and after (C.1)", Plan(edits=20, texts=20)),
 }

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from ..comparison.results import Row
 from ..errors import CompareError
+from ..evaluation.metrics import Metric
 from ..storage.files import atomic, write_text
 from ..visible import visible
 from .columns import Column
@@ -156,6 +157,39 @@ def curves_panel(
         _whole_ticks(axes)
         return Panel(
             _slug(f"{name}-{column.name}"), figure, f"Line chart of {column.label} against edits: {'; '.join(told)}."
+        )
+
+
+def frontier_panel(
+    written: Metric,
+    kept: Metric,
+    settings: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, Sequence[int]],
+    looks: Mapping[str, Style],
+) -> Panel:
+    """Every setting of each method as (written, kept), and through those of `lines` the most that is written."""
+    with _axes() as (figure, axes):
+        axes.set_title(f"{written.label} against {kept.label}")
+        axes.set_xlabel(kept.label if kept.better is max else f"{kept.label} (less is better)")
+        told = []
+        for method, (y, x) in settings.items():
+            look, along = looks[method], lines[method]
+            axes.scatter(
+                x, y, s=16, marker=look.marker, facecolors=look.face, edgecolors=colour(look.hue), linewidths=0.8,
+                alpha=0.45, zorder=2,
+            )  # fmt: skip
+            axes.plot(
+                [x[at] for at in along], [y[at] for at in along], color=colour(look.hue), ls=look.dashes,
+                drawstyle="steps-post", zorder=3,
+            )  # fmt: skip
+            _mark(axes, [x[at] for at in along], [y[at] for at in along], look, size=5, zorder=4)
+            told.append(f"{method} reaches {written.form.format(max(y))}")
+        if kept.better is min:
+            axes.invert_xaxis()
+        return Panel(
+            _slug(f"frontier-{written.name}-{kept.name}"),
+            figure,
+            f"{written.label} against {kept.label} over all settings: {'; '.join(told)}.",
         )
 
 

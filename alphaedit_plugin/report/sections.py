@@ -11,6 +11,7 @@ from ..evaluation.metrics import METRICS, metric
 from . import grid
 from .columns import WEIGHTS, Column, columns
 from .figures import Panel, Picture, bars_panel, curves_panel, layers_panel, pairs_panel, scatter_panel
+from .frontier_section import STUDY, frontiers
 from .grid import Cell, Grid
 from .lasting_section import lasting
 from .nullspace_section import null_spaces
@@ -30,6 +31,8 @@ def sections(comparison: Comparison, looks: Mapping[str, Style]) -> list[Section
         _headline, paired, lasting, _curves, _capability, _shift, null_spaces, _weights, _timing, _relations, _cases,
         _all, _settings,
     ]  # fmt: skip
+    if comparison.settings.get("study") == STUDY:  # its variants are settings, far too many to stand side by side
+        makers = [frontiers, _cases, _all, _settings]
     return [section for maker in makers if (section := maker(comparison, looks)) is not None]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..comparison.results import Comparison
@@ -70,11 +70,17 @@ def styles(comparisons: Iterable[Comparison]) -> dict[str, Style]:
     """
     comparisons = list(comparisons)
     variants = list(dict.fromkeys(name for comparison in comparisons for name in comparison.variants))
-    spaces = {name for comparison in comparisons for name in comparison.settings.get("null_spaces") or {}}
+    return alike(
+        variants, {name for comparison in comparisons for name in comparison.settings.get("null_spaces") or {}}
+    )
+
+
+def alike(variants: Sequence[str], projected: Collection[str]) -> dict[str, Style]:
+    """One style per variant: those with and without P share hue and marker; solid if it is one of `projected`."""
     found = {}
-    for index, (_, plain, projected) in enumerate(pairs(variants)):
-        for name in (plain, projected):
+    for index, (_, plain, with_) in enumerate(pairs(variants)):
+        for name in (plain, with_):
             if name is not None:
-                solid = name is projected or name in spaces
+                solid = name is with_ or name in projected
                 found[name] = Style(HUES[index % len(HUES)], MARKERS[index % len(MARKERS)], solid)
     return found
