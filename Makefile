@@ -28,6 +28,8 @@ types: install
 bench: install
 	for script in covariance projection hook attention targets threads history solve; do echo; echo "== benchmarks/$$script.py"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
+include docs/paper.mk
+
 .PHONY: docs dist
 
 # The site needs neither torch nor the package: the reference is read from the source.

@@ -1,0 +1,76 @@
+# One target for each table and figure of the AlphaEdit paper that a run makes (docs/reproducing.md). Each goes on where
+# it stopped. `make paper` runs all of them, `make results` copies what they found into docs/results and the pages.
+
+RUNS  ?= runs/paper
+DATA  ?= ../shared/data
+EDITS ?= 100
+
+CF      := --data $(DATA)/counterfact/counterfact_500.json
+ZSRE    := --data $(DATA)/zsre/zsre_mend_train-1k.json
+METHODS := memit memit+P rect rect+P prune prune+P rome rome+P alphaedit
+COMPARE  = $(BIN)/alphaedit compare --batch 50 --edits $(EDITS) --quiet
+
+PAPER := table1 table1-zsre figure4 figure5 figure7a figure7b c1 c5 c6 c7-knowedit c7-mquake c8 c9 threshold L2 \
+         qaedit frontier-counterfact frontier-zsre frontier-qaedit
+.PHONY: paper results $(addprefix paper-,$(PAPER))
+
+paper: $(addprefix paper-,$(PAPER))
+
+results:
+	$(BIN)/python docs/results.py collect $(RUNS)
+	$(BIN)/python docs/results.py pages
+
+# Tables. ROME and FT write one fact at a time.
+paper-table1:
+	$(COMPARE) $(CF) --methods $(METHODS) in-context --texts 30 --answers 100 --keep-sessions --out $(RUNS)/table1
+
+paper-table1-zsre:
+	$(COMPARE) $(ZSRE) --methods $(METHODS) in-context --answers 100 --out $(RUNS)/table1-zsre
+
+paper-qaedit:
+	$(COMPARE) --data $(DATA)/qaedit/qaedit_500.json --methods memit memit+P alphaedit in-context --answers 100 --out $(RUNS)/qaedit
+
+# Capability and hidden states need no edits of their own: table 1's are kept.
+paper-figure4 paper-figure7b: paper-table1
+	$(COMPARE) $(CF) --methods memit memit+P rect rect+P prune prune+P alphaedit --every 50 --tasks $(DATA)/glue --task-limit 50 --keep-sessions --out $(RUNS)/table1
+
+paper-figure5: paper-table1
+	$(COMPARE) $(CF) --methods memit memit+P alphaedit --shift $(DATA)/known/known_1000.json --keep-sessions --out $(RUNS)/table1
+
+paper-figure7a:
+	$(COMPARE) $(CF) --methods memit memit+P rect rect+P alphaedit --study relations --out $(RUNS)/figure7a
+
+paper-c1:
+	$(COMPARE) $(CF) --edits 10 --methods memit prune rect alphaedit --study cases --texts 10 --out $(RUNS)/c1
+
+# EasyEdit's GRACE and FT: pip install easyeditor's requirements first.
+paper-c5:
+	$(COMPARE) $(CF) --edits 20 --methods alphaedit easyedit:GRACE easyedit:FT --out $(RUNS)/c5
+
+paper-c6:
+	$(COMPARE) $(CF) --edits 50 --models gemma-3-270m --methods memit memit+P rect alphaedit --out $(RUNS)/c6
+
+paper-c7-knowedit:
+	$(COMPARE) --data $(DATA)/knowedit/wiki_recent.json $(DATA)/knowedit/wikibio.json --edits 50 --skip-bad --methods memit rect alphaedit --out $(RUNS)/c7-knowedit
+
+paper-c7-mquake:
+	$(COMPARE) --data $(DATA)/mquake/MQuAKE-hard.json --edits 30 --batch 30 --methods memit rect alphaedit --out $(RUNS)/c7-mquake
+
+paper-c8:
+	$(COMPARE) $(CF) --targets once --study corpus-size --out $(RUNS)/c8
+
+paper-c9:
+	$(COMPARE) $(CF) --batch 100 --methods memit alphaedit --study runtime --out $(RUNS)/c9
+
+paper-threshold paper-L2: paper-%:
+	$(COMPARE) $(CF) --targets once --study $* --out $(RUNS)/$*
+
+# Facts that no table uses: the settings that ship for SmolLM2 were chosen on these.
+$(RUNS)/facts/%.json:
+	$(BIN)/python docs/results.py last 100 $(wildcard $(DATA)/*/$*.json) $@
+
+paper-frontier-counterfact: $(RUNS)/facts/counterfact_flat_3000.json
+paper-frontier-zsre: $(RUNS)/facts/zsre_mend_train-1k.json
+paper-frontier-qaedit: $(RUNS)/facts/qaedit_500.json
+paper-frontier-counterfact paper-frontier-zsre paper-frontier-qaedit: paper-%:
+	$(COMPARE) --data $< --study frontier --out $(RUNS)/$*

@@ -1,0 +1,157 @@
+"""From runs to pages: no number in docs/reproducing.md or docs/successors.md is typed.
+
+    python docs/results.py collect RUNS     # RUNS/NAME/summary.json → docs/results/NAME.json and its figures
+    python docs/results.py pages            # docs/results/*.json → the tables between the marks in docs/*.md
+    python docs/results.py last 100 A.json B.json   # the last 100 records of a file, for facts that no table uses
+
+A mark is `<!-- results: NAME … -->`, and a table goes up to `<!-- end -->`. Behind the name stand the columns that are
+shown (all, if there are none), and `every` for a row at each checkpoint instead of at the last one. Rows without any of
+these columns are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row, shared_checkpoint
+from alphaedit_plugin.errors import CompareError
+from alphaedit_plugin.evaluation.measure import Estimate, Measured
+from alphaedit_plugin.report.columns import columns
+from alphaedit_plugin.report.export import cell_title
+from alphaedit_plugin.storage.files import write_text
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+FIGURES = ("capability", "shift", "frontier", "curves-efficacy", "curves-retention", "ages")
+"""What a committed figure's name begins with, behind the cell's."""
+
+_KEPT = (
+    "command", "date", "study", "model", "data", "format", "seed", "edits", "facts", "batch_size", "checkpoints",
+    "variants", "targets_found", "failed", "environment",
+)  # fmt: skip
+_MARK = re.compile(r"<!-- results: (?P<what>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def collect(runs: Path, into: Path = RESULTS) -> list[str]:
+    """Copy what the pages need of every finished or begun run: a few kB each. Returns their names."""
+    found = sorted(path.parent for path in runs.glob("*/summary.json"))
+    for run in found:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        for comparison in summary["comparisons"]:
+            settings = comparison["settings"]
+            comparison["settings"] = {key: settings[key] for key in _KEPT if settings.get(key) is not None}
+            comparison["settings"]["data"] = Path(settings["data"]).name
+            for row in comparison["rows"]:
+                for key in ("drift", "leakage", "capacity"):
+                    row.pop(key, None)
+        text = json.dumps(_rounded(summary), separators=(",", ":"), ensure_ascii=False).replace(
+            '{"variant"', '\n{"variant"'
+        )
+        write_text(into / f"{run.name}.json", text + "\n", CompareError)
+        for figure in sorted((run / "figures").glob("*.png")):
+            if figure.stem.partition("-")[2].startswith(FIGURES):
+                shutil.copyfile(figure, into / f"{run.name}-{figure.name}")
+    return [run.name for run in found]
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits are more than any table shows."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [*map(_rounded, value)]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def read(path: Path) -> list[Comparison]:
+    """The comparisons of a file that `collect` wrote."""
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return [Comparison([_row(row) for row in each["rows"]], each["settings"]) for each in summary["comparisons"]]
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    estimates = {name: Estimate(**each) for name, each in values["estimates"].items() if each["value"] is not None}
+    mean = {0: values["mean_drift"]} if values["mean_drift"] else {}
+    leaked = {0: values["mean_leakage"]} if values["mean_leakage"] else {}
+    return Row(values["variant"], values["edits"], {"": Measured(estimates)}, values["seconds"], mean, leaked)
+
+
+def written(text: str, results: Path = RESULTS) -> str:
+    """A page with the tables between its marks made anew; a mark whose run is not there says so."""
+    return _MARK.sub(
+        lambda mark: f"<!-- results: {mark['what']} -->\n{_table(mark['what'].split(), results)}<!-- end -->", text
+    )
+
+
+def _table(words: Sequence[str], results: Path) -> str:
+    name, *chosen = words
+    path = results / f"{name}.json"
+    if not path.is_file():
+        return "\nNot run yet.\n\n"
+    every, names = "every" in chosen, [word for word in chosen if word != "every"]
+    return "".join(_one(comparison, names, every) for comparison in read(path))
+
+
+def _one(comparison: Comparison, names: Sequence[str], every: bool) -> str:
+    edits = shared_checkpoint([comparison])
+    rows = [row for row in comparison.rows if every or row.variant == BEFORE or row.edits == edits]
+    found = [column for column in columns(rows) if not names or column.name in names]
+    rows = [row for row in rows if any(column.of(row) for column in found)]
+    if not rows:
+        return "\nNot run yet.\n\n"
+    body = []
+    for row in rows:
+        cells = [column.text(row) + (f" ± {column.half(row)}" if column.half(row) else "") for column in found]
+        body.append([f"`{row.variant}`", *([row.edits] if every else []), *cells])
+    head = ["variant", *(["edits"] if every else []), *(column.label for column in found)]
+    settings = comparison.settings
+    told = [f"{cell_title(comparison)}, {edits:,} edits in batches of {settings['batch_size']}"]
+    told += [f"alphaedit-plugin {settings['environment']['alphaedit_plugin']}, {settings['date']}"]
+    missing = {**comparison.unfinished, **dict.fromkeys(comparison.failed, 0)}
+    told += [f"not finished: {', '.join(missing)}"] if missing else []
+    table = tabulate(body, head, "github", disable_numparse=True, colalign=["left", *("right" for _ in head[1:])])
+    return f"\n{'; '.join(told)}:\n\n{table}\n\n`{_command(settings['command'])}`\n\n"
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command without the folders of the machine that it ran on."""
+    found = []
+    for word in words:
+        if word.startswith("/"):
+            word = Path(word).name
+        found.append(word)
+    return shlex.join(found)
+
+
+def last(count: int, source: Path, target: Path) -> None:
+    """Write the last records of a JSON file to another."""
+    records = json.loads(source.read_text(encoding="utf-8"))
+    write_text(target, json.dumps(records[-count:], ensure_ascii=False, indent=1), CompareError)
+
+
+def main(words: Sequence[str]) -> None:
+    match words:
+        case ["collect", runs]:
+            print("\n".join(collect(Path(runs))))
+        case ["pages"]:
+            for page in sorted(DOCS.glob("*.md")):
+                text = page.read_text(encoding="utf-8")
+                if (new := written(text)) != text:
+                    write_text(page, new, CompareError)
+        case ["last", count, source, target]:
+            last(int(count), Path(source), Path(target))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,68 @@
+"""The tables of the pages are those of the committed results: no number is typed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support.comparisons import comparison
+from support.paths import ROOT
+
+from alphaedit_plugin.report.export import export
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results", ROOT / "docs" / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_every_table_is_what_its_results_say(results, page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert results.written(text) == text
+
+
+def test_every_result_stands_in_a_page():
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    named = set(re.findall(r"<!-- results: (\S+)", pages))
+    assert {path.stem for path in (ROOT / "docs" / "results").glob("*.json")} <= named
+
+
+def test_a_run_becomes_a_table(results, tmp_path: Path):
+    made = comparison(("memit", "memit+P"), (100, 200), facts=24, date="2026-01-01")
+    runs, into = tmp_path / "runs", tmp_path / "results"
+    export([made], runs / "one")
+    into.mkdir()
+    assert results.collect(runs, into) == ["one"]
+    (back,) = results.read(into / "one.json")
+    for row, of in zip(back.rows, made.rows, strict=True):
+        assert (row.variant, row.edits) == (of.variant, of.edits)
+        assert row.metrics == pytest.approx(
+            {name: value for name, value in of.metrics.items() if name in row.metrics}, rel=1e-4
+        )
+        assert row.mean_drift == pytest.approx(of.mean_drift, rel=1e-4)
+    page = "before\n<!-- results: one efficacy -->\nstale\n<!-- end -->\n<!-- results: none -->\n<!-- end -->\nafter\n"
+    text = results.written(page, into)
+    assert results.written(text, into) == text
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "stale" not in text
+    assert f"{100 * made.of('memit+P')[-1].metrics['efficacy']:.1f}" in text
+    assert "Not run yet" in text
+    assert text.count("`memit") == 2
+    every = results.written("<!-- results: one every efficacy -->\n<!-- end -->", into)
+    assert every.count("`memit") == 4
+
+
+def test_the_last_records_of_a_file(results, tmp_path: Path):
+    source, target = tmp_path / "all.json", tmp_path / "facts" / "last.json"
+    source.write_text(json.dumps([{"number": number} for number in range(5)]))
+    results.last(2, source, target)
+    assert json.loads(target.read_text()) == [{"number": 3}, {"number": 4}]
