@@ -94,7 +94,8 @@ class Edited:
         ),
     ] = None
     edits: Annotated[
-        int | None, Parameter(validator=positive, help="How many facts. Default: all of --data, or 20 of ours.")
+        int | None,
+        Parameter(validator=positive, help="How many facts of each of --data. Default: all, or 20 of ours."),
     ] = None
     batch: Annotated[int, Parameter(validator=positive, help="Facts written at a time.")] = 10
     every: Annotated[
@@ -108,6 +109,9 @@ class Edited:
             help="Draw and order the facts by each of these. Default: the file's order.",
         ),
     ] = None
+    stream: Annotated[bool, Parameter(help="Write all of --data one after another, instead of comparing on each.")] = (
+        False
+    )
     targets: Annotated[
         Literal["now", "once"],
         Parameter(
@@ -210,6 +214,7 @@ def compare(
         study=compared.study,
         plan=Plan(compared.methods, edited.edits, edited.every, measured.texts),
         batch=edited.batch,
+        stream=edited.stream,
         targets_once=edited.targets == "once",
         skip_bad=edited.skip_bad,
         chat=edited.chat,

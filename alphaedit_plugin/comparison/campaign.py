@@ -33,6 +33,8 @@ from .studies import SHARES, Plan, Study, sampled, study_named
 
 DEFAULTS = Plan(methods=("memit", "memit+P", "alphaedit"), texts=0)
 DEMO_EDITS = 20
+SEVERAL = " + "
+"""Stands between the files of a stream, in its name."""
 
 Key = tuple[str, str, int | None]
 """A cell: model, data, seed."""
@@ -42,6 +44,7 @@ Key = tuple[str, str, int | None]
 class Campaign:
     """Everything that `alphaedit compare` was asked for.
 
+    With `stream`, the facts of all `data` are written one after another into the same model, as a single comparison.
     `preparation`, `layers` and `hyperparameters` apply to every method; `baseline_hparams` is a folder of METHOD.yaml
     files for EasyEdit's methods. Data, prompts and texts are read, and so checked, before any model is loaded.
     """
@@ -53,6 +56,7 @@ class Campaign:
     study: str | None = None
     plan: Plan = field(default_factory=Plan)
     batch: int = 10
+    stream: bool = False
     targets_once: bool = False
     skip_bad: bool = False
     chat: bool = False
@@ -91,22 +95,34 @@ class Campaign:
                 each.check_chat(self.chat)
         if self.baseline_hparams is not None and not self.baseline_hparams.is_dir():
             raise CompareError(f"--baseline-hparams {self.baseline_hparams} is no folder")
-        sources = self.data or (str(shipped("examples/facts.json")),)
-        datasets = {source: load_dataset(source, skip_bad=self.skip_bad) for source in sources}
-        pools = {source: list(study.facts(dataset.facts)) for source, dataset in datasets.items()}
+        files = {file: None for of in self._sources.values() for file in of}
+        datasets = {file: load_dataset(file, skip_bad=self.skip_bad) for file in files}
+        pools = {file: list(study.facts(dataset.facts)) for file, dataset in datasets.items()}
         fewest = min(map(len, pools.values()))
         if plan.edits is not None and plan.edits > fewest:
             raise RequestError(f"--edits must be from 1 to {fewest} (the facts there are)")
+
+        def drawn(file: str, seed: int | None) -> list[Fact]:
+            return sampled(pools[file], plan.edits or (len(pools[file]) if self.data else DEMO_EDITS), seed)
+
         facts = {
-            (source, seed): sampled(pool, plan.edits or (len(pool) if self.data else DEMO_EDITS), seed)
-            for source, pool in pools.items()
+            (source, seed): [fact for file in of for fact in drawn(file, seed)]
+            for source, of in self._sources.items()
             for seed in self.seeds
         }
         once = self.targets_once or study.targets_once
         courses = {key: Course(tuple(of), self.batch, plan.every, once) for key, of in facts.items()}
         measures = self.measuring.read(plan.texts or 0)
         prompts = {key: measures.held_out_prompts(of) for key, of in facts.items()}
-        return _Read(study, plan, chosen, datasets, courses, prompts, measures)
+        joined = {
+            source: Dataset(
+                SEVERAL.join(dict.fromkeys(datasets[file].format for file in of)),
+                [fact for file in of for fact in datasets[file].facts],
+                [bad for file in of for bad in datasets[file].bad],
+            )
+            for source, of in self._sources.items()
+        }
+        return _Read(study, plan, chosen, joined, courses, prompts, measures)
 
     def _run_on(
         self,
@@ -147,10 +163,17 @@ class Campaign:
             cell.run(wait)
 
     @cached_property
+    def _sources(self) -> dict[str, tuple[str, ...]]:
+        """What the facts of a comparison are called → the files that they come from."""
+        files = tuple(dict.fromkeys(self.data or (str(shipped("examples/facts.json")),)))
+        return {SEVERAL.join(files): files} if self.stream else {file: (file,) for file in files}
+
+    @cached_property
     def _cells(self) -> dict[Key, str]:
         """Readable folder names by cell; a hash distinguishes cells of the same name."""
-        sources = dict.fromkeys(self.data or (str(shipped("examples/facts.json")),))
-        cells: list[Key] = [(name, source, seed) for name in self.models for source in sources for seed in self.seeds]
+        cells: list[Key] = [
+            (name, source, seed) for name in self.models for source in self._sources for seed in self.seeds
+        ]
         names = Counter(cell_folder(*cell) for cell in dict.fromkeys(cells))
         return {
             cell: cell_folder(*cell) + (f"-{identity_of(_located(cell))[:6]}" if names[cell_folder(*cell)] > 1 else "")
@@ -219,5 +242,6 @@ def _located(cell: Key) -> list[Any]:
 
 def cell_folder(model: str, source: str, seed: int | None) -> str:
     """The name of a cell's folder."""
-    parts = [Path(model.rstrip("/")).name, Path(source.rstrip("/")).stem, *([] if seed is None else [f"seed{seed}"])]
+    files = "+".join(Path(file.rstrip("/")).stem for file in source.split(SEVERAL))
+    parts = [Path(model.rstrip("/")).name, files, *([] if seed is None else [f"seed{seed}"])]
     return "-".join(re.sub(r"[^\w.+=-]", "_", part) for part in parts)

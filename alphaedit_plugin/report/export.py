@@ -112,8 +112,9 @@ def cell_title(comparison: Comparison) -> str:
 
 
 def short(path: Any) -> str:
-    """The last part of a path or of a name on the Hub, without the suffix of a data file."""
-    return re.sub(r"\.(json|jsonl)$", "", re.split(r"[/\\]", str(path).rstrip("/\\"))[-1])
+    """The last part of a path or of a name on the Hub, without the suffix of a data file; of each file of a stream."""
+    parts = (re.split(r"[/\\]", each.rstrip("/\\"))[-1] for each in str(path).split(" + "))
+    return " + ".join(re.sub(r"\.(json|jsonl)$", "", part) for part in parts)
 
 
 def _as_json(row: Row) -> dict[str, Any]:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 GIVEN = (
     Compared((Contender("memit"), Contender("rome@v_lr=0.1+P")), "L2", (Place("a/b"), Place("c")), Path("/hparams")),
-    Edited((Place("zsre"), Place("#1: é")), 30, 5, 10, (0, -3), "once", True, True),
+    Edited((Place("zsre"), Place("#1: é")), 30, 5, 10, (0, -3), True, "once", True, True),
     Measured(11, True, Path("/held.txt"), 3, Path("/s.json"), Path("/t"), 7, ("boolq", "null"), Path("/p.json"), 9),
     Preparing((1, 2, 5), Place("wikitext"), Path("/npz"), 1000, 2e-5, 0.1, 12.0, Path("/h.yaml")),
     Loading("cuda:1", True, Path("/cache"), "bfloat16"),

@@ -117,3 +117,23 @@ def test_folders_of_cells_are_readable_and_differ():
     assert cell_folder("org/My Model", "data/facts.json", 3) == "My_Model-facts-seed3"
     one = campaign(models=("a/m", "b/m"))
     assert len(set(one._cells.values())) == 2
+
+
+def test_a_stream_is_one_comparison_of_all_files_in_their_order(tmp_path):
+    def record(subject: str, **more: object) -> dict:
+        return {"subject": subject, "prompt": f"{subject} is in", "target_new": "Rome", "rephrase_prompt": "", **more}
+
+    for name, subjects in (("a", ("Ann", "Bob", "Cem")), ("b", ("Dan", "Eve"))):
+        more = {} if name == "a" else {"locality": {}, "portability": {}}  # KnowEdit's, the other is EasyEdit's
+        (tmp_path / f"{name}.json").write_text(json.dumps([record(each, **more) for each in subjects]))
+    data = (str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    asked = campaign(data=data, stream=True, plan=Plan(METHODS), measuring=Measuring())
+    read = asked._read()
+    (course,) = read.courses.values()
+    assert [fact.request.subject for fact in course.facts] == ["Ann", "Bob", "Cem", "Dan", "Eve"]
+    assert [dataset.format for dataset in read.datasets.values()] == ["EasyEdit + KnowEdit"]
+    assert list(asked._cells.values()) == ["model-a+b"]
+    few = campaign(data=data, stream=True, plan=Plan(METHODS, edits=1), measuring=Measuring())._read()
+    assert [fact.request.subject for fact in next(iter(few.courses.values())).facts] == ["Ann", "Dan"]
+    apart = campaign(data=data, plan=Plan(METHODS))
+    assert list(apart._cells.values()) == ["model-a", "model-b"]
