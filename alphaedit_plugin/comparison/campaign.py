@@ -14,7 +14,7 @@ from typing import Any
 from ..editors.chat import Chat
 from ..editors.hyperparameters import Hyperparameters
 from ..errors import CompareError, CorpusError, RequestError
-from ..evaluation.datasets import Dataset, load_dataset
+from ..evaluation.datasets import Dataset, load_dataset, source_and_form
 from ..evaluation.facts import Fact
 from ..model.decoder import Decoder
 from ..nullspace.statistics import Preparation
@@ -218,5 +218,7 @@ def _located(cell: Key) -> list[Any]:
 
 def cell_folder(model: str, source: str, seed: int | None) -> str:
     """The name of a cell's folder."""
-    parts = [Path(model.rstrip("/")).name, Path(source.rstrip("/")).stem, *([] if seed is None else [f"seed{seed}"])]
+    data, form = source_and_form(source)
+    parts = [Path(model.rstrip("/")).name, Path(data.rstrip("/")).stem, *([form] if form else [])]
+    parts += [] if seed is None else [f"seed{seed}"]
     return "-".join(re.sub(r"[^\w.+=-]", "_", part) for part in parts)
