@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..editors.reminder import unreminded
 from ..editors.requests import encode
 from ..errors import AlphaEditError, RequestError
 from ..model.batches import batches
@@ -112,7 +113,7 @@ class Shift:
         *,
         progress: bool = False,
     ) -> Measured:
-        found = last_states(model, tokenizer, self.prompts, self.layer, progress=progress)
+        found = last_states(model, unreminded(tokenizer), self.prompts, self.layer, progress=progress)
         if before is None:
             if len(found.unique(dim=0)) < FEWEST:
                 raise RequestError(
