@@ -26,11 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..editors.chat import Chat
+from ..editors.chat import Chat, plain
 from ..editors.hyperparameters import Hyperparameters
 from ..editors.requests import Request
 from ..editors.variant import Variant
-from ..editors.wrapped_tokenizer import plain
 from ..errors import EditError
 from ..model.decoder import Decoder, OutProjection
 from ..model.gradients import gradients

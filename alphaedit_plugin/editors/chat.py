@@ -80,6 +80,11 @@ class Chat(WrappedTokenizer):
         return text.removeprefix(self.tokenizer.bos_token) if adds else text
 
 
+def plain(tokenizer: Any) -> Any:
+    """The tokenizer itself, without what is around it."""
+    return plain(tokenizer.tokenizer) if isinstance(tokenizer, WrappedTokenizer) else tokenizer
+
+
 def chat_identity(tokenizer: Any) -> dict[str, Any]:
     """What an identity says of the chat; nothing if there is none."""
     return {"chat": asdict(tokenizer.template)} if isinstance(tokenizer, Chat) else {}

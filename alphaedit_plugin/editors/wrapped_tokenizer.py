@@ -22,8 +22,3 @@ class WrappedTokenizer:
         if name == "tokenizer" or name.startswith("__"):  # of an object that is being copied
             raise AttributeError(name)
         return getattr(self.tokenizer, name)
-
-
-def plain(tokenizer: Any) -> Any:
-    """The tokenizer itself, without what is around it."""
-    return plain(tokenizer.tokenizer) if isinstance(tokenizer, WrappedTokenizer) else tokenizer

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..editors.wrapped_tokenizer import plain
+from ..editors.chat import plain
 from ..errors import AlphaEditError
 from ..model.gradients import gradients
 from ..model.trace import evaluating

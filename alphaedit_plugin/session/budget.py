@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..editors.chat import plain
 from ..editors.targets import Targets
-from ..editors.wrapped_tokenizer import plain
 from ..errors import EditError
 from ..model.continuation import positions
 from ..model.decoder import Decoder, OutProjection

@@ -19,7 +19,7 @@ import torch
 from rich.console import RenderableType
 from torch import Tensor, nn
 
-from ..editors.chat import Chat, chat_identity
+from ..editors.chat import Chat, chat_identity, plain
 from ..editors.editor import Editor
 from ..editors.first_token import first_tokens, refuse
 from ..editors.hyperparameters import Hyperparameters
@@ -32,7 +32,6 @@ from ..editors.targets import Targets
 from ..editors.update import Site, ended
 from ..editors.variant import Variant
 from ..editors.verdict import Answer, Circumstances, Verdict, Verdicts, answers, unusual
-from ..editors.wrapped_tokenizer import plain
 from ..errors import EditError, ModelStructureError, SessionDamagedError, SessionError, WrongModelError
 from ..model.decoder import Decoder, OutProjection
 from ..model.fingerprint import fingerprints, model_name

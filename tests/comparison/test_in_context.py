@@ -15,10 +15,9 @@ from alphaedit_plugin.comparison.contenders import contender
 from alphaedit_plugin.comparison.in_context import given, nearest, told_of
 from alphaedit_plugin.comparison.names import check_name
 from alphaedit_plugin.comparison.run_folder import read_run
-from alphaedit_plugin.editors.chat import Chat, ChatTemplate
+from alphaedit_plugin.editors.chat import Chat, ChatTemplate, plain
 from alphaedit_plugin.editors.reminder import Reminder, unreminded
 from alphaedit_plugin.editors.requests import Request, encode
-from alphaedit_plugin.editors.wrapped_tokenizer import plain
 from alphaedit_plugin.errors import AlphaEditError, EditError, HyperparameterError
 from alphaedit_plugin.evaluation.capability import Capability
 from alphaedit_plugin.evaluation.datasets import load_facts
