@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.paths import SHARED
 
 from alphaedit_plugin.comparison.compare import compare
 from alphaedit_plugin.editors.hyperparameters import Hyperparameters
@@ -18,6 +19,7 @@ from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.perplexity import Perplexity
+from alphaedit_plugin.evaluation.texts import Texts
 from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.model.snapshot import put_back
@@ -139,6 +141,29 @@ def test_in_its_own_chat_template_it_learns_to_answer(demo, prepared):
     print("mean loss per token, before and after:", before, after)
     assert min(before) > 2
     assert max(after) < 0.5
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets are not there: {SHARED}")
+def test_facts_of_qaedit_are_learned_and_said_without_help(demo, prepared):
+    """Whole objects, and in what the model writes by itself: teacher forcing is what QAEdit's authors warn of."""
+    model, tokenizer = demo
+    hyperparameters, statistics, _ = prepared
+    facts = load_facts(SHARED / "qaedit/qaedit_500.json")[:5]
+    found = compare(
+        model,
+        tokenizer,
+        facts,
+        ["memit"],
+        hyperparameters=replace(hyperparameters, v_num_grad_steps=25, mom2_update_weight=1.0),
+        statistics=statistics,
+        measures=[FactScores(), Texts(limit=5)],
+    )
+    before, after = (row.metrics for row in found.rows)
+    print("before and after:", before, after)
+    assert before["exact"] == before["free"] == 0
+    assert after["exact"] >= 0.6
+    assert after["free"] >= 0.6
+    assert after["generalization"] > before["generalization"]
 
 
 @pytest.mark.parametrize("method", ["memit+P", "alphaedit"])

@@ -15,8 +15,8 @@ from .methods import COVERED, check_covered
 PREFIX = "easyedit:"
 
 _UNFIT = {
-    "IKE": "it edits the prompt and not the model",
-    "ICE": "it edits the prompt and not the model",
+    "IKE": "it edits the prompt and not the model, as in-context does",
+    "ICE": "it edits the prompt and not the model, as in-context does",
     "FT-Api": "its model is behind an API",
     "DeepEdit-Api": "its model is behind an API",
     "SERAC": "a second model with tokens of its own answers for the edited one, so positions are not those scored here",

@@ -63,8 +63,8 @@ class Compared:
             consume_multiple=1,
             converter=parse_contenders,
             metavar="NAME...",
-            help="Methods such as memit+P (see `alphaedit methods`), easyedit:METHOD, my_editor.py:FUNCTION. "
-            "Default: memit memit+P alphaedit, or the study's.",
+            help="Methods such as memit+P (see `alphaedit methods`), easyedit:METHOD, in-context, "
+            "my_editor.py:FUNCTION. Default: memit memit+P alphaedit, or the study's.",
         ),
     ] = None
     study: Annotated[

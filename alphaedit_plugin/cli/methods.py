@@ -12,9 +12,12 @@ def methods() -> None:
     from rich import box
     from rich.table import Table
 
+    from ..comparison.names import IN_CONTEXT
     from ..editors.registry import listed
 
     table = Table("name", "kind", "what it does", "source", box=box.SIMPLE_HEAD)
     for each in listed():
         table.add_row(*(escape(text) for text in (each.name, each.kind, each.summary, each.source)))
+    told = "tells the model the facts before its prompts, and writes nothing (compare only)"
+    table.add_row(IN_CONTEXT, "contender", told, "Zheng et al. 2023, IKE, without its demonstrations")
     console.print(table)

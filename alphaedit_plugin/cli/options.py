@@ -29,7 +29,7 @@ class Place(str):
 
 
 class Contender(str):
-    """The name of anything that edits in a comparison: a method, `easyedit:METHOD`, or `FILE.py:FUNCTION`."""
+    """The name of anything that edits in a comparison: `memit+P`, `easyedit:FT`, `in-context`, `FILE.py:FUNCTION`."""
 
 
 def parse_layers(type_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:

@@ -72,6 +72,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Contender):
         file, colon, function = value.partition(":")
         return f"{Path(file).absolute()}{colon}{function}" if colon and Path(file).is_file() else str(value)
+    if isinstance(value, Place) and value != DEMO_MODEL and not Path(value).exists():
+        file, colon, form = value.rpartition(":")  # of a data set
+        return f"{Path(file).absolute()}{colon}{form}" if colon and Path(file).is_file() else str(value)
     if isinstance(value, Place):
-        return str(Path(value).absolute() if value != DEMO_MODEL and Path(value).exists() else value)
+        return str(Path(value).absolute() if value != DEMO_MODEL else value)
     return str(value.absolute()) if isinstance(value, Path) else value

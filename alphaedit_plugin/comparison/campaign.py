@@ -14,7 +14,7 @@ from typing import Any
 from ..editors.chat import Chat
 from ..editors.hyperparameters import Hyperparameters
 from ..errors import CompareError, CorpusError, RequestError
-from ..evaluation.datasets import Dataset, load_dataset
+from ..evaluation.datasets import Dataset, load_dataset, source_and_form
 from ..evaluation.facts import Fact
 from ..model.decoder import Decoder
 from ..nullspace.statistics import Preparation
@@ -242,6 +242,7 @@ def _located(cell: Key) -> list[Any]:
 
 def cell_folder(model: str, source: str, seed: int | None) -> str:
     """The name of a cell's folder."""
-    files = "+".join(Path(file.rstrip("/")).stem for file in source.split(SEVERAL))
+    named = [source_and_form(file) for file in source.split(SEVERAL)]
+    files = "+".join("-".join([Path(data.rstrip("/")).stem, *([form] if form else [])]) for data, form in named)
     parts = [Path(model.rstrip("/")).name, files, *([] if seed is None else [f"seed{seed}"])]
     return "-".join(re.sub(r"[^\w.+=-]", "_", part) for part in parts)

@@ -124,7 +124,7 @@ class Cell:
                 "batch_size": course.batch_size,
                 "checkpoints": [at.edits for at in course.checkpoints],
                 "hyperparameters": {entry.name: dict(entry.settings) for entry in self.entries},
-                "statistics": self.entries[0].statistics.provenance if self.entries else None,
+                "statistics": next((of.provenance for of in statistics.values() if of.provenance), None),
                 "null_spaces": {name: _described(of, statistics[name]) for name, of in spaces.items()},
                 "spectra": _spectra(spaces),
                 "environment": environment(),
@@ -243,18 +243,21 @@ class Cell:
         if not self._is_measured(stop.name, stop.at):
             change = Change.between(stop.base, stop.now, statistics.covariances)
             weights = _weights(change, stop)
-            self._measure(stop.name, stop.at, stop.model, like=like, weights=weights)
+            self._measure(stop.name, stop.at, stop.model, stop.tokenizer, like=like, weights=weights)
 
     def _measure(
         self,
         name: str,
         at: Checkpoint,
         model: nn.Module,
+        tokenizer: Any = None,
         *,
         like: str | None = None,
         weights: Mapping[str, Any] | None = None,
     ) -> None:
-        """Measure what is missing at one point, or copy it from the contender `like`, whose weights are equal."""
+        """Measure what is missing at one point, asking with `tokenizer` (by default the ground's), or copy it from the
+        contender `like`, whose weights are equal.
+        """
         if self._is_measured(name, at):
             return
         point = self.points[name][at.edits]
@@ -266,7 +269,7 @@ class Cell:
                 found = (
                     self._found(measure, like, at.edits)
                     if like is not None
-                    else measure(model, self.ground.tokenizer, facts, before, progress=self.progress)
+                    else measure(model, tokenizer or self.ground.tokenizer, facts, before, progress=self.progress)
                 )
                 self.folder.save(name, at.edits, measure.name, identity, found)
         if self.folder.weights(name, at.edits, point) is None:

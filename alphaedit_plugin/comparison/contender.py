@@ -71,7 +71,8 @@ class Ground:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a contender needs before it can begin: statistics of `layers`, prepared with the settings in `values`.
+    """What a contender needs before it can begin: statistics of `layers` (of none, where there are none), prepared with
+    the settings in `values`.
 
     `values` are our method's hyperparameters; another editor gets statistics and criterion as if it had these.
     """
@@ -85,7 +86,8 @@ class Stop:
     """A contender at a checkpoint. Measure it now: afterwards `model` is edited further, or restored.
 
     `base` and `now` are its out-projections before the first edit and now, layer → W, d_out × d_in; `seconds` is the
-    time that editing took so far; `capacity` finds the room that is left by layer, where that is known.
+    time that editing took so far; `capacity` finds the room that is left by layer, where that is known. `tokenizer`
+    asks the model, if it is asked otherwise than with the ground's.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Stop:
     base: Mapping[int, Tensor]
     now: Mapping[int, Tensor]
     capacity: Callable[[], Mapping[int, Capacity]] = dict
+    tokenizer: Any = None
 
 
 @dataclass
@@ -117,7 +120,7 @@ class Workplace:
 
 
 class Contender(ABC):
-    """Anything that edits facts in a comparison: one of our methods, one of EasyEdit's, or a user's function.
+    """Anything that edits facts in a comparison: our methods, EasyEdit's, a user's function, or what the model is told.
 
     Invariant: `name` is canonical: two contenders of the same name are the same contender.
     """

@@ -13,7 +13,8 @@ from ..nullspace.statistics import Statistics
 from .contender import Contender, Entry, Ground, Needs
 from .easyedits import EasyEditMethod
 from .editing_function import EditingFunction
-from .names import check_name, is_place
+from .in_context import InContext
+from .names import check_name, is_in_context, is_place, retrieval_in
 from .ours import OurMethod
 from .results import BEFORE
 from .yours import YourEditor
@@ -25,7 +26,7 @@ Given = str | Callable[..., Any]
 
 
 def contender(given: Given, name: str | None = None) -> Contender:
-    """`memit+P`, `easyedit:FT`, `my_editor.py:edit@steps=10+P`, or a function, whose name may end in +P.
+    """`memit+P`, `easyedit:FT`, `in-context`, `my_editor.py:edit@steps=10+P`, or a function, whose name may end in +P.
 
     Raises HyperparameterError, naming the nearest method, for anything else.
     """
@@ -35,6 +36,8 @@ def contender(given: Given, name: str | None = None) -> Contender:
     check_name(given)
     if is_baseline(given):
         return EasyEditMethod(parse_baseline(given))
+    if is_in_context(given):
+        return InContext(retrieval_in(given))
     if is_place(given):
         return YourEditor(*EditingFunction.parse(given))
     return OurMethod(Variant.parse(given))
@@ -107,6 +110,12 @@ def prepared(chosen: Sequence[Contender], ground: Ground, *, skip_impossible: bo
 
 
 def _statistics(needs: Mapping[str, Needs], ground: Ground) -> dict[str, Statistics]:
+    none = dict.fromkeys((name for name, of in needs.items() if not of.layers), Statistics({}, {}))
+    needs = {name: of for name, of in needs.items() if of.layers}
+    return {**none, **_of_needed(needs, ground)} if needs else none
+
+
+def _of_needed(needs: Mapping[str, Needs], ground: Ground) -> dict[str, Statistics]:
     if isinstance(ground.statistics, Statistics):
         return dict.fromkeys(needs, ground.statistics)
     if ground.statistics is not None:

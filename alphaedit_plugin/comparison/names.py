@@ -6,13 +6,38 @@ import re
 from pathlib import Path
 
 from ..baselines.names import is_baseline
-from ..editors.registry import check_names
+from ..editors.changes import parse_changes
+from ..editors.registry import check_names, split
 from ..errors import HyperparameterError
 
 PLACE = re.compile(
     r"(?P<where>.+?\.py|[^@\s]+?):(?P<function>[^\W\d]\w*)(?P<changes>(@.*?)?)(?P<projected>\+[pP])?", re.DOTALL
 )
 """`FILE.py:FUNCTION` or `MODULE:FUNCTION`, with `@KEY=VALUE…`, and `+P` to project it."""
+IN_CONTEXT = "in-context"
+RETRIEVALS = ("given", "tfidf")
+"""How the contender `in-context` finds the fact that a prompt is about; the first is the default."""
+
+
+def is_in_context(text: str) -> bool:
+    """Whether `text` names the contender that is told the facts instead of being taught them."""
+    return re.split("[@+]", text)[0].strip().lower() == IN_CONTEXT
+
+
+def retrieval_in(text: str) -> str:
+    """One of RETRIEVALS, of `in-context[@retrieve=…]`. Raises HyperparameterError for any other setting, and for +P."""
+    _, changed, marks = split(text)
+    if marks:
+        raise HyperparameterError(
+            f"{text!r}: {IN_CONTEXT} writes no weight that +{marks[0]} could change: leave it out"
+        )
+    changes = parse_changes(changed, text)
+    retrieve = changes.pop("retrieve", RETRIEVALS[0])
+    if changes or retrieve not in RETRIEVALS:
+        raise HyperparameterError(
+            f"{text!r}: {IN_CONTEXT} has one setting, @retrieve={' or @retrieve='.join(RETRIEVALS)}"
+        )
+    return str(retrieve)
 
 
 def is_place(text: str) -> bool:
@@ -31,6 +56,9 @@ def names_in(text: str) -> list[str]:
 def check_name(text: str) -> None:
     """Raises HyperparameterError, naming the nearest method, if `text` cannot be a contender's name."""
     if is_baseline(text):
+        return
+    if is_in_context(text):
+        retrieval_in(text)
         return
     if place := PLACE.fullmatch(text.strip()):
         where = place["where"]

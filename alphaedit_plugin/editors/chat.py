@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import ChatError
+from .wrapped_tokenizer import WrappedTokenizer
 
 _PROBE = "Who wrote “{}” & <it>'s\n sequel?"
 
@@ -57,7 +58,7 @@ def _rendered(tokenizer: Any, words: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Chat:
+class Chat(WrappedTokenizer):
     """A tokenizer for a model that is asked in its chat template.
 
     Whoever asks a prompt goes through `encode`, which makes it the turn of a user; the answer follows where the
@@ -65,7 +66,6 @@ class Chat:
     (covariances, perplexity) stays as it is.
     """
 
-    tokenizer: Any
     template: ChatTemplate
 
     @classmethod
@@ -79,21 +79,10 @@ class Chat:
         adds = self.tokenizer("a")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return text.removeprefix(self.tokenizer.bos_token) if adds else text
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.tokenizer(*args, **options)
-
-    def __len__(self) -> int:
-        return len(self.tokenizer)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "tokenizer" or name.startswith("__"):  # of an object that is being copied
-            raise AttributeError(name)
-        return getattr(self.tokenizer, name)
-
 
 def plain(tokenizer: Any) -> Any:
-    """The tokenizer itself, without its chat."""
-    return tokenizer.tokenizer if isinstance(tokenizer, Chat) else tokenizer
+    """The tokenizer itself, without what is around it."""
+    return plain(tokenizer.tokenizer) if isinstance(tokenizer, WrappedTokenizer) else tokenizer
 
 
 def chat_identity(tokenizer: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..errors import RequestError
 from ..storage.records import check_whole, mapping, read_records
 from .border import border, without_usual_space
 from .chat import Chat
+from .reminder import Reminder
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,14 @@ def encode(tokenizer: Any, template: str, subject: str, target: str = "") -> Enc
     - If no whitespace parts the two, the prompt's tokens are those that it has when the model is asked it alone, and
       the target's are those that follow them.
 
-    Of a `Chat`, the prompt is the turn of a user, and the target follows where the template ends. Raises RequestError
-    if the subject or the target has no token of its own, or if they share one.
+    Of a `Chat`, the prompt is the turn of a user, and the target follows where the template ends; a `Reminder`'s words
+    are part of the prompt. Raises RequestError if the subject or the target has no token of its own, or if they share
+    one.
     """
     before, _, after = template.partition("{}")
+    if isinstance(tokenizer, Reminder):
+        before = tokenizer.told(before + subject + after) + before
+        tokenizer = tokenizer.tokenizer
     prompt, place, completion = _as_asked(tokenizer, before + subject + after, target)
     ids, spans, first_of_target = _split(tokenizer, prompt, completion)
     begin, end = place + len(before), place + len(before) + len(subject.rstrip())

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ..editors.reminder import unreminded
 from ..errors import RequestError
 from .facts import Fact
 from .likelihood import score_pairs
@@ -91,7 +92,7 @@ class Capability:
         """Measure the model as it is; `facts` and `before` are not used."""
         asked = [(task, example) for task, examples in self.examples.items() for example in examples]
         pairs = [(example.prompt, answer) for _, example in asked for answer in example.answers]
-        likelihood = score_pairs(model, tokenizer, pairs, progress=progress).mean_log_probability.numpy()
+        likelihood = score_pairs(model, unreminded(tokenizer), pairs, progress=progress).mean_log_probability.numpy()
         starts = accumulate((len(example.answers) for _, example in asked), initial=0)
         records = []
         for (task, example), start in zip(asked, starts, strict=False):

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AlphaEditError, CorpusError
+from ..errors import CorpusError
 from ..nullspace.corpus import documents
 from ..storage.files import file_digest
 from .facts import Fact
+from .tfidf import vectorizer
 
 DOCUMENTS, PASSAGES = 10_000, 50
 
@@ -34,7 +35,7 @@ class References(ABC):
 
     def __init__(self, source: str | Path) -> None:
         self.source = source
-        self._words = _vectorizer()
+        self._words = vectorizer("consistency")
         self._vectors: dict[Any, Any] = {}
         self._identity = self._digests()
 
@@ -101,7 +102,7 @@ class Snippets(References):
         if not (idf.is_file() and vocabulary.is_file()):
             return None
         try:
-            words = _vectorizer(vocabulary=json.loads(vocabulary.read_text(encoding="utf-8")))
+            words = vectorizer("consistency", vocabulary=json.loads(vocabulary.read_text(encoding="utf-8")))
             words.idf_ = np.load(idf, allow_pickle=False)
         except (OSError, ValueError, AttributeError, RecursionError) as failure:
             raise CorpusError(
@@ -183,16 +184,8 @@ def references(source: str | Path) -> References:
     return Passages(source)
 
 
-def _vectorizer(**settings: Any) -> Any:
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError as failure:
-        raise AlphaEditError("consistency needs scikit-learn: pip install 'alphaedit-plugin[evaluation]'") from failure
-    return TfidfVectorizer(**settings)
-
-
 def _fitted(texts: Iterable[str], source: str | Path) -> Any:
     try:
-        return _vectorizer().fit(texts)
+        return vectorizer("consistency").fit(texts)
     except ValueError as failure:
         raise CorpusError(f"there are no words in {source}: {failure}") from failure

@@ -44,3 +44,15 @@ class Fact:
     def request(self) -> Request:
         """The first request, and usually the only one."""
         return self.requests[0]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that it is asked with, its requests' own first."""
+        probes = [probe for kinds in (self.portability, self.locality) for kind in kinds.values() for probe in kind]
+        return [
+            *(request.text for request in self.requests),
+            *self.paraphrases,
+            *self.neighbours,
+            *(probe.prompt for probe in (*probes, *self.questions, *self.hops)),
+            *self.generation,
+        ]

@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..editors.reminder import unreminded
 from ..editors.requests import encode
 from ..errors import AlphaEditError, RequestError
 from ..model.batches import batches
@@ -44,8 +45,9 @@ from ..model.gradients import gradients
 from ..model.trace import evaluating, hooks, stop, stopping
 from ..progress import progress_bar
 from ..storage.records import mapping, text_of
-from .datasets import FORMATS, load_facts, records_of
+from .datasets import load_facts, records_of
 from .facts import Fact
+from .formats import FORMATS
 from .measure import SEED, Estimate, Measured, estimate, mean_of
 
 log = logging.getLogger(__name__)
@@ -111,7 +113,7 @@ class Shift:
         *,
         progress: bool = False,
     ) -> Measured:
-        found = last_states(model, tokenizer, self.prompts, self.layer, progress=progress)
+        found = last_states(model, unreminded(tokenizer), self.prompts, self.layer, progress=progress)
         if before is None:
             if len(found.unique(dim=0)) < FEWEST:
                 raise RequestError(
@@ -155,7 +157,7 @@ def prompts_from(source: str | Path) -> list[str]:
     """
     records = records_of(source)
     _, first = records[0]
-    if isinstance(first, Mapping) and any(format_.fields <= first.keys() for format_ in FORMATS):
+    if any(format_.fits(first) for format_ in FORMATS):
         return [fact.request.text for fact in load_facts(source)]
     prompts = []
     for name, record in records:

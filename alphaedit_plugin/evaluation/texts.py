@@ -13,6 +13,7 @@ from torch import nn
 
 from ..editors.chat import Chat
 from ..editors.generation import SEED, prompt_ids, write
+from ..editors.reminder import unreminded
 from ..editors.requests import encode
 from .consistency import References
 from .facts import Fact
@@ -68,7 +69,7 @@ class Texts:
         facts = facts[: self.limit]
         said = _said(model, tokenizer, facts, progress)
         texts = _texts(model, tokenizer, facts, progress)
-        between = "\n" if isinstance(tokenizer, Chat) else ""  # of a question and its answer
+        between = "\n" if isinstance(unreminded(tokenizer), Chat) else ""  # of a question and its answer
         joined = [" ".join(f"{prompt}{between}{text}" for prompt, text in pairs) for pairs in texts]
         alike = self.references.cosines(facts, joined) if self.references else [nan] * len(facts)
         records: list[dict[str, Any]] = []

@@ -268,6 +268,8 @@ def test_methods_lists_each_with_a_line(run):
     for each in listed():
         (line,) = (line for line in output.splitlines() if line.split()[:1] == [each.name])
         assert all(value in line for value in (each.kind, each.summary, each.source)), output
+    (line,) = (line for line in output.splitlines() if line.split()[:1] == ["in-context"])
+    assert "contender" in line
 
 
 def test_easyedit_passes_on_all_words_behind_the_script(tmp_path):

@@ -62,14 +62,14 @@ def test_paths_are_absolute_and_names_stay(tmp_path, monkeypatch):
         tmp_path / "run.yaml",
         Place("smollm2-135m"),
         Compared(methods=tuple(map(Contender, names)), models=(Place("gpt2-xl"),)),
-        Edited(data=(Place("facts.json"), Place("zsre"))),
+        Edited(data=(Place("facts.json"), Place("facts.json:extracted"), Place("zsre"))),
         Running(out=Path("results")),
     )
     assert yaml.safe_load((tmp_path / "run.yaml").read_text()) == {
         "model": "smollm2-135m",
         "methods": ["memit", "easyedit:FT", f"{tmp_path}/editor.py:edit@steps=3+P", "package.module:edit"],
         "models": ["gpt2-xl"],
-        "data": [f"{tmp_path}/facts.json", "zsre"],
+        "data": [f"{tmp_path}/facts.json", f"{tmp_path}/facts.json:extracted", "zsre"],
         "out": f"{tmp_path}/results",
     }
 

@@ -14,15 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from support.data_files import write_records
+from support.newer_records import NEWER, OTHERWISE
 from support.paths import SHARED
 from support.tries import tries
 
 from alphaedit_plugin.editors.border import border
 from alphaedit_plugin.editors.requests import Request, encode
 from alphaedit_plugin.errors import RequestError
-from alphaedit_plugin.evaluation.datasets import FORMATS, load_dataset, load_facts
+from alphaedit_plugin.evaluation.datasets import load_dataset, load_facts
 from alphaedit_plugin.evaluation.fact_scores import _Plan
 from alphaedit_plugin.evaluation.facts import Probe
+from alphaedit_plugin.evaluation.formats import FORMATS
 
 COUNTERFACT = {
     "case_id": 5,
@@ -161,7 +163,7 @@ COUPLED = {
 LEME = {**COUNTERFACT, "id": "…", **COUPLED}
 RECORDS = {
     "CounterFact": COUNTERFACT, "ZsRE": ZSRE, "KnowEdit": KNOWEDIT, "WikiBio": WIKIBIO, "EasyEdit": EASYEDIT,
-    "MQuAKE": MQUAKE, "LEME": LEME,
+    "MQuAKE": MQUAKE, "LEME": LEME, **NEWER,
 }  # fmt: skip
 VARIANTS = [
     *RECORDS.values(),
@@ -170,6 +172,7 @@ VARIANTS = [
     WIKI_COUNTERFACT,
     KNOWEDIT_ZSRE,
     {**ZSRE, **COUPLED},
+    *OTHERWISE,
 ]
 
 
