@@ -36,11 +36,11 @@ class Answers:
 
     After the prompts of a fact's requests (efficacy), its paraphrases (generalization), and its prompts about other
     facts (specificity), the model always writes the likeliest token, until it ends the text itself or after 50 tokens
-    (of an object of more than 45 tokens, five more than it has). Nothing else stops it: neither a newline nor a point. Yang et
-    al. 2025 ("The Mirage of Model Editing", 2502.11177): teacher forcing shows a model the right tokens up to each
+    (of an answer of more than 45 tokens, five more than it has). Nothing else stops it: neither newline nor point. Yang
+    et al. 2025 ("The Mirage of Model Editing", 2502.11177): teacher forcing shows a model the right tokens up to each
     place, and counts a success that the model, left alone, does not write.
 
-    - `written_…`: the text contains the answer as whole words (`saying.contains`).
+    - `written_…`: its first sentence contains the answer as whole words (`saying.contains`).
     - `exact_…`: what comes before some punctuation mark or line break is the answer and no more (`saying.exact`).
     - `judged_…`: so says the `judge`, if there is one.
     - `forced_…`: the same prompts under teacher forcing: the share of the answer's tokens that are the likeliest, the

@@ -78,7 +78,7 @@ class Judge:
         return [verdicts[question] for question in asked]
 
     def _verdict(self, question: Question) -> bool:
-        fact = f"{question.prompt!r} → {' / '.join(question.answers)!r}"
+        fact = f"{question.prompt[:100]!r} → {' / '.join(question.answers)!r}"
         content = (
             f"Prompt:\n{question.prompt}\n\nAccepted answers:\n"
             + "\n".join(question.answers)

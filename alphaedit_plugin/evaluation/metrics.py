@@ -38,7 +38,7 @@ def _answers() -> Iterator[Metric]:
     ):
         for how, better, meaning in (
             ("forced", max, f"tokens of {answer} that are the likeliest, under teacher forcing"),
-            ("written", max, f"{answer} is in what the model writes by itself"),
+            ("written", max, f"{answer} is in the first sentence that the model writes by itself"),
             ("exact", max, f"{answer} is its whole answer"),
             ("judged", max, f"{answer} is its answer, says a judge"),
             ("gap", None, f"{answer}: forced less written, on the same prompts"),

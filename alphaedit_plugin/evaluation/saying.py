@@ -69,8 +69,8 @@ def normal(text: str) -> str:
 def exact(text: str, answers: Sequence[str]) -> bool:
     """Whether the answer that `text` gives is one of `answers`, and no more, after `normal`.
 
-    A model goes on after its answer, which is therefore what comes before any punctuation mark or line break: "St. Louis,
-    in Missouri." answers "St. Louis".
+    A model goes on after its answer, which is therefore what comes before some punctuation mark or line break: "St.
+    Louis, in Missouri." answers "St. Louis".
     """
     text = text.strip()
     given = {normal(text), *(normal(text[: end.start()]) for end in _CLAUSE.finditer(text))}
@@ -78,12 +78,27 @@ def exact(text: str, answers: Sequence[str]) -> bool:
 
 
 def contains(text: str, answers: Sequence[str]) -> bool:
-    """Whether one of `answers` stands anywhere in `text`, as whole words, after `normal`."""
-    within = normal(text)
-    return any(_stands_in(normal(answer), within) for answer in answers if answer.strip())
+    """Whether one of `answers` stands in the first sentence of `text`, as whole words, after `normal`; or is `exact`.
+
+    What comes later is no answer: a model that does not stop names anything sooner or later. Signs may part words too:
+    "Rome's" and "Rome-based" hold Rome, but "1,500" holds no 1.
+    """
+    first = first_sentence(text)
+    return exact(text, answers) or any(
+        _stands_in(form(answer), form(first)) for answer in answers for form in (normal, _parted)
+    )
+
+
+_PARTING = re.compile(rf"(?<!\d)[{re.escape(string.punctuation)}’]|[{re.escape(string.punctuation)}’](?!\d)")
+
+
+def _parted(text: str) -> str:
+    return normal(_PARTING.sub(" ", text))
 
 
 def _stands_in(answer: str, within: str) -> bool:
+    if not answer:
+        return False
     if _UNSPACED.match(answer[0]) and _UNSPACED.match(answer[-1]):
         return answer in within
     return f" {answer} " in f" {within} "

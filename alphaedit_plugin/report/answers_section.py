@@ -43,17 +43,18 @@ def answers(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
     pictures = [
         Picture(
             "Hollow: the share of an answer's tokens that are the likeliest when the model is shown the right ones up "
-            "to each place (teacher forcing). Filled: how often the model, writing by itself, says the answer.",
+            "to each place (teacher forcing). Filled: how often the model, writing by itself, gives the answer.",
             panels,
             [("teacher-forced", Style("ink", solid=False, line=False)), ("written", Style("ink", line=False))],
         ),
         *_along(comparison, looks),
     ]
     text = (
-        "The model always writes the likeliest token, until it ends the text itself or after 50 tokens. Written: the "
-        "text contains the answer as whole words; exact: what comes before a punctuation mark or line break is the "
-        "answer and no more; judged: so says the judge that was named; gap: forced less written, on the same prompts. "
-        "Written efficacy before any edit is what texts contain by chance."
+        "The model always writes the likeliest token, until it ends the text itself or after 50 tokens. Written: its "
+        "first sentence contains the answer as whole words; exact: what comes before a punctuation mark or line break "
+        "is the answer and no more; judged: so says the judge that was named, of the whole text; gap: forced less "
+        "written, on the same prompts. Locality: answer tokens, and first sentences, that are those from before the "
+        "edits."
     )
     return Section("answers", "Teacher-forced and written", text, pictures, grids)
 

@@ -157,14 +157,15 @@ def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoin
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     code, _, errors = run(
         "compare", checkpoint, "--data", facts, "--edits", 3, "--batch", 1, "--every", 2, "--held-out", text,
-        "--methods", "memit+P", "--texts", 2, "--tasks", tmp_path / "tasks", "--task-limit", 10,
+        "--methods", "memit+P", "--texts", 2, "--answers", 2, "--tasks", tmp_path / "tasks", "--task-limit", 10,
         "--shift", tmp_path / "prompts.json", *SMALL, "--out", tmp_path / "run",
     )  # fmt: skip
     assert (code, errors) == (0, "")
     before, two, three = _rows(tmp_path / "run")
     assert (before["edits"], two["edits"], three["edits"]) == (0, 2, 3)
     for row in (two, three):
-        assert {"efficacy", "locality", "perplexity", "free", "fluency", "sst", "hausdorff"} <= row["estimates"].keys()
+        measured = {"efficacy", "locality", "perplexity", "gap_efficacy", "fluency", "sst", "hausdorff"}
+        assert measured <= row["estimates"].keys()
     assert "hausdorff" not in before["estimates"]
     (settings,) = (
         each["settings"] for each in json.loads((tmp_path / "run" / "summary.json").read_text())["comparisons"]
@@ -989,6 +990,11 @@ def test_a_wrong_option_of_prepare_is_one_line(run, checkpoint, arguments, parts
         (["--shift", "absent.json"], ["absent.json"]),
         (["--texts", "2", "--snippets", "absent.json"], ["absent.json"]),
         (["--snippets", "absent.json"], ["--snippets", "--texts"]),
+        (["--judge", "http://localhost:1/v1", "--judge-model", "m"], ["--judge", "--answers"]),
+        (["--answers", "1", "--judge", "http://localhost:1/v1"], ["--judge", "--judge-model"]),
+        (["--answers", "1", "--judge-model", "m"], ["--judge", "--judge-model"]),
+        (["--answers", "1", "--judge", "localhost:1", "--judge-model", "m"], ["localhost:1", "http://"]),
+        (["--answers", "-1"], ["--answers"]),
         (["--edits", "0"], ["--edits"]),
         (["--edits", "4"], ["--edits"]),
         (["--batch", "0"], ["--batch"]),
