@@ -14,6 +14,7 @@ from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import encode
 from alphaedit_plugin.editors.verdict import Reason
 from alphaedit_plugin.errors import RequestError
+from alphaedit_plugin.evaluation.answers import Answers
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.likelihood import score_pairs
@@ -139,6 +140,25 @@ def test_in_its_own_chat_template_it_learns_to_answer(demo, prepared):
     print("mean loss per token, before and after:", before, after)
     assert min(before) > 2
     assert max(after) < 0.5
+
+
+def test_after_the_edits_the_model_writes_the_new_objects_by_itself(demo, facts, prepared):
+    """Without teacher forcing, and before them it does not."""
+    model, tokenizer = demo
+    hyperparameters, statistics, _ = prepared
+    chosen = [replace(fact, paraphrases=(), neighbours=()) for fact in facts[:4]]
+    session = Session(model, tokenizer, "memit", hyperparameters=hyperparameters, covariances=statistics.covariances)
+    measure = Answers()
+    with put_back(session.projections):
+        before = measure(model, tokenizer, chosen, None)
+        session.edit([fact.request for fact in chosen])
+        after = measure(model, tokenizer, chosen, before)
+    print({name: (before.estimates.get(name), estimate) for name, estimate in after.estimates.items()})
+    assert before.estimates["written_efficacy"].value <= 0.25
+    assert after.estimates["written_efficacy"].value >= 0.75
+    for record in after.records:
+        (asked,) = (each for each in record["answers"] if each["kind"] == "efficacy")
+        assert not record["written_efficacy"] or record["target_new"].casefold() in asked["text"].casefold()
 
 
 @pytest.mark.parametrize("method", ["memit+P", "alphaedit"])

@@ -68,13 +68,14 @@ class Judge:
         """
         once = list(dict.fromkeys(asked))
         verdicts = {}
-        with (
-            progress_bar(total=len(once), desc="judging", unit="answer", shown=progress, leave=False) as bar,
-            ThreadPoolExecutor(AT_ONCE) as pool,
-        ):
-            for question, verdict in zip(once, pool.map(self._verdict, once), strict=True):
-                verdicts[question] = verdict
-                bar.update()
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            with progress_bar(total=len(once), desc="judging", unit="answer", shown=progress, leave=False) as bar:
+                for question, verdict in zip(once, pool.map(self._verdict, once), strict=True):
+                    verdicts[question] = verdict
+                    bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
         return [verdicts[question] for question in asked]
 
     def _verdict(self, question: Question) -> bool:
