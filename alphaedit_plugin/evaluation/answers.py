@@ -16,7 +16,7 @@ from .judge import Judge, Question
 from .likelihood import score_pairs
 from .measure import Measured, mean_of
 from .metrics import METRICS
-from .saying import JUDGES, contains, exact, first_sentence, normal
+from .saying import JUDGES, contains, exact, first_clause, normal
 
 TOKENS, TO_SPARE = 50, 5
 _NAMES = [name for name, metric in METRICS.items() if metric.group == "answers"]
@@ -47,9 +47,10 @@ class Answers:
       best of the accepted answers (ZsRE's and EasyEdit's definition, whatever the data).
     - `gap_…`: forced less written, prompt by prompt.
 
-    Of locality, written is that the first sentence after a prompt about another fact is the one from before the edits,
-    right or wrong; forced is the share of answer tokens that are. The new object is what a fact's own prompts ask for;
-    the data set's answers are what the others do. All are means per fact, over its prompts of that kind.
+    Of locality, written is that what comes first after a prompt about another fact, up to any punctuation mark
+    (`saying.first_clause`), is what came before the edits, right or wrong; forced is the share of answer tokens that
+    are. The new object is what a fact's own prompts ask for, the data set's answers what the others do. All are means
+    per fact, over its prompts of that kind.
     """
 
     name = "answers"
@@ -149,7 +150,7 @@ def _kept(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]])
     found = []
     for then, each in zip(before, now, strict=True):
         if each["kind"] == "specificity":
-            said = first_sentence(then["text"])
+            said = first_clause(then["text"])
             same = [a == b for a, b in zip(then["tokens"], each["tokens"], strict=True)]
             found.append(
                 {
@@ -157,7 +158,7 @@ def _kept(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]])
                     "prompt": each["prompt"],
                     "accepted": [said],
                     "forced": sum(same) / len(same),
-                    "written": normal(first_sentence(each["text"])) == normal(said),
+                    "written": normal(first_clause(each["text"])) == normal(said),
                 }
             )
     return found

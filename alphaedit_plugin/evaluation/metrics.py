@@ -45,7 +45,7 @@ def _answers() -> Iterator[Metric]:
         ):
             yield Metric(f"{how}_{kind}", f"{kind}, {how}", "answers", better, meaning)
     yield Metric("forced_locality", "locality, forced", "answers", max, "answer tokens on other facts, as before")
-    yield Metric("written_locality", "locality, written", "answers", max, "first sentences on other facts, as before")
+    yield Metric("written_locality", "locality, written", "answers", max, "first clauses on other facts, as before")
     yield Metric("gap_locality", "locality, gap", "answers", None, "forced less written, on the same prompts")
 
 

@@ -17,7 +17,7 @@ SAYS = 2
 """Change this number whenever `says` changes its answers: old measurements are then repeated."""
 
 JUDGES = 1
-"""The same for `exact`, `contains` and `first_sentence`."""
+"""The same for `exact`, `contains` and `first_clause`."""
 
 
 def says(text: str, answers: Sequence[str]) -> bool:
@@ -52,9 +52,10 @@ def _of_word(character: str) -> bool:
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _AFTER = r"(?=\W*(?:\s|$))"  # of a mark: so that 3.14 and 1,500 hold none
-_CLAUSE = re.compile(rf"[.,;:!?]+{_AFTER}|[。！？，；：、]|\n")
+_MARK = re.compile(rf"[.,;:!?]+{_AFTER}|[。！？，；：、]|\n")
 _SENTENCE = re.compile(rf"(?:(?<=\w\w\w)|(?<=\W))[.!?]+{_AFTER}|[。！？]|\n")
 """A point after fewer than three letters may be an abbreviation's: "St.", "J. R."."""
+_CLAUSE = re.compile(rf"[,;:]+{_AFTER}|[，；：、]|{_SENTENCE.pattern}")
 
 
 def normal(text: str) -> str:
@@ -73,7 +74,7 @@ def exact(text: str, answers: Sequence[str]) -> bool:
     Louis, in Missouri." answers "St. Louis".
     """
     text = text.strip()
-    given = {normal(text), *(normal(text[: end.start()]) for end in _CLAUSE.finditer(text))}
+    given = {normal(text), *(normal(text[: end.start()]) for end in _MARK.finditer(text))}
     return any(normal(answer) in given for answer in answers if answer.strip())
 
 
@@ -107,3 +108,8 @@ def _stands_in(answer: str, within: str) -> bool:
 def first_sentence(text: str) -> str:
     """`text` up to the end of its first sentence or line, without the mark that ends it."""
     return _SENTENCE.split(text.strip(), maxsplit=1)[0].strip()
+
+
+def first_clause(text: str) -> str:
+    """The first sentence up to a comma or another mark inside it."""
+    return _CLAUSE.split(text.strip(), maxsplit=1)[0].strip()

@@ -53,8 +53,7 @@ def answers(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
         "The model always writes the likeliest token, until it ends the text itself or after 50 tokens. Written: its "
         "first sentence contains the answer as whole words; exact: what comes before a punctuation mark or line break "
         "is the answer and no more; judged: so says the judge that was named, of the whole text; gap: forced less "
-        "written, on the same prompts. Locality: answer tokens, and first sentences, that are those from before the "
-        "edits."
+        "written, on the same prompts. Locality: answer tokens, and what is written up to a mark, as before the edits."
     )
     return Section("answers", "Teacher-forced and written", text, pictures, grids)
 

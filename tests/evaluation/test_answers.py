@@ -19,7 +19,7 @@ from alphaedit_plugin.evaluation.facts import Fact, Probe
 from alphaedit_plugin.evaluation.judge import Judge
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.metrics import METRICS
-from alphaedit_plugin.evaluation.saying import contains, exact, first_sentence, normal
+from alphaedit_plugin.evaluation.saying import contains, exact, first_clause, normal
 
 END = 2
 FACTS = [
@@ -75,7 +75,7 @@ def test_every_answer_is_what_transformers_generate_writes_and_every_number_is_c
         earlier = [each for each in then["answers"] if each["kind"] == "specificity"]
         for each, new, old in zip(kept, now, earlier, strict=True):
             assert each["forced"] == np.mean([a == b for a, b in zip(new["tokens"], old["tokens"], strict=True)])
-            assert each["written"] is (normal(first_sentence(new["text"])) == normal(first_sentence(old["text"])))
+            assert each["written"] is (normal(first_clause(new["text"])) == normal(first_clause(old["text"])))
         for kind in ("efficacy", "generalization", "specificity", "locality"):
             of = [each for each in record["answers"] if each["kind"] == kind]
             for how in ("forced", "written"):

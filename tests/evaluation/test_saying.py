@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alphaedit_plugin.evaluation.saying import contains, exact, first_sentence, normal, says
+from alphaedit_plugin.evaluation.saying import contains, exact, first_clause, first_sentence, normal, says
 
 # ----------------------------------------------------------------------------------------------------- how it begins
 
@@ -153,16 +153,16 @@ def test_answers_are_judged_as_a_reader_would(text, answer, is_exact, is_contain
 
 
 @pytest.mark.parametrize(
-    ("text", "first"),
+    ("text", "sentence", "clause"),
     [
-        (" in Rome. It is old.", "in Rome"),
-        (" in St. Louis, Missouri! Indeed", "in St. Louis, Missouri"),
-        (" J. R. R. Tolkien (a writer). He", "J. R. R. Tolkien (a writer)"),
-        (" 3.14 or so\nNext", "3.14 or so"),
-        ("東京です。次", "東京です"),
-        (" no end", "no end"),
-        ("", ""),
+        (" in Rome. It is old.", "in Rome", "in Rome"),
+        (" in St. Louis, Missouri! Indeed", "in St. Louis, Missouri", "in St. Louis"),
+        (" J. R. R. Tolkien (a writer). He", "J. R. R. Tolkien (a writer)", "J. R. R. Tolkien (a writer)"),
+        (" 3.14 or 1,500: so\nNext", "3.14 or 1,500: so", "3.14 or 1,500"),
+        ("東京、日本です。次", "東京、日本です", "東京"),
+        (" no end", "no end", "no end"),
+        ("", "", ""),
     ],
 )
-def test_the_first_sentence_ends_where_a_sentence_does(text, first):
-    assert first_sentence(text) == first
+def test_the_first_sentence_and_its_first_clause_end_where_they_do(text, sentence, clause):
+    assert (first_sentence(text), first_clause(text)) == (sentence, clause)
