@@ -106,10 +106,14 @@ def _stands_in(answer: str, within: str) -> bool:
 
 
 def first_sentence(text: str) -> str:
-    """`text` up to the end of its first sentence or line, without the mark that ends it."""
-    return _SENTENCE.split(text.strip(), maxsplit=1)[0].strip()
+    """The first sentence or line of `text` that has a word, without the signs around it."""
+    return _first(_SENTENCE, text)
 
 
 def first_clause(text: str) -> str:
     """The first sentence up to a comma or another mark inside it."""
-    return _CLAUSE.split(text.strip(), maxsplit=1)[0].strip()
+    return _first(_CLAUSE, text)
+
+
+def _first(end: re.Pattern[str], text: str) -> str:
+    return end.split(re.sub(r"^\W+", "", text), maxsplit=1)[0].strip()

@@ -127,6 +127,8 @@ def test_an_exact_answer_is_contained(text, answer):
         ("\n\nRome\nParis", "Rome", True, True),
         (" The capital is Rome.", "Rome", False, True),
         (" Romeo and Juliet", "Rome", False, False),
+        ("?\n\nIt is Rome.", "Rome", False, True),
+        ("?\n\nRome.", "Rome", True, True),
         (" Rome's old walls", "Rome", False, True),
         (" a Rome-based band", "Rome", False, True),
         (" Paris/Rome", "Rome", False, True),
@@ -161,6 +163,8 @@ def test_answers_are_judged_as_a_reader_would(text, answer, is_exact, is_contain
         (" 3.14 or 1,500: so\nNext", "3.14 or 1,500: so", "3.14 or 1,500"),
         ("東京、日本です。次", "東京、日本です", "東京"),
         (" no end", "no end", "no end"),
+        ("?\n\n**Rome**, I think.\nIs it?", "Rome**, I think", "Rome**"),
+        ("...", "", ""),
         ("", "", ""),
     ],
 )
