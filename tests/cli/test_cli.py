@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.command_line import FACTS, SMALL, assert_one_line
+from support.judging import judging
 from support.sessions import assert_same_session
 from support.tiny import tiny
 from support.weights import assert_same, differ, everything
@@ -173,6 +174,23 @@ def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoin
     page = (tmp_path / "run" / "report.html").read_text()
     for internal in (*settings["trajectories"].values(), *settings["order"], settings["cell"]):
         assert internal not in page
+
+
+def test_a_judge_marks_the_answers_and_its_key_is_written_nowhere(run, checkpoint, facts, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with judging() as judge:
+        code, output, errors = run(
+            "compare", checkpoint, "--data", facts, "--edits", 1, "--held-out", text, "--methods", "memit",
+            "--answers", 1, "--judge", judge.address, "--judge-model", "mark", *SMALL, "--out", tmp_path / "run",
+        )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert judge.keys
+    assert set(judge.keys) == {"Bearer sk-hidden"}
+    assert [row["estimates"]["judged_efficacy"]["value"] for row in _rows(tmp_path / "run")] == [1.0, 1.0]
+    assert judge.address in (tmp_path / "run" / "run.yaml").read_text()
+    assert "sk-hidden" not in output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-hidden" in path.read_bytes()]
 
 
 def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model_is_loaded(run, facts, tmp_path):
