@@ -69,6 +69,10 @@ class CompareError(AlphaEditError):
     """The folder of a comparison cannot be read or written."""
 
 
+class JudgeError(AlphaEditError):
+    """A judge of answers cannot be asked, or says something else than a verdict; nothing was measured."""
+
+
 class StoreError(AlphaEditError):
     """The cache directory cannot be written or an entry in it cannot be used."""
 

@@ -15,11 +15,11 @@ from alphaedit_plugin.editors.hyperparameters import Hyperparameters
 from alphaedit_plugin.editors.requests import encode
 from alphaedit_plugin.editors.verdict import Reason
 from alphaedit_plugin.errors import RequestError
+from alphaedit_plugin.evaluation.answers import Answers
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.perplexity import Perplexity
-from alphaedit_plugin.evaluation.texts import Texts
 from alphaedit_plugin.model import DEMO_MODEL
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.model.snapshot import put_back
@@ -156,14 +156,33 @@ def test_facts_of_qaedit_are_learned_and_said_without_help(demo, prepared):
         ["memit"],
         hyperparameters=replace(hyperparameters, v_num_grad_steps=25, mom2_update_weight=1.0),
         statistics=statistics,
-        measures=[FactScores(), Texts(limit=5)],
+        measures=[FactScores(), Answers()],
     )
     before, after = (row.metrics for row in found.rows)
     print("before and after:", before, after)
-    assert before["exact"] == before["free"] == 0
+    assert before["exact"] == before["written_efficacy"] == 0
     assert after["exact"] >= 0.6
-    assert after["free"] >= 0.6
+    assert after["written_efficacy"] >= 0.6
     assert after["generalization"] > before["generalization"]
+
+
+def test_after_the_edits_the_model_writes_the_new_objects_by_itself(demo, facts, prepared):
+    """Without teacher forcing, and before them it does not."""
+    model, tokenizer = demo
+    hyperparameters, statistics, _ = prepared
+    chosen = [replace(fact, paraphrases=(), neighbours=()) for fact in facts[:4]]
+    session = Session(model, tokenizer, "memit", hyperparameters=hyperparameters, covariances=statistics.covariances)
+    measure = Answers()
+    with put_back(session.projections):
+        before = measure(model, tokenizer, chosen, None)
+        session.edit([fact.request for fact in chosen])
+        after = measure(model, tokenizer, chosen, before)
+    print({name: (before.estimates.get(name), estimate) for name, estimate in after.estimates.items()})
+    assert before.estimates["written_efficacy"].value <= 0.25
+    assert after.estimates["written_efficacy"].value >= 0.75
+    for record in after.records:
+        (asked,) = (each for each in record["answers"] if each["kind"] == "efficacy")
+        assert not record["written_efficacy"] or record["target_new"].casefold() in asked["text"].casefold()
 
 
 @pytest.mark.parametrize("method", ["memit+P", "alphaedit"])

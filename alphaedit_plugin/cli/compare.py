@@ -142,7 +142,7 @@ class Measured:
         int | None,
         Parameter(
             validator=Number(gte=0),
-            help="Let the model write about this many of the facts, and measure fluency. Default: none.",
+            help="Let the model write texts about this many of the facts, and measure fluency. Default: none.",
         ),
     ] = None
     snippets: Annotated[
@@ -157,6 +157,23 @@ class Measured:
     ] = None
     shift: Annotated[Path | None, Parameter(help="Held-out prompts: how far do edits move their hidden states?")] = None
     shift_limit: Annotated[int, Parameter(validator=positive, help="How many of these prompts.")] = 200
+    answers: Annotated[
+        int,
+        Parameter(
+            validator=Number(gte=0),
+            help="Ask about this many of the facts without teacher forcing: what does the model write by itself, and "
+            "how much better does teacher forcing make it look?",
+        ),
+    ] = 0
+    judge: Annotated[
+        str | None,
+        Parameter(
+            metavar="ADDRESS",
+            help="A model that marks these --answers, behind an OpenAI-compatible address such as "
+            "http://127.0.0.1:8000/v1. Its key comes from OPENAI_API_KEY alone.",
+        ),
+    ] = None
+    judge_model: Annotated[str | None, Parameter(metavar="NAME", help="The judge's name at its address.")] = None
 
 
 @Parameter(name="*", group=Group("Run", sort_key=60))
@@ -228,6 +245,9 @@ def compare(
             measured.shift_limit,
             measured.sample,
             measured.norms,
+            measured.answers,
+            measured.judge,
+            measured.judge_model,
         ),
         preparation=preparation_of(preparing, loading, running.quiet),
         layers=preparing.layers,

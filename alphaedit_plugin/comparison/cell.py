@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import __version__
 from ..editors.chat import chat_identity
-from ..errors import CompareError, EditError, SessionInUseError
+from ..errors import CompareError, EditError, JudgeError, SessionInUseError
 from ..evaluation.measure import Measure, Measured
 from ..model.decoder import Decoder
 from ..model.fingerprint import fingerprints
@@ -224,7 +224,7 @@ class Cell:
                     like = alike.setdefault((stop.at.edits, digest), stop.name)
                 try:
                     self._measure_stop(stop, first.statistics, like if like != stop.name else None)
-                except CompareError:
+                except (CompareError, JudgeError):
                     raise
                 except Exception as failure:
                     if stop.model is self.ground.model:

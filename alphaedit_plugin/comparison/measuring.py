@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CompareError, CorpusError, RequestError
 from ..evaluation.fact_scores import FactScores
@@ -15,6 +15,9 @@ from ..evaluation.measure import Measure
 from ..evaluation.norms import Norms
 from ..evaluation.perplexity import Perplexity
 from ..storage.shipped import shipped
+
+if TYPE_CHECKING:
+    from ..evaluation.judge import Judge
 
 MULTIHOP_CASES = 100
 
@@ -26,7 +29,8 @@ class Measuring:
     `snippets` are reference texts for consistency; `tasks` a folder of general-capability tasks, `harness` names of
     lm-evaluation-harness, both with at most `task_limit` examples; `shift` is a file of prompts whose hidden states are
     compared: the first `shift_limit` prompts that are about none of the facts. At checkpoints before the end a `sample`
-    of the facts is asked. `norms` are those of edited weights and of hidden states of the text.
+    of the facts is asked. `norms` are those of edited weights and of hidden states of the text. About the first
+    `answers` facts the model is asked without teacher forcing; `judge`, the address of `judge_model`, marks them.
     """
 
     held_out: Path | None = None
@@ -38,6 +42,9 @@ class Measuring:
     shift_limit: int = 200
     sample: int | None = None
     norms: bool = False
+    answers: int = 0
+    judge: str | None = None
+    judge_model: str | None = None
 
     @cached_property
     def text(self) -> str:
@@ -54,7 +61,7 @@ class Measuring:
     def read(self, texts: int) -> Measures:
         """Everything that needs no model. With `texts`, the model will write about this number of facts.
 
-        Raises CompareError, RequestError or CorpusError for options that cannot be fulfilled.
+        Raises CompareError, RequestError, CorpusError or JudgeError for options that cannot be fulfilled.
         """
         found: list[Measure] = []
         writing = None
@@ -65,6 +72,12 @@ class Measuring:
             from ..evaluation.texts import Texts
 
             writing = Texts(limit=texts, references=references(self.snippets) if self.snippets else None)
+        if self.answers:
+            from ..evaluation.answers import Answers
+
+            found.append(Answers(limit=self.answers, judge=self._judge()))
+        elif self.judge is not None or self.judge_model is not None:
+            raise CompareError("--judge needs answers to mark: say --answers N")
         if self.tasks is not None:
             from ..evaluation.capability import Capability
 
@@ -81,6 +94,15 @@ class Measuring:
                 raise RequestError(f"--shift-limit must be at least {FEWEST}, not {self.shift_limit}")
             prompts = prompts_from(self.shift)
         return Measures(self.text, writing, found, prompts, self.shift_limit, self.sample, self.norms)
+
+    def _judge(self) -> Judge | None:
+        if self.judge is None and self.judge_model is None:
+            return None
+        if self.judge is None or self.judge_model is None:
+            raise CompareError("--judge ADDRESS and --judge-model NAME go together")
+        from ..evaluation.judge import Judge
+
+        return Judge(self.judge, self.judge_model)
 
 
 @dataclass(frozen=True)

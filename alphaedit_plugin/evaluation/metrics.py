@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,26 @@ class Metric:
         return f"{self.title} %" if self.share else self.title
 
 
+def _answers() -> Iterator[Metric]:
+    """How often each kind of prompt is answered right, by each way of asking."""
+    for kind, answer in (
+        ("efficacy", "the new object"),
+        ("generalization", "the new object, after paraphrases,"),
+        ("specificity", "the data set's answer on other facts"),
+    ):
+        for how, better, meaning in (
+            ("forced", max, f"tokens of {answer} that are the likeliest, under teacher forcing"),
+            ("written", max, f"{answer} is in the first sentence that the model writes by itself"),
+            ("exact", max, f"{answer} is its whole answer"),
+            ("judged", max, f"{answer} is its answer, says a judge"),
+            ("gap", None, f"{answer}: forced less written, on the same prompts"),
+        ):
+            yield Metric(f"{how}_{kind}", f"{kind}, {how}", "answers", better, meaning)
+    yield Metric("forced_locality", "locality, forced", "answers", max, "answer tokens on other facts, as before")
+    yield Metric("written_locality", "locality, written", "answers", max, "first clauses on other facts, as before")
+    yield Metric("gap_locality", "locality, gap", "answers", None, "forced less written, on the same prompts")
+
+
 _ALL = (
     Metric("efficacy", "efficacy", "facts", max, "the new fact is said after the prompt itself"),
     Metric("generalization", "generalization", "facts", max, "… after its paraphrases"),
@@ -38,7 +58,7 @@ _ALL = (
     Metric("retention", "retention", "facts", max, "efficacy of the 100 facts that were written first, asked again"),
     Metric("portability", "portability", "facts", max, "what follows from the new fact is said"),
     Metric("locality", "locality", "facts", max, "other facts are answered with the tokens from before the edits"),
-    Metric("free", "free", "texts", max, "the model writes the new object by itself after the prompt"),
+    *_answers(),
     Metric("fluency", "fluency", "texts", max, "weighted entropy of bi- and trigrams in written texts", False),
     Metric("consistency", "consistency", "texts", max, "TF-IDF cosine of written texts to texts about the new object"),
     Metric("multihop", "multi-hop", "multihop", max, "questions over several facts, answered"),

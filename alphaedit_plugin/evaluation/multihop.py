@@ -11,7 +11,7 @@ from torch import nn
 from ..editors.generation import write
 from .facts import Fact
 from .measure import Measured, mean_of
-from .texts import SAYS, says
+from .saying import SAYS, says
 
 ANSWER_TOKENS, THOUGHT_TOKENS = 20, 100
 

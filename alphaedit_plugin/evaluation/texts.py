@@ -1,9 +1,8 @@
-"""What a model writes by itself: whether it says the new object, how varied its words are, and how consistent."""
+"""The texts that a model writes: how varied their words are, and how consistent with the new object."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isnan, log2, nan
@@ -14,12 +13,10 @@ from torch import nn
 from ..editors.chat import Chat
 from ..editors.generation import SEED, prompt_ids, write
 from ..editors.reminder import unreminded
-from ..editors.requests import encode
 from .consistency import References
 from .facts import Fact
 from .measure import Measured, mean_of
 
-FREE_TOKENS = 20
 TEXT_TOKENS, NEW_TOKENS = 100, 50
 TOP_K = 5
 
@@ -27,9 +24,6 @@ TOP_K = 5
 class Texts:
     """Texts about the first `limit` facts, so that all variants and checkpoints write about the same facts.
 
-    - `free`: the share of a fact's requests whose prompt the model continues with the new object (`says`), when it
-      always writes the likeliest token. Yang et al. 2025 ("The Mirage of Model Editing", 2502.11177): teacher forcing
-      often counts a success that the model does not say.
     - `fluency`: `entropy` of each written text with its prompt, mean over a fact's prompts, × 100 (AlphaEdit A.2). It
       is low if the model repeats itself.
     - `consistency`: cosine of a fact's joined texts with the `references` on the new object; not measured without
@@ -49,10 +43,8 @@ class Texts:
     def identity(self) -> Mapping[str, Any]:
         return {
             "limit": self.limit,
-            "free_tokens": FREE_TOKENS,
             "text_tokens": [TEXT_TOKENS, NEW_TOKENS],
             "top_k": TOP_K,
-            "says": SAYS,
             "seed": SEED,
             "references": dict(self.references.identity()) if self.references else None,
         }
@@ -67,38 +59,25 @@ class Texts:
         progress: bool = False,
     ) -> Measured:
         facts = facts[: self.limit]
-        said = _said(model, tokenizer, facts, progress)
         texts = _texts(model, tokenizer, facts, progress)
         between = "\n" if isinstance(unreminded(tokenizer), Chat) else ""  # of a question and its answer
         joined = [" ".join(f"{prompt}{between}{text}" for prompt, text in pairs) for pairs in texts]
         alike = self.references.cosines(facts, joined) if self.references else [nan] * len(facts)
         records: list[dict[str, Any]] = []
-        for fact, written, pairs, cosine in zip(facts, said, texts, alike, strict=True):
-            right = [says(text, [r.target_new]) for r, text in zip(fact.requests, written, strict=True)]
+        for fact, pairs, cosine in zip(facts, texts, alike, strict=True):
             records.append(
                 {
                     "subject": fact.request.subject,
                     "prompt": fact.request.text,
                     "target_new": fact.request.target_new,
-                    "written": written[0],
                     "texts": [{"prompt": prompt, "text": text} for prompt, text in pairs],
-                    "free": sum(right) / len(right),
                     "fluency": 100 * sum(entropy(f"{prompt}{between}{text}") for prompt, text in pairs) / len(pairs),
                     "consistency": None if isnan(cosine) else cosine,
                 }
             )
-        metrics = ("free", "fluency", "consistency")
+        metrics = ("fluency", "consistency")
         means = {m: mean_of([nan if record[m] is None else record[m] for record in records]) for m in metrics}
         return Measured({metric: mean for metric, mean in means.items() if mean}, records)
-
-
-def _said(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], progress: bool) -> list[list[str]]:
-    """How the model continues each request's prompt, for as many tokens as the new object may take."""
-    requests = [request for fact in facts for request in fact.requests]
-    lengths = [len(encode(tokenizer, "{}", request.text, request.target_new).target) for request in requests]
-    tokens = [max(FREE_TOKENS, length + 5) for length in lengths]
-    written = iter(write(model, tokenizer, [r.text for r in requests], tokens, progress=progress))
-    return [[next(written) for _ in fact.requests] for fact in facts]
 
 
 def _texts(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], progress: bool) -> list[list[tuple[str, str]]]:
@@ -111,40 +90,6 @@ def _texts(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], progress: bo
 
 
 # ------------------------------------------------------------------------------------------------------------ measures
-
-_OPENING = " \t\n\"'“”„‘’«»`*_([{"
-_ARTICLE = re.compile(r"(the|an|a)\s+(?=\S)")
-_GOES_ON = re.compile(r"\d[.,]\d")  # a number
-# Scripts without spaces between words: Thai to Tibetan, Burmese, Khmer, kana, Chinese characters.
-_UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-
-
-SAYS = 2
-"""Change this number whenever `says` changes its answers: old measurements are then repeated."""
-
-
-def says(text: str, answers: Sequence[str]) -> bool:
-    """Whether `text` begins with one of `answers`, as whole words.
-
-    Case, leading quotes and brackets, the width of spaces, and an English article do not matter.
-    """
-    begun = _normal(text)
-    for answer in map(_normal, answers):
-        after = begun[len(answer) :]
-        ends = not _of_word(after[:1]) and not _GOES_ON.match(answer[-1:] + after)
-        if answer and begun.startswith(answer) and (ends or _UNSPACED.match(answer[-1])):
-            return True
-    return False
-
-
-def _normal(text: str) -> str:
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split()).lstrip(_OPENING)
-    return _ARTICLE.sub("", folded, count=1) if _ARTICLE.match(folded) else folded
-
-
-def _of_word(character: str) -> bool:
-    return character.isalnum() or unicodedata.category(character or " ").startswith("M")
-
 
 # Numbers and words with the signs inside them ("3.14", "well-known"); then every other sign separately.
 _WORDS = re.compile(r"\w+(?:[-.,'’&/]\w+)*|\.\.\.|[^\w\s]")

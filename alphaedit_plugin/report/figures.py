@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from math import log10
 from pathlib import Path
@@ -299,6 +299,23 @@ def bars_panel(name: str, title: str, values: Mapping[str, float], looks: Mappin
         axes.set_xlim(0, max([*values.values(), 1e-9]) * 1.14)
         told = [f"{variant} {form.format(value)}" for variant, value in values.items()]
         return Panel(_slug(name), figure, f"Bar chart of {title}: {', '.join(told)}.")
+
+
+def gaps_panel(name: str, title: str, values: Mapping[str, tuple[float, float]], looks: Mapping[str, Style]) -> Panel:
+    """Two shares in percent per row, a hollow mark and a filled one, and the line between them."""
+    with _axes((SIZE[0], 1.25 + 0.34 * len(values))) as (figure, axes):
+        axes.set_title(title)
+        axes.grid(False, axis="y")
+        for y, (row, (hollow, filled)) in enumerate(values.items()):
+            look = looks[row]
+            axes.plot([hollow, filled], [y, y], color=colour(look.hue), lw=1.4, alpha=0.6, zorder=2)
+            _mark(axes, [hollow], [y], replace(look, solid=False), size=7, zorder=3)
+            _mark(axes, [filled], [y], replace(look, solid=True), size=7, zorder=4)
+        axes.set_yticks(range(len(values)), [_label(row) for row in values], color=colour("ink"))
+        axes.set_ylim(len(values) - 0.4, -0.6)
+        axes.set_xlim(-2, 102)
+        told = [f"{row} {hollow:.1f} and {filled:.1f}" for row, (hollow, filled) in values.items()]
+        return Panel(_slug(name), figure, f"Dot plot of {title}, teacher-forced and written: {', '.join(told)}.")
 
 
 def heat_maps(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ..comparison.results import BEFORE, Comparison, Row, shared_checkpoint
 from ..evaluation.metrics import METRICS, metric
 from . import grid
+from .answers_section import answers
 from .columns import WEIGHTS, Column, columns
 from .figures import Panel, Picture, bars_panel, curves_panel, layers_panel, pairs_panel, scatter_panel
 from .frontier_section import STUDY, frontiers
@@ -28,8 +30,8 @@ OPEN_CASES, ALL_CASES = 3, 50
 def sections(comparison: Comparison, looks: Mapping[str, Style]) -> list[Section]:
     """The sections that have data, in the page's order."""
     makers: list[Callable[[Comparison, Mapping[str, Style]], Section | None]] = [
-        _headline, paired, lasting, _curves, _capability, _shift, null_spaces, _weights, _timing, _relations, _cases,
-        _all, _settings,
+        _headline, paired, answers, lasting, _curves, _capability, _shift, null_spaces, _weights, _timing, _relations,
+        _cases, _all, _settings,
     ]  # fmt: skip
     if comparison.settings.get("study") == STUDY:  # its variants are settings, far too many to stand side by side
         makers = [frontiers, _cases, _all, _settings]
@@ -75,8 +77,11 @@ def _difference(column: Column, without: Row, with_: Row) -> Cell:
     return Cell(signed(column, change[0]), change[0], sign="▲" if change[0] > 0 else "▼", better=change[1])
 
 
+_DRAWN_ELSEWHERE = (WEIGHTS, "answers", "capability", "shift")
+
+
 def _curves(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
-    found = [column for column in columns(comparison.rows) if column.group not in (WEIGHTS, "capability", "shift")]
+    found = [column for column in columns(comparison.rows) if column.group not in _DRAWN_ELSEWHERE]
     return _against_edits(
         comparison, looks, found, "curves", "Metrics against edits",
         "Bands are 95 % intervals; at 0 edits stands the model before any. At each checkpoint all facts written so far "
@@ -261,7 +266,7 @@ def _by_relation(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, f
 
 
 def _cases(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
-    found = {row.variant: row.measured["texts"].records for row in comparison.final if row.measured.get("texts")}
+    found = {row.variant: known for row in comparison.final if (known := _written(row))}
     before = found.pop(BEFORE, [])
     if not any(found.values()):
         return None
@@ -281,10 +286,17 @@ def _cases(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None
     return Section("cases", "Generated cases", text, cases=cases[:OPEN_CASES], more_cases=cases[OPEN_CASES:])
 
 
+def _written(row: Row) -> list[dict[str, Any]]:
+    """What is known of the first facts: the answer after the prompt, and longer texts."""
+    of = (row.measured[name].records for name in ("answers", "texts") if name in row.measured)
+    return [{name: value for each in known for name, value in each.items()} for known in zip_longest(*of, fillvalue={})]
+
+
 def _continuation(variant: str, record: Mapping[str, Any]) -> Continuation:
-    free = record.get("free")
+    verdicts = (record.get(name) for name in ("judged_efficacy", "written_efficacy"))
+    says = next((of for of in verdicts if of is not None), None)
     texts = [(str(each.get("prompt") or ""), str(each.get("text") or "")) for each in record.get("texts") or []]
-    return Continuation(variant, str(record.get("written") or ""), None if free is None else free == 1, texts)
+    return Continuation(variant, str(record.get("written") or ""), None if says is None else says == 1, texts)
 
 
 def _all(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
@@ -322,6 +334,7 @@ def _all(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
 
 _GROUPS = {
     "facts": "Facts",
+    "answers": "Answers, teacher-forced and written",
     "texts": "Written texts",
     "multihop": "Questions over several facts",
     "perplexity": "Perplexity",

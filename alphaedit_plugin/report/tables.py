@@ -15,7 +15,7 @@ from ..shown import Shown
 from .columns import WEIGHTS, Column, columns
 from .words import ONCE, after, standing
 
-_TERMINAL = (("facts", "perplexity", WEIGHTS), ("texts", "multihop"), ("capability", "norms"), ("shift",))
+_TERMINAL = (("facts", "perplexity", WEIGHTS), ("answers",), ("texts", "multihop"), ("capability", "norms"), ("shift",))
 """Groups of columns that share a table."""
 
 _SHORT = {
@@ -96,7 +96,8 @@ class TerminalTables(Shown):
 def _heading(column: Column) -> tuple[str, str]:
     title, _, unit = column.label.partition(" %")
     arrow = {max: " ↑", min: " ↓"}.get(column.better, "") if column.better else ""  # type: ignore[call-overload]
-    return escape(_SHORT.get(column.name, title)), (("%" if column.label.endswith(" %") else unit) + arrow).strip()
+    short = _SHORT.get(column.name) or " ".join(_SHORT.get(part, part) for part in title.split(", "))
+    return escape(short), (("%" if column.label.endswith(" %") else unit) + arrow).strip()
 
 
 def _width(column: Column, rows: Sequence[Row]) -> int:

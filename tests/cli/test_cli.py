@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.command_line import FACTS, SMALL, assert_one_line
+from support.judging import judging
 from support.sessions import assert_same_session
 from support.tiny import tiny
 from support.weights import assert_same, differ, everything
@@ -157,14 +158,15 @@ def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoin
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
     code, _, errors = run(
         "compare", checkpoint, "--data", facts, "--edits", 3, "--batch", 1, "--every", 2, "--held-out", text,
-        "--methods", "memit+P", "--texts", 2, "--tasks", tmp_path / "tasks", "--task-limit", 10,
+        "--methods", "memit+P", "--texts", 2, "--answers", 2, "--tasks", tmp_path / "tasks", "--task-limit", 10,
         "--shift", tmp_path / "prompts.json", *SMALL, "--out", tmp_path / "run",
     )  # fmt: skip
     assert (code, errors) == (0, "")
     before, two, three = _rows(tmp_path / "run")
     assert (before["edits"], two["edits"], three["edits"]) == (0, 2, 3)
     for row in (two, three):
-        assert {"efficacy", "locality", "perplexity", "free", "fluency", "sst", "hausdorff"} <= row["estimates"].keys()
+        measured = {"efficacy", "locality", "perplexity", "gap_efficacy", "fluency", "sst", "hausdorff"}
+        assert measured <= row["estimates"].keys()
     assert "hausdorff" not in before["estimates"]
     (settings,) = (
         each["settings"] for each in json.loads((tmp_path / "run" / "summary.json").read_text())["comparisons"]
@@ -172,6 +174,23 @@ def test_everything_that_can_be_measured_is_measured_and_reported(run, checkpoin
     page = (tmp_path / "run" / "report.html").read_text()
     for internal in (*settings["trajectories"].values(), *settings["order"], settings["cell"]):
         assert internal not in page
+
+
+def test_a_judge_marks_the_answers_and_its_key_is_written_nowhere(run, checkpoint, facts, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with judging() as judge:
+        code, output, errors = run(
+            "compare", checkpoint, "--data", facts, "--edits", 1, "--held-out", text, "--methods", "memit",
+            "--answers", 1, "--judge", judge.address, "--judge-model", "mark", *SMALL, "--out", tmp_path / "run",
+        )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert judge.keys
+    assert set(judge.keys) == {"Bearer sk-hidden"}
+    assert [row["estimates"]["judged_efficacy"]["value"] for row in _rows(tmp_path / "run")] == [1.0, 1.0]
+    assert judge.address in (tmp_path / "run" / "run.yaml").read_text()
+    assert "sk-hidden" not in output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-hidden" in path.read_bytes()]
 
 
 def test_prompts_that_are_all_about_edited_subjects_are_refused_before_any_model_is_loaded(run, facts, tmp_path):
@@ -989,6 +1008,11 @@ def test_a_wrong_option_of_prepare_is_one_line(run, checkpoint, arguments, parts
         (["--shift", "absent.json"], ["absent.json"]),
         (["--texts", "2", "--snippets", "absent.json"], ["absent.json"]),
         (["--snippets", "absent.json"], ["--snippets", "--texts"]),
+        (["--judge", "http://localhost:1/v1", "--judge-model", "m"], ["--judge", "--answers"]),
+        (["--answers", "1", "--judge", "http://localhost:1/v1"], ["--judge", "--judge-model"]),
+        (["--answers", "1", "--judge-model", "m"], ["--judge", "--judge-model"]),
+        (["--answers", "1", "--judge", "localhost:1", "--judge-model", "m"], ["localhost:1", "http://"]),
+        (["--answers", "-1"], ["--answers"]),
         (["--edits", "0"], ["--edits"]),
         (["--edits", "4"], ["--edits"]),
         (["--batch", "0"], ["--batch"]),

@@ -16,7 +16,7 @@ from alphaedit_plugin.evaluation import multihop
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.facts import Fact, Probe
 from alphaedit_plugin.evaluation.multihop import ANSWER_TOKENS, EXAMPLES, THOUGHT_TOKENS, MultiHop
-from alphaedit_plugin.evaluation.texts import says
+from alphaedit_plugin.evaluation.saying import says
 
 MQUAKE = SHARED / "mquake" / "MQuAKE-hard.json"
 REQUEST = Request("The capital of {} is", "France", "Rome")

@@ -19,65 +19,7 @@ from alphaedit_plugin.editors.requests import Request
 from alphaedit_plugin.evaluation.consistency import references
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.facts import Fact
-from alphaedit_plugin.evaluation.texts import FREE_TOKENS, NEW_TOKENS, TEXT_TOKENS, Texts, entropy, says, words
-
-# -------------------------------------------------------------------------------------------------------- saying
-
-
-@pytest.mark.parametrize(
-    ("text", "answers", "expected"),
-    [
-        (" Rome, and", ["Rome"], True),
-        (" rome", ["Rome"], True),
-        (' "Rome"', ["Rome"], True),
-        ("\n\n**Rome** is", ["Rome"], True),
-        (" the Netherlands.", ["Netherlands"], True),
-        ("Beatles", ["The Beatles"], True),
-        (" New  York\nCity", ["New York City"], True),
-        (" ROME", ["Rome"], True),
-        (" Romeo", ["Rome"], False),
-        (" in Rome", ["Rome"], False),
-        (" Paris, not Rome", ["Rome"], False),
-        (" New York", ["New York City"], False),
-        (" Paris", ["Rome", "Paris"], True),
-        ("", ["Rome"], False),
-        (" anything", ["", " "], False),
-        (" anything", [], False),
-        ("C++ is", ["C++"], True),
-        ("U.S. troops", ["U.S."], True),
-        ("U.S.A", ["U.S."], False),
-        ("日本の首都", ["日本"], True),
-        ("Ｒｏｍｅ", ["Rome"], True),
-        (" Cafe\u0301 society", ["Café"], True),
-        (" anyone", ["🇵🇱"], False),
-        (" A", ["A"], True),
-        (" the", ["The"], True),
-        (" another", ["other"], False),
-        (" 19", ["1"], False),
-        (" 1.5 million", ["1"], False),
-        (" 1,500", ["1"], False),
-        (" 1. Next", ["1"], True),
-        (" 1, 2", ["1"], True),
-        (" No.5", ["No"], True),
-    ],
-)
-def test_a_text_says_an_answer_that_it_begins_with_as_whole_words(text, answers, expected):
-    assert says(text, answers) is expected
-
-
-WORD = st.text("abcdefghijklmnopqrstuvwxyzABCDEFéß", min_size=2, max_size=8).filter(
-    lambda w: w.lower() not in ("an", "the")
-)
-
-
-@settings(deadline=None)
-@given(answer=st.lists(WORD, min_size=1, max_size=3), after=st.text(max_size=10), letter=st.sampled_from("abcXYZ09é"))
-def test_what_follows_an_answer_does_not_matter_unless_it_makes_its_word_longer(answer, after, letter):
-    answer = " ".join(answer)
-    assert says(f" {answer} {after}", [answer])
-    assert says(f"“{answer.upper()}”{after}", [answer.lower()])
-    assert not says(f" {answer}{letter}", [answer])
-
+from alphaedit_plugin.evaluation.texts import NEW_TOKENS, TEXT_TOKENS, Texts, entropy, words
 
 # ------------------------------------------------------------------------------------------------------- fluency
 
@@ -133,28 +75,21 @@ def test_texts_follow_the_definitions_fact_by_fact(name, tokenizer, snippets):
             assert write(model, tokenizer, [text["prompt"]], tokens, top_k=5) == [text["text"]]
         whole = [text["prompt"] + text["text"] for text in record["texts"]]
         assert record["fluency"] == pytest.approx(100 * np.mean([slow_entropy(words(each)) for each in whole]))
-        free = [says(write(model, tokenizer, [r.text], FREE_TOKENS)[0], [r.target_new]) for r in case.requests]
-        assert record["free"] == pytest.approx(np.mean(free))
-        assert record["written"] == write(model, tokenizer, [case.request.text], FREE_TOKENS)[0]
         assert (record["subject"], record["prompt"]) == (case.request.subject, case.request.text)
         if case.target_id:
             expected = slow_cosine(" ".join(whole), " ".join(SAMPLES["P36", "Q220"]), corpus)
             assert record["consistency"] == pytest.approx(expected)
         else:
             assert record["consistency"] is None
-    for metric in ("free", "fluency"):
-        assert found.estimates[metric].value == pytest.approx(np.mean([r[metric] for r in found.records]))
+    assert found.estimates["fluency"].value == pytest.approx(np.mean([r["fluency"] for r in found.records]))
     assert found.estimates["consistency"].value == found.records[0]["consistency"]
     assert json.loads(json.dumps(found.records)) == found.records
 
 
-def test_a_model_that_always_says_the_object_says_it_freely_and_without_variety(tokenizer):
+def test_a_model_that_always_says_the_same_has_no_variety(tokenizer):
     (paris,) = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
     model = always(model_of(dtype=torch.float32), {paris: 1.0})
-    facts = [fact("Paris"), fact("Rome"), fact("Paris Paris"), fact("Par")]
-    found = Texts()(model, tokenizer, facts, None)
-    assert [record["free"] for record in found.records] == [1.0, 0.0, 1.0, 0.0]
-    assert found.estimates["free"].value == 0.5
+    found = Texts()(model, tokenizer, [fact("Paris"), fact("Rome")], None)
     assert "consistency" not in found.estimates
     new = TEXT_TOKENS - len(tokenizer("The capital of France is")["input_ids"])
     told = slow_entropy(["The", "capital", "of", "France", "is", *["Paris"] * new])
@@ -167,13 +102,6 @@ def test_a_long_prompt_leaves_room_to_write_all_the_same(tokenizer):
     prompt = " ".join(["Paris"] * (TEXT_TOKENS - 30))
     found = Texts()(model, tokenizer, [fact(generation=(prompt,))], None)
     assert found.records[0]["texts"] == [{"prompt": prompt, "text": " Paris" * NEW_TOKENS}]
-
-
-def test_a_long_object_gets_the_room_that_it_needs(tokenizer):
-    (paris,) = tokenizer(" Paris", add_special_tokens=False)["input_ids"]
-    model = always(model_of(dtype=torch.float32), {paris: 1.0})
-    found = Texts()(model, tokenizer, [fact(" ".join(["Paris"] * (FREE_TOKENS + 9)))], None)
-    assert found.estimates["free"].value == 1.0
 
 
 def test_all_checkpoints_write_about_the_same_first_facts(tokenizer):

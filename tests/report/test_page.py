@@ -32,8 +32,8 @@ from alphaedit_plugin.report.words import finding, projection
 
 NAMES = ("memit", "memit+P", "alphaedit")
 SECTIONS = {
-    "headline", "paired", "lasting", "curves", "capability", "shift", "null-spaces", "weights", "timing", "relations",
-    "cases", "all", "settings",
+    "headline", "paired", "answers", "lasting", "curves", "capability", "shift", "null-spaces", "weights", "timing",
+    "relations", "cases", "all", "settings",
 }  # fmt: skip
 WHOLE = comparison(NAMES, (100, 200), facts=24)
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -255,13 +255,53 @@ def test_layers_of_different_orders_are_drawn_on_a_logarithmic_scale():
         assert rome < high
 
 
+def test_teacher_forcing_stands_beside_what_is_written_for_each_kind_of_prompt():
+    found = {each.id: each for each in sections(WHOLE, styles([WHOLE]))}["answers"]
+    finals = {row.variant: row for row in WHOLE.final}
+    assert [each.caption.partition(",")[0] for each in found.grids] == ["Efficacy", "Generalization", "Specificity"]
+    for kind, table, panel in zip(
+        ("efficacy", "generalization", "specificity"), found.grids, found.pictures[0].panels, strict=True
+    ):
+        names = [f"{how}_{kind}" for how in ("forced", "written", "exact", "gap")]
+        assert [head.split()[1] for head in table.head[1:]] == ["forced", "written", "exact", "gap"]
+        for first, cells in table.rows:
+            shown = [f"{100 * finals[first.text].metrics[name]:.1f}" for name in names]
+            assert [cell.text for cell in cells] == shown
+            assert f"{first.text} {shown[0]} and {shown[1]}" in panel.alt
+        assert [first.text for first, _ in table.rows] == ["before", *NAMES]
+    along = {panel.name for panel in found.pictures[1].panels}
+    assert along == {f"answers-along-{how}_{kind}" for how in ("written", "gap") for kind in
+                     ("efficacy", "generalization", "specificity")}  # fmt: skip
+
+
+def test_the_section_on_answers_is_there_only_if_some_were_asked():
+    without = comparison(NAMES, (100,), ("facts", "texts"), facts=6)
+    assert "answers" not in {each.id for each in sections(without, styles([without]))}
+    once = comparison(NAMES, (100,), ("facts", "answers"), facts=6)
+    (found,) = (each for each in sections(once, styles([once])) if each.id == "answers")
+    assert len(found.pictures) == 1, "nothing was measured on the way"
+
+
+def test_a_case_says_whether_the_new_object_is_written_and_a_judge_knows_better():
+    def says(judged: float | None, written: float) -> bool | None:
+        record = {"subject": "s", "prompt": "p", "target_new": "o", "written": " o",
+                  "written_efficacy": written, "judged_efficacy": judged}  # fmt: skip
+        of = Comparison([Row("memit", 1, {"answers": Measured({}, [record])})], {"edits": 1, "batch_size": 1})
+        (cases,) = (each.cases for each in sections(of, styles([of])) if each.id == "cases")
+        (after,) = cases[0].after
+        assert after.written == " o"
+        return after.says
+
+    assert (says(None, 1.0), says(None, 0.5), says(0.0, 1.0), says(1.0, 0.0)) == (True, False, False, True)
+
+
 HOSTILE_TERMINAL = "m\x1b[2J\x9b1m\x07\r\u202eedit\udcff"
 HOSTILE = '</svg></script><script>alert(1)</script><img src=x onerror="alert(2)">\'{{ 7*7 }}$\\frac{$&amp;'
 
 
 @pytest.mark.slow
 def test_hostile_names_and_texts_are_only_text(tmp_path):
-    of = comparison((HOSTILE, f"{HOSTILE}+P"), (10, 20), ("facts", "texts", "shift"), facts=6)
+    of = comparison((HOSTILE, f"{HOSTILE}+P"), (10, 20), ("facts", "answers", "texts", "shift"), facts=6)
     for row in of.rows:
         for name, measured in row.measured.items():
             for record in measured.records:
@@ -294,7 +334,7 @@ def test_hostile_names_and_texts_are_only_text(tmp_path):
 @pytest.mark.slow
 def test_control_characters_are_shown_on_the_page_and_in_its_figures_never_sent(tmp_path):
     names = (HOSTILE_TERMINAL, f"{HOSTILE_TERMINAL}+P")
-    of = comparison(names, (10, 20), ("facts", "texts", "shift"), facts=6, model=HOSTILE_TERMINAL)
+    of = comparison(names, (10, 20), ("facts", "answers", "texts", "shift"), facts=6, model=HOSTILE_TERMINAL)
     for row in of.rows:
         for measured in row.measured.values():
             for record in measured.records:

@@ -28,13 +28,15 @@ def test_the_terminals_table_shows_every_number_whole_in_every_group(width):
     text = shown(of, width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
-    numbers = re.findall(r"\d+\.\d+", text)
+    numbers = re.findall(r"-?\d+\.\d+", text)
     for each in of.final:
         for name, estimate in each.estimates.items():
             assert METRICS[name].form.format(METRICS[name].shown(estimate.value)) in numbers
         if each.drift:
             assert {f"{100 * each.mean_drift:.2f}", f"{100 * each.mean_leakage:.2f}"} <= set(numbers)
-    assert text.count("alphaedit") >= 4  # a table each for facts, texts, tasks, shift
+    assert text.count("alphaedit") >= 5  # a table each for facts, answers, texts, tasks, shift
+    for heading in ("eff. forced", "eff. written", "gen. gap"):
+        assert heading in text
 
 
 def test_the_terminals_table_has_before_first_and_signs_that_need_no_colour():

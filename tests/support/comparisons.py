@@ -12,7 +12,7 @@ from alphaedit_plugin.evaluation.measure import Estimate, Measured, mean_of
 from alphaedit_plugin.evaluation.metrics import METRICS, metric
 
 VARIANTS = ("memit", "memit+P", "rect", "rect+P", "prune", "prune+P", "rome", "rome+P", "alphaedit")
-MEASURES = ("facts", "texts", "multihop", "perplexity", "capability", "shift")
+MEASURES = ("facts", "answers", "texts", "multihop", "perplexity", "capability", "shift")
 CHECKPOINTS = (100, 200, 300, 400, 500)
 LAYERS = (4, 5, 6, 7, 8)
 
@@ -89,7 +89,8 @@ def _measured(random: Any, variant: str, harm: float, measures: Sequence[str], f
     edited = variant != BEFORE
     made = {
         "facts": lambda: _facts(random, harm, edited, facts),
-        "texts": lambda: _texts(random, variant, harm, edited, min(facts, 8)),
+        "answers": lambda: _answers(random, harm, edited, min(facts, 8)),
+        "texts": lambda: _texts(random, variant, harm, min(facts, 8)),
         "multihop": lambda: Measured(_shares(random, {"multihop": 0.3 - 0.3 * harm, "hops": 0.6 - 0.5 * harm})),
         "perplexity": lambda: Measured({"perplexity": Estimate(22.4 * (1 + 60 * harm**2))}),
         "capability": lambda: Measured(
@@ -139,10 +140,32 @@ def _facts(random: Any, harm: float, edited: bool, facts: int) -> Measured:
     return Measured({**estimates, "score": Estimate(score, score - 0.03, score + 0.02)}, records)
 
 
-def _texts(random: Any, variant: str, harm: float, edited: bool, facts: int) -> Measured:
+def _answers(random: Any, harm: float, edited: bool, facts: int) -> Measured:
+    estimates, right = {}, (random.random(facts) > harm) & edited
+    for kind in ("efficacy", "generalization", "specificity"):
+        shares = {"forced": 0.99 - 0.3 * harm, "written": 0.9 - 0.6 * harm, "exact": 0.5 - 0.4 * harm}
+        estimates |= _shares(random, {f"{how}_{kind}": share * (edited or 0.2) for how, share in shares.items()})
+        gap = estimates[f"forced_{kind}"].value - estimates[f"written_{kind}"].value
+        estimates[f"gap_{kind}"] = Estimate(gap, gap - 0.1, gap + 0.1)
+    records = [
+        {
+            "number": i,
+            "case_id": i,
+            "subject": f"Subject {i}",
+            "prompt": f"The mother tongue of Subject {i} is",
+            "target_new": "English",
+            "written": f" {'English' if right[i] else 'French'}, and so on.",
+            "written_efficacy": float(right[i]),
+            "judged_efficacy": None,
+        }
+        for i in range(facts)
+    ]
+    return Measured(estimates, records)
+
+
+def _texts(random: Any, variant: str, harm: float, facts: int) -> Measured:
     records = []
     for i in range(facts):
-        free = float(edited and random.random() > harm)
         words = "and the the the the the the the" if harm > 0.6 else "who was born in Toulouse and moved to London"
         prompts = [f"Subject {i} was born in", f"Subject {i}'s favourite book is", f"Where Subject {i} lives, people"]
         records.append(
@@ -150,9 +173,7 @@ def _texts(random: Any, variant: str, harm: float, edited: bool, facts: int) -> 
                 "subject": f"Subject {i}",
                 "prompt": f"The mother tongue of Subject {i} is",
                 "target_new": "English",
-                "written": f" {'English' if free else 'French'}, {words}.",
                 "texts": [{"prompt": p, "text": f" a place ({variant}) {words}. " * 3} for p in prompts],
-                "free": free,
                 "fluency": 600 * (1 - harm),
                 "consistency": None,
             }
@@ -160,7 +181,6 @@ def _texts(random: Any, variant: str, harm: float, edited: bool, facts: int) -> 
     fluency = 610 * (1 - 0.7 * harm)
     return Measured(
         {
-            "free": _mean([record["free"] for record in records]),
             "fluency": Estimate(fluency, fluency - 5, fluency + 5),
             "consistency": Estimate(0.25 - 0.1 * harm, 0.22 - 0.1 * harm, 0.27 - 0.1 * harm),
         },

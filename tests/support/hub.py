@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import yaml
+
+from support.servers import served
 
 TOKEN = "hf_of_acme"
 
@@ -109,13 +110,5 @@ def serving() -> Iterator[FakeHub]:
                     return self.answer({"commitUrl": where, "commitOid": "0" * 40, "success": True})
             return self.answer({"error": f"this Hub does not know {path}"}, 501)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with served(Handler) as hub.address:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
