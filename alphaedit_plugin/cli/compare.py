@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +31,7 @@ from .options import (
     Preparing,
     Quiet,
     parse_contenders,
+    parse_parameters,
     positive,
 )
 from .run_file import NAME, write_run_file
@@ -163,7 +167,22 @@ class Running:
     out: Annotated[
         Path | None, Parameter(help="Folder for the results; a run that was killed goes on. Default: runs/TIME.")
     ] = None
-    jobs: Annotated[int, Parameter(validator=positive, help="Processes that share the work.")] = 1
+    jobs: Annotated[int, Parameter(validator=positive, help="Processes, or jobs of --engine, that share the work.")] = 1
+    engine: Annotated[
+        Literal["local", "submitit", "submitit-local"],
+        Parameter(
+            help="Where these run: here; as jobs of SLURM, sent by submitit; or here, but dealt with as those are."
+        ),
+    ] = "local"
+    slurm: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            consume_multiple=1,
+            converter=parse_parameters,
+            metavar="KEY=VALUE...",
+            help="What each job gets, in submitit's words or sbatch's: partition=a100 gpus_per_node=1 timeout_min=480.",
+        ),
+    ] = None
     keep_sessions: Annotated[
         bool, Parameter(help="Keep the edits in --out, so that other measures need no new edits later.")
     ] = False
@@ -179,13 +198,14 @@ def compare(
     preparing: Preparing = Preparing(),
     loading: Loading = Loading(),
     running: Running = Running(),
-    worker: Annotated[bool, Parameter(show=False)] = False,
+    worker: Annotated[Literal["helps", "waits"] | None, Parameter(show=False)] = None,
 ) -> None:
     """Edit facts with each method from the same start, and show what each keeps and breaks."""
     from ..comparison import jobs
     from ..comparison.campaign import Campaign
     from ..comparison.measuring import Measuring
     from ..comparison.run_folder import read_run
+    from ..comparison.submitted import HELPS, HERE, WAITS, Worker, executor_of, run_jobs
     from ..report.export import export
     from ..report.page import write_report
     from ..report.tables import table
@@ -195,13 +215,15 @@ def compare(
     started = time.perf_counter()
     if is_place(model):
         raise HyperparameterError(f"{model} names an editor, not a model: it goes behind --methods")
+    if running.slurm and running.engine == "local":
+        raise HyperparameterError("--slurm says what the jobs of --engine submitit get: say both or neither")
     if worker:
         jobs.end_with_parent()
     folder = (running.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
     check_place(folder, CompareError, folder=True)
-    arguments, of_worker = sys.argv[1:], ["--out", str(folder), "--worker", "--quiet"]
+    arguments, of_worker = sys.argv[1:], ["--quiet", "--out", str(folder), "--worker"]
     if worker:  # what was asked for is the command without what made this process
-        arguments = arguments[: -len(of_worker)]
+        arguments = arguments[: -len(of_worker) - 1]
     campaign = Campaign(
         models=compared.models or (model,),
         folder=folder,
@@ -235,18 +257,34 @@ def compare(
 
     damaged: set[Path] = set()
 
-    def begin(name: str) -> tuple[Any, Any]:
+    def begin() -> None:
         """Called once all that was asked for has been read and checked."""
+        options = (compared, edited, measured, preparing, loading, replace(running, out=folder))
+        write_run_file(folder / NAME, model, *options)
+
+    def load(name: str) -> tuple[Any, Any]:
         if not worker:
-            options = (compared, edited, measured, preparing, loading, replace(running, out=folder))
-            write_run_file(folder / NAME, model, *options)
+            begin()
         return loaded(name, loading)
 
-    with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker]) as wait_for_helpers:
-        campaign.run(
-            begin, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder, damaged), folder)
-        )
-        wait_for_helpers()
+    def show() -> None:
+        export(read_run(folder, damaged), folder)
+
+    def look() -> None:
+        with suppress(CompareError):  # nothing may be there yet
+            show()
+
+    if worker or running.engine == "local":
+        with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker, HELPS]) as wait_for_helpers:
+            campaign.run(load, wait=worker != HELPS, on_row=lambda _: None if worker else show())
+            wait_for_helpers()
+    else:
+        campaign.read()
+        executor = executor_of(running.engine, folder / "jobs", parameters_of(running.slurm))
+        begin()
+        threads = jobs.threads_of_one(running.jobs) if running.engine == HERE else None
+        kinds = (WAITS, *[HELPS] * (running.jobs - 1))
+        run_jobs(executor, [Worker((*arguments, *of_worker, kind), os.getcwd(), threads) for kind in kinds], look)
     if worker:
         return
     comparisons = read_run(folder, damaged)
@@ -259,3 +297,15 @@ def compare(
         console.print(f"report: {escape(str(write_report(comparisons, folder)))}")
     except CompareError as failure:  # the numbers are safe: a picture may follow
         logging.getLogger(__name__).warning("no report: %s. Then run `alphaedit report %s`", failure, folder)
+
+
+def parameters_of(words: tuple[str, ...] | None) -> dict[str, Any]:
+    """What `--slurm` says: numbers, true, false and lists as in JSON, all else as text."""
+    found: dict[str, Any] = {}
+    for word in words or ():
+        key, _, value = word.partition("=")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found

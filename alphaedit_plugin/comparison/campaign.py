@@ -76,11 +76,12 @@ class Campaign:
 
         Raises AlphaEditError, naming what is wrong, for options, data or texts that cannot be used.
         """
-        read = self._read()
+        read = self.read()
         for name in self.models:  # in a separate call: one model is freed before the next one is loaded
             self._run_on(name, load, read, wait, on_row)
 
-    def _read(self) -> _Read:
+    def read(self) -> Read:
+        """Everything that needs no model. Raises AlphaEditError for what cannot be used."""
         study = study_named(self.study)
         if study.several_models and len(set(self.models)) < 2:
             raise CompareError("the study of models needs several: --models A B")
@@ -105,13 +106,13 @@ class Campaign:
         courses = {key: Course(tuple(of), self.batch, plan.every, self.targets_once) for key, of in facts.items()}
         measures = self.measuring.read(plan.texts or 0)
         prompts = {key: measures.held_out_prompts(of) for key, of in facts.items()}
-        return _Read(study, plan, chosen, datasets, courses, prompts, measures)
+        return Read(study, plan, chosen, datasets, courses, prompts, measures)
 
     def _run_on(
         self,
         name: str,
         load: Callable[[str], tuple[Any, Any]],
-        read: _Read,
+        read: Read,
         wait: bool,
         on_row: Callable[[Comparison], None],
     ) -> None:
@@ -189,7 +190,7 @@ class Campaign:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """All that a run reads before loading a model. `courses` are by source and seed."""
 
     study: Study

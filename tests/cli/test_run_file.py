@@ -25,7 +25,7 @@ GIVEN = (
     Measured(11, True, Path("/held.txt"), 3, Path("/s.json"), Path("/t"), 7, ("boolq", "null"), Path("/p.json"), 9),
     Preparing((1, 2, 5), Place("wikitext"), Path("/npz"), 1000, 2e-5, 0.1, 12.0, Path("/h.yaml")),
     Loading("cuda:1", True, Path("/cache"), "bfloat16"),
-    Running(Path("/out"), 2, True, True),
+    Running(Path("/out"), 2, "submitit", ("partition=a100", "timeout_min=9"), True, True),
 )
 NAMES = ("compared", "edited", "measured", "preparing", "loading", "running")
 
