@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -36,6 +36,9 @@ from .options import (
 )
 from .run_file import NAME, write_run_file
 
+if TYPE_CHECKING:
+    from ..comparison.campaign import Campaign
+
 EXAMPLES = """\
 Examples:
 
@@ -50,6 +53,9 @@ Examples:
 
   A run written as a file; options on the command line go before the file's:
     alphaedit compare run.yaml --jobs 2 --quiet=false
+
+  What a run would take, counted without loading any weights:
+    alphaedit compare gpt2-xl --data cf.json --seeds 0 1 2 --plan --tflops 20
 
 run.yaml holds options by their names (model: gpt2-xl, methods: [memit, rome],
 skip_bad: true). Each run folder holds the one that repeats the run.
@@ -159,7 +165,10 @@ class Measured:
     shift_limit: Annotated[int, Parameter(validator=positive, help="How many of these prompts.")] = 200
 
 
-@Parameter(name="*", group=Group("Run", sort_key=60))
+RUN = Group("Run", sort_key=60)
+
+
+@Parameter(name="*", group=RUN)
 @dataclass(frozen=True)
 class Running:
     """Where the results go, and how the work is done."""
@@ -189,6 +198,12 @@ class Running:
     quiet: Quiet = False
 
 
+def _rates(type_: Any, values: tuple[float, ...] | None) -> None:
+    """Raises ValueError for a rate that is none."""
+    if any(value <= 0 for value in values or ()):
+        raise ValueError("must be above 0")
+
+
 def compare(
     model: Model = Place(DEMO_MODEL),
     *,
@@ -198,6 +213,22 @@ def compare(
     preparing: Preparing = Preparing(),
     loading: Loading = Loading(),
     running: Running = Running(),
+    plan: Annotated[
+        bool,
+        Parameter(
+            group=RUN, negative=(), help="Only count what the run takes: work, memory and disk. Loads no weights."
+        ),
+    ] = False,
+    tflops: Annotated[
+        tuple[float, ...] | None,
+        Parameter(
+            group=RUN,
+            consume_multiple=(1, 2),
+            metavar="RATE...",
+            validator=_rates,
+            help="With --plan, for hours: TFLOP/s that a worker sustains, and those in float64 (default: half).",
+        ),
+    ] = None,
     worker: Annotated[Literal["helps", "waits"] | None, Parameter(show=False)] = None,
 ) -> None:
     """Edit facts with each method from the same start, and show what each keeps and breaks."""
@@ -220,7 +251,8 @@ def compare(
     if worker:
         jobs.end_with_parent()
     folder = (running.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
-    check_place(folder, CompareError, folder=True)
+    if not plan:
+        check_place(folder, CompareError, folder=True)
     arguments, of_worker = sys.argv[1:], ["--quiet", "--out", str(folder), "--worker"]
     if worker:  # what was asked for is the command without what made this process
         arguments = arguments[: -len(of_worker) - 1]
@@ -255,6 +287,9 @@ def compare(
         command=("alphaedit", *arguments),
     )
 
+    if plan:
+        _plan(campaign, loading, tflops, running.jobs)
+        return
     damaged: set[Path] = set()
 
     def begin() -> None:
@@ -297,6 +332,22 @@ def compare(
         console.print(f"report: {escape(str(write_report(comparisons, folder)))}")
     except CompareError as failure:  # the numbers are safe: a picture may follow
         logging.getLogger(__name__).warning("no report: %s. Then run `alphaedit report %s`", failure, folder)
+
+
+def _plan(campaign: Campaign, loading: Loading, rates: tuple[float, ...] | None, workers: int) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..comparison.plan import forecasts
+    from ..model.outline import outlined
+    from .planning import show_forecast
+
+    disable_progress_bar()
+
+    def outline(name: str) -> tuple[Any, Any]:
+        return outlined(name, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
+
+    for forecast in forecasts(campaign, outline, workers=workers, accelerator=loading.device != "cpu"):
+        show_forecast(forecast, rates, workers)
 
 
 def parameters_of(words: tuple[str, ...] | None) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Campaign:
             self.preparation,
             self.layers,
             self.hyperparameters,
-            baseline_hparams=self._baseline_hparams(chosen),
+            baseline_hparams=self.baseline_hparams_of(chosen),
         )
         entries = prepared(chosen, ground, skip_impossible=self.study is not None)
         layers = sorted({layer for of in entries for layer in (*of.watched, *ground.usual_layers())})
@@ -157,7 +157,7 @@ class Campaign:
             for cell in cells
         }
 
-    def _baseline_hparams(self, chosen: list[Contender]) -> dict[str, Any]:
+    def baseline_hparams_of(self, chosen: list[Contender]) -> dict[str, Any]:
         """contender's name → path, for EasyEdit's methods that have a METHOD.yaml in the folder."""
         if self.baseline_hparams is None:
             return {}
