@@ -48,7 +48,7 @@ def show_forecast(found: Forecast, rates: tuple[float, ...] | None, workers: int
     console.print(table)
     if rate and rate_double:
         one, all_ = (found.hours(rate * _TERA, rate_double * _TERA, count) for count in (1, workers))
-        said = f"; with {workers} workers at least {all_:.3g} h" if workers > 1 else ""
+        said = f"; with {workers} workers {all_:.3g} h" if workers > 1 else ""
         console.print(
             f"estimate at a sustained {rate:g} TFLOP/s ({rate_double:g} in float64): {one:.3g} h of one worker{said}"
         )

@@ -33,6 +33,9 @@ _DOUBLE, _SINGLE = 8, 4
 _DECOMPOSITION = 4  # × d³: C to tridiagonal form and the thinner half of its eigenvectors
 _UPPER = 9 / 8  # × d² per token: the stripes of the upper triangle
 _AT_A_TIME = {False: 512, True: 4096}  # tokens of target optimisation, without and with an accelerator
+_KEPT = 1.5  # × what the matrices take in and put out: activations, norms and attention besides (measured: 1.34)
+_PREDICTED = 1024  # tokens whose logits are held at a time while measuring, about three times
+_LIBRARIES = 700_000_000  # Python, torch, and memory that is free but not given back
 _RECORD = 700  # bytes per fact and measurement
 _CONTEXT_EXTRA = 2  # tokens of a context template besides those that the model writes
 
@@ -82,9 +85,9 @@ class Forecast:
     uncounted: Sequence[str]
 
     def hours(self, rate: float, rate_double: float, workers: int = 1) -> float:
-        """Of the whole run, if no worker has to wait for another's last trajectory."""
+        """Of the whole run, if all trajectories take the same time: the one with the most of them is the last."""
         first, shared = (sum(work.hours(rate, rate_double) for work in each) for each in (self.first, self.shared))
-        return first + shared / max(1, min(workers, self.trajectories))
+        return first + shared * -(-self.trajectories // workers) / self.trajectories
 
 
 def forecasts(
@@ -397,6 +400,8 @@ class _Counting:
             "Cholesky factors of C": factored * _DOUBLE,
             "keys and updates of a sequence": max(map(self._kept_of_facts, trajectories), default=0),
             "target optimisation": self._activations,
+            "predictions, while measuring": 3 * _PREDICTED * _shape(self.decoder.head)[0] * _SINGLE,
+            "Python and its libraries": _LIBRARIES,
             "a decomposition of C, while preparing": 3 * widest**2 * _DOUBLE if spaces else 0,
         }
 
@@ -413,7 +418,7 @@ class _Counting:
         tokens = _AT_A_TIME[self.accelerator]
         kept = sum(sum(_shape(matrix)) for matrix in matrices) * self.model.dtype.itemsize
         logits = 3 * _shape(self.decoder.head)[0] * _SINGLE // 4  # a token in four or so is predicted
-        return tokens * (kept + logits)
+        return round(tokens * (_KEPT * kept + logits))
 
     def _disk(
         self, trajectories: Sequence[_Trajectory], points: Sequence[tuple[Course, Checkpoint]], variants: Sequence[int]

@@ -109,3 +109,20 @@ def test_what_a_job_cannot_do_is_one_line(run, words, tmp_path):
 def test_a_wrong_option_is_one_line_and_leaves_no_folder(arguments, parts, run, words, tmp_path):
     assert_one_line(run(*words, *arguments, "--out", "out"), *parts)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_runs_nothing_and_says_what_a_run_takes(run, words, tmp_path):
+    methods = ["--methods", "memit+P", "alphaedit", "editor.py:told"]
+    code, output, _ = run(*words, *methods, "--plan", "--tflops", 2, 0.5, "--jobs", 3, "--out", "out")
+    assert code == 0
+    for part in ("3 trajectories", "9 batches", "10 measurements", "d_in 24", "with 3 workers", "weights", "cache: P"):
+        assert part in output
+    assert "not counted: the edits of editor.py:told" in output
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "cache").exists()
+    _, without, _ = run(*words, *methods, "--plan", "--out", "out")
+    assert "estimate" not in without
+
+
+def test_a_rate_must_be_above_zero(run, words):
+    assert_one_line(run(*words, "--plan", "--tflops", 0), "--tflops", "above 0")

@@ -206,8 +206,8 @@ def test_hours_follow_from_rates_and_workers(campaign):
     one = found.hours(1e12, 5e11)
     assert found.hours(2e12, 1e12) == pytest.approx(one / 2)
     first = sum(work.hours(1e12, 5e11) for work in found.first)
-    assert found.hours(1e12, 5e11, 3) == pytest.approx(first + (one - first) / 3)
-    assert found.hours(1e12, 5e11, 99) == found.hours(1e12, 5e11, found.trajectories)
+    for workers, share in {1: 1, 2: 2 / 3, 3: 1 / 3, 99: 1 / 3}.items():  # of three trajectories
+        assert found.hours(1e12, 5e11, workers) == pytest.approx(first + share * (one - first))
 
 
 def test_what_a_plan_cannot_count_it_names(campaign, tmp_path):
