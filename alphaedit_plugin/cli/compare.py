@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -28,9 +31,13 @@ from .options import (
     Preparing,
     Quiet,
     parse_contenders,
+    parse_parameters,
     positive,
 )
 from .run_file import NAME, write_run_file
+
+if TYPE_CHECKING:
+    from ..comparison.campaign import Campaign
 
 EXAMPLES = """\
 Examples:
@@ -46,6 +53,9 @@ Examples:
 
   A run written as a file; options on the command line go before the file's:
     alphaedit compare run.yaml --jobs 2 --quiet=false
+
+  What a run would take, counted without loading any weights:
+    alphaedit compare gpt2-xl --data cf.json --seeds 0 1 2 --plan --tflops 20
 
 run.yaml holds options by their names (model: gpt2-xl, methods: [memit, rome],
 skip_bad: true). Each run folder holds the one that repeats the run.
@@ -176,7 +186,10 @@ class Measured:
     judge_model: Annotated[str | None, Parameter(metavar="NAME", help="The judge's name at its address.")] = None
 
 
-@Parameter(name="*", group=Group("Run", sort_key=60))
+RUN = Group("Run", sort_key=60)
+
+
+@Parameter(name="*", group=RUN)
 @dataclass(frozen=True)
 class Running:
     """Where the results go, and how the work is done."""
@@ -184,11 +197,32 @@ class Running:
     out: Annotated[
         Path | None, Parameter(help="Folder for the results; a run that was killed goes on. Default: runs/TIME.")
     ] = None
-    jobs: Annotated[int, Parameter(validator=positive, help="Processes that share the work.")] = 1
+    jobs: Annotated[int, Parameter(validator=positive, help="Processes, or jobs of --engine, that share the work.")] = 1
+    engine: Annotated[
+        Literal["local", "submitit", "submitit-local"],
+        Parameter(
+            help="Where these run: here; as jobs of SLURM, sent by submitit; or here, but dealt with as those are."
+        ),
+    ] = "local"
+    slurm: Annotated[
+        tuple[str, ...] | None,
+        Parameter(
+            consume_multiple=1,
+            converter=parse_parameters,
+            metavar="KEY=VALUE...",
+            help="What each job gets, in submitit's words or sbatch's: partition=a100 gpus_per_node=1 timeout_min=480.",
+        ),
+    ] = None
     keep_sessions: Annotated[
         bool, Parameter(help="Keep the edits in --out, so that other measures need no new edits later.")
     ] = False
     quiet: Quiet = False
+
+
+def _rates(type_: Any, values: tuple[float, ...] | None) -> None:
+    """Raises ValueError for a rate that is none."""
+    if any(value <= 0 for value in values or ()):
+        raise ValueError("must be above 0")
 
 
 def compare(
@@ -200,13 +234,30 @@ def compare(
     preparing: Preparing = Preparing(),
     loading: Loading = Loading(),
     running: Running = Running(),
-    worker: Annotated[bool, Parameter(show=False)] = False,
+    plan: Annotated[
+        bool,
+        Parameter(
+            group=RUN, negative=(), help="Only count what the run takes: work, memory and disk. Loads no weights."
+        ),
+    ] = False,
+    tflops: Annotated[
+        tuple[float, ...] | None,
+        Parameter(
+            group=RUN,
+            consume_multiple=(1, 2),
+            metavar="RATE...",
+            validator=_rates,
+            help="With --plan, for hours: TFLOP/s that a worker sustains, and those in float64 (default: half).",
+        ),
+    ] = None,
+    worker: Annotated[Literal["helps", "waits"] | None, Parameter(show=False)] = None,
 ) -> None:
     """Edit facts with each method from the same start, and show what each keeps and breaks."""
     from ..comparison import jobs
     from ..comparison.campaign import Campaign
     from ..comparison.measuring import Measuring
     from ..comparison.run_folder import read_run
+    from ..comparison.submitted import HELPS, HERE, WAITS, Worker, executor_of, run_jobs
     from ..report.export import export
     from ..report.page import write_report
     from ..report.tables import table
@@ -216,13 +267,16 @@ def compare(
     started = time.perf_counter()
     if is_place(model):
         raise HyperparameterError(f"{model} names an editor, not a model: it goes behind --methods")
+    if running.slurm and running.engine == "local":
+        raise HyperparameterError("--slurm says what the jobs of --engine submitit get: say both or neither")
     if worker:
         jobs.end_with_parent()
     folder = (running.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()
-    check_place(folder, CompareError, folder=True)
-    arguments, of_worker = sys.argv[1:], ["--out", str(folder), "--worker", "--quiet"]
+    if not plan:
+        check_place(folder, CompareError, folder=True)
+    arguments, of_worker = sys.argv[1:], ["--quiet", "--out", str(folder), "--worker"]
     if worker:  # what was asked for is the command without what made this process
-        arguments = arguments[: -len(of_worker)]
+        arguments = arguments[: -len(of_worker) - 1]
     campaign = Campaign(
         models=compared.models or (model,),
         folder=folder,
@@ -258,20 +312,39 @@ def compare(
         command=("alphaedit", *arguments),
     )
 
+    if plan:
+        _plan(campaign, loading, tflops, running.jobs)
+        return
     damaged: set[Path] = set()
 
-    def begin(name: str) -> tuple[Any, Any]:
+    def begin() -> None:
         """Called once all that was asked for has been read and checked."""
+        options = (compared, edited, measured, preparing, loading, replace(running, out=folder))
+        write_run_file(folder / NAME, model, *options)
+
+    def load(name: str) -> tuple[Any, Any]:
         if not worker:
-            options = (compared, edited, measured, preparing, loading, replace(running, out=folder))
-            write_run_file(folder / NAME, model, *options)
+            begin()
         return loaded(name, loading)
 
-    with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker]) as wait_for_helpers:
-        campaign.run(
-            begin, wait=not worker, on_row=lambda _: None if worker else export(read_run(folder, damaged), folder)
-        )
-        wait_for_helpers()
+    def show() -> None:
+        export(read_run(folder, damaged), folder)
+
+    def look() -> None:
+        with suppress(CompareError):  # nothing may be there yet
+            show()
+
+    if worker or running.engine == "local":
+        with jobs.helping(0 if worker else running.jobs - 1, [*arguments, *of_worker, HELPS]) as wait_for_helpers:
+            campaign.run(load, wait=worker != HELPS, on_row=lambda _: None if worker else show())
+            wait_for_helpers()
+    else:
+        campaign.read()
+        executor = executor_of(running.engine, folder / "jobs", parameters_of(running.slurm))
+        begin()
+        threads = jobs.threads_of_one(running.jobs) if running.engine == HERE else None
+        kinds = (WAITS, *[HELPS] * (running.jobs - 1))
+        run_jobs(executor, [Worker((*arguments, *of_worker, kind), os.getcwd(), threads) for kind in kinds], look)
     if worker:
         return
     comparisons = read_run(folder, damaged)
@@ -284,3 +357,31 @@ def compare(
         console.print(f"report: {escape(str(write_report(comparisons, folder)))}")
     except CompareError as failure:  # the numbers are safe: a picture may follow
         logging.getLogger(__name__).warning("no report: %s. Then run `alphaedit report %s`", failure, folder)
+
+
+def _plan(campaign: Campaign, loading: Loading, rates: tuple[float, ...] | None, workers: int) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..comparison.plan import forecasts
+    from ..model.outline import outlined
+    from .planning import show_forecast
+
+    disable_progress_bar()
+
+    def outline(name: str) -> tuple[Any, Any]:
+        return outlined(name, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
+
+    for forecast in forecasts(campaign, outline, workers=workers, accelerator=loading.device != "cpu"):
+        show_forecast(forecast, rates, workers)
+
+
+def parameters_of(words: tuple[str, ...] | None) -> dict[str, Any]:
+    """What `--slurm` says: numbers, true, false and lists as in JSON, all else as text."""
+    found: dict[str, Any] = {}
+    for word in words or ():
+        key, _, value = word.partition("=")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found

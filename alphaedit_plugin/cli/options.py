@@ -71,6 +71,15 @@ def parse_contenders(type_: Any, tokens: Sequence[Token]) -> tuple[Contender, ..
     return tuple(found)
 
 
+def parse_parameters(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
+    """Words KEY=VALUE. Raises HyperparameterError for one that is none."""
+    for token in tokens:
+        key, equals, value = token.value.partition("=")
+        if not (key and equals and value):
+            raise HyperparameterError(f"{token.keyword}: {token.value!r} is not KEY=VALUE, such as timeout_min=240")
+    return tuple(token.value for token in tokens)
+
+
 positive = Number(gte=1)
 
 Model = Annotated[

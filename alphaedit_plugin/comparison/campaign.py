@@ -80,11 +80,12 @@ class Campaign:
 
         Raises AlphaEditError, naming what is wrong, for options, data or texts that cannot be used.
         """
-        read = self._read()
+        read = self.read()
         for name in self.models:  # in a separate call: one model is freed before the next one is loaded
             self._run_on(name, load, read, wait, on_row)
 
-    def _read(self) -> _Read:
+    def read(self) -> Read:
+        """Everything that needs no model. Raises AlphaEditError for what cannot be used."""
         study = study_named(self.study)
         if study.several_models and len(set(self.models)) < 2:
             raise CompareError("the study of models needs several: --models A B")
@@ -122,13 +123,13 @@ class Campaign:
             )
             for source, of in self._sources.items()
         }
-        return _Read(study, plan, chosen, joined, courses, prompts, measures)
+        return Read(study, plan, chosen, joined, courses, prompts, measures)
 
     def _run_on(
         self,
         name: str,
         load: Callable[[str], tuple[Any, Any]],
-        read: _Read,
+        read: Read,
         wait: bool,
         on_row: Callable[[Comparison], None],
     ) -> None:
@@ -142,7 +143,7 @@ class Campaign:
             self.preparation,
             self.layers,
             self.hyperparameters,
-            baseline_hparams=self._baseline_hparams(chosen),
+            baseline_hparams=self.baseline_hparams_of(chosen),
         )
         entries = prepared(chosen, ground, skip_impossible=self.study is not None)
         layers = sorted({layer for of in entries for layer in (*of.watched, *ground.usual_layers())})
@@ -180,7 +181,7 @@ class Campaign:
             for cell in cells
         }
 
-    def _baseline_hparams(self, chosen: list[Contender]) -> dict[str, Any]:
+    def baseline_hparams_of(self, chosen: list[Contender]) -> dict[str, Any]:
         """contender's name → path, for EasyEdit's methods that have a METHOD.yaml in the folder."""
         if self.baseline_hparams is None:
             return {}
@@ -213,7 +214,7 @@ class Campaign:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """All that a run reads before loading a model. `courses` are by source and seed."""
 
     study: Study

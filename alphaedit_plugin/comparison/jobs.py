@@ -37,8 +37,7 @@ def helping(count: int, arguments: Sequence[str]) -> Iterator[Callable[[], None]
     if not count:
         yield lambda: None
         return
-    before = torch.get_num_threads()
-    threads = max(1, before // (count + 1))
+    before, threads = torch.get_num_threads(), threads_of_one(count + 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "alphaedit_plugin", *arguments]
     helpers: list[subprocess.Popen[bytes]] = []
@@ -53,6 +52,11 @@ def helping(count: int, arguments: Sequence[str]) -> Iterator[Callable[[], None]
             if helper.poll() is None:
                 helper.terminate()
                 helper.wait()
+
+
+def threads_of_one(count: int) -> int:
+    """The share of this process's threads that each of `count` processes on this machine gets."""
+    return max(1, torch.get_num_threads() // count)
 
 
 def _wait(helpers: Sequence[subprocess.Popen[bytes]]) -> None:

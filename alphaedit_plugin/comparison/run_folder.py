@@ -8,11 +8,10 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..editors.capacity import Capacity
@@ -21,6 +20,7 @@ from ..errors import CompareError
 from ..evaluation.measure import Estimate, Measured
 from ..storage.files import atomic, write_text
 from ..storage.json_file import json_bytes, load_json, read_json, write_json
+from ..storage.lease import leased
 from ..storage.shape import amount, check_shape, digest, ratio
 from ..storage.tensors import read_tensors, write_tensors
 from .results import BEFORE, Comparison, Row
@@ -225,20 +225,13 @@ class RunFolder:
         if self.path is None:
             yield True
             return
-        lock = self.path / _LOCKS / f"{_file_name(name)}.lock"
+        held = ExitStack()
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            held = FileLock(lock)
-            held.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
+            mine = held.enter_context(leased(self.path / _LOCKS / f"{_file_name(name)}.lease", wait=wait))
         except OSError as failure:
             raise CompareError(f"cannot write {self.path}: {failure}. Choose another folder") from failure
-        try:
-            yield True
-        finally:
-            held.release()
+        with held:
+            yield mine
 
 
 def spent_in(session: Path) -> list[float]:

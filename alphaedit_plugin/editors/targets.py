@@ -177,6 +177,16 @@ def _minimise(
     return descent.z, descent.reached, descent.delta, descent.losses, descent.optimiser.taken
 
 
+def most_looks(settings: TargetSettings, contexts: int) -> dict[int, int]:
+    """contexts → how often at most the loss of one request is looked at in so many of them."""
+    optimiser = OPTIMISERS[settings.optimiser]
+    last = min(settings.steps - 1, optimiser.most or settings.steps)
+    if not (optimiser.narrows and contexts > _FEW_CONTEXTS):
+        return {contexts: last + 1}
+    wide, narrow = min(_WIDE_STEPS, last), min(_NARROW_UNTIL, last)
+    return {contexts: wide + last - narrow + 1, _FEW_CONTEXTS: narrow - wide + 1}
+
+
 class _Descent:
     """The δ of a batch's requests, on their way down.
 

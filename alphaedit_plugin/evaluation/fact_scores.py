@@ -75,6 +75,11 @@ class FactScores:
     def identity(self) -> Mapping[str, Any]:
         return {} if self.sample is None else {"sample": self.sample}
 
+    def chosen(self, count: int, whole: bool) -> tuple[list[int], list[int]]:
+        """(the sample, the earliest) of the numbers below `count`; together they are asked. `whole`: all are."""
+        sample = list(range(count)) if whole else evenly(count, self.sample or count)
+        return sample, list(range(min(EARLIEST, count)))
+
     def __call__(
         self,
         model: nn.Module,
@@ -84,9 +89,7 @@ class FactScores:
         *,
         progress: bool = False,
     ) -> Measured:
-        whole = before is None or len(facts) == len(before.records)
-        sample = list(range(len(facts))) if whole else evenly(len(facts), self.sample or len(facts))
-        earliest = list(range(min(EARLIEST, len(facts))))
+        sample, earliest = self.chosen(len(facts), before is None or len(facts) == len(before.records))
         asked = sorted({*sample, *earliest})
         scores = score(model, tokenizer, [facts[number] for number in asked], progress=progress)
         columns: dict[str, Sequence[float]] = {name: getattr(scores, name) for name in METRICS}
@@ -144,17 +147,27 @@ def _harmonic(sample: np.ndarray) -> np.ndarray:
 
 def score(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, progress: bool = False) -> Scores:
     """All metrics of every fact, from one pass over all prompts."""
+    asked, plans = _planned(facts)
+    scored = score_pairs(model, tokenizer, asked, progress=progress)
+    likelihood, accuracy = scored.mean_log_probability.tolist(), scored.accuracy.tolist()
+    rows = [plan.scores(likelihood, accuracy) for plan in plans]
+    answers = tuple([scored.predicted[pair] for pair in plan.others] for plan in plans)
+    return Scores(**dict(zip(METRICS, map(tuple, zip(*rows, strict=True)), strict=True)), answers=answers)
+
+
+def asked_of(facts: Sequence[Fact]) -> list[tuple[str, str]]:
+    """All (prompt, target) pairs that `score` asks about, each once."""
+    return _planned(facts)[0]
+
+
+def _planned(facts: Sequence[Fact]) -> tuple[list[tuple[str, str]], list[_Plan]]:
     asked: dict[tuple[str, str], int] = {}
 
     def ask(prompt: str, target: str) -> int:
         return asked.setdefault((prompt, target), len(asked))
 
     plans = [_Plan(fact, ask) for fact in facts]
-    scored = score_pairs(model, tokenizer, list(asked), progress=progress)
-    likelihood, accuracy = scored.mean_log_probability.tolist(), scored.accuracy.tolist()
-    rows = [plan.scores(likelihood, accuracy) for plan in plans]
-    answers = tuple([scored.predicted[pair] for pair in plan.others] for plan in plans)
-    return Scores(**dict(zip(METRICS, map(tuple, zip(*rows, strict=True)), strict=True)), answers=answers)
+    return list(asked), plans
 
 
 class _Plan:

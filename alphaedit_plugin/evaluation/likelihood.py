@@ -23,11 +23,11 @@ def score_pairs(
 
     A sequence that is the beginning of another shares its row: two targets of one token cost one prompt.
     """
-    encoded = [_encode_pair(tokenizer, prompt, target) for prompt, target in pairs]
+    encoded = [encode_pair(tokenizer, prompt, target) for prompt, target in pairs]
     return score_tokens(model, encoded, batch_tokens=batch_tokens, progress=progress)
 
 
-def _encode_pair(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
     # The whole prompt takes the subject's place: only the place where the target begins matters here.
     encoded = encode(tokenizer, "{}", prompt, target)
     return encoded.ids, encoded.target

@@ -43,7 +43,7 @@ def score_tokens(
     """
     lengths = torch.tensor([len(answer) for _, answer in pairs], dtype=torch.float64)
     sequences = [(*ids, *answer[:-1]) for ids, answer in pairs]
-    row_of, rows = _rows(sequences)
+    row_of, rows = rows_of(sequences)
     decoder = Decoder.of(model)
     by_row: dict[int, list[tuple[int, int, int]]] = {}  # (pair, position, token)
     for pair, (ids, answer) in enumerate(pairs):
@@ -72,7 +72,7 @@ def score_tokens(
     return Scored(total / lengths, hits / lengths, [[of[at] for at in sorted(of)] for of in predicted])
 
 
-def _rows(sequences: Sequence[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], int], list[tuple[int, ...]]]:
+def rows_of(sequences: Sequence[tuple[int, ...]]) -> tuple[dict[tuple[int, ...], int], list[tuple[int, ...]]]:
     """(sequence → its row, rows): each sequence is the beginning of a row, and no row is the beginning of another."""
     row_of: dict[tuple[int, ...], int] = {}
     rows: list[tuple[int, ...]] = []

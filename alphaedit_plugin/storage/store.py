@@ -8,17 +8,17 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
 from torch import Tensor
 
 from ..errors import StoreError
 from .files import remove_leftover
+from .lease import leased
 from .tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
@@ -100,17 +100,13 @@ class Store:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Let one process at a time into the block. Raises StoreError if the cache cannot be written."""
-        folder = self.root / "locks"
-        lock = FileLock(folder / f"{name}.lock")
+        held = ExitStack()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            held.enter_context(leased(self.root / "locks" / f"{name}.lease", wait=True))
         except OSError as failure:
             raise StoreError(f"cannot write to the cache {self.root}: {failure}. Set ${ENVIRONMENT}") from failure
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def entries(self) -> list[Entry]:
         """All results, largest first; a converted model (a folder) counts as one, a link as what it takes itself."""

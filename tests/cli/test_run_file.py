@@ -39,7 +39,7 @@ GIVEN = (
     ),
     Preparing((1, 2, 5), Place("wikitext"), Path("/npz"), 1000, 2e-5, 0.1, 12.0, Path("/h.yaml")),
     Loading("cuda:1", True, Path("/cache"), "bfloat16"),
-    Running(Path("/out"), 2, True, True),
+    Running(Path("/out"), 2, "submitit", ("partition=a100", "timeout_min=9"), True, True),
 )
 NAMES = ("compared", "edited", "measured", "preparing", "loading", "running")
 

@@ -128,12 +128,12 @@ def test_a_stream_is_one_comparison_of_all_files_in_their_order(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps([record(each, **more) for each in subjects]))
     data = (str(tmp_path / "a.json"), str(tmp_path / "b.json"))
     asked = campaign(data=data, stream=True, plan=Plan(METHODS), measuring=Measuring())
-    read = asked._read()
+    read = asked.read()
     (course,) = read.courses.values()
     assert [fact.request.subject for fact in course.facts] == ["Ann", "Bob", "Cem", "Dan", "Eve"]
     assert [dataset.format for dataset in read.datasets.values()] == ["EasyEdit + KnowEdit"]
     assert list(asked._cells.values()) == ["model-a+b"]
-    few = campaign(data=data, stream=True, plan=Plan(METHODS, edits=1), measuring=Measuring())._read()
+    few = campaign(data=data, stream=True, plan=Plan(METHODS, edits=1), measuring=Measuring()).read()
     assert [fact.request.subject for fact in next(iter(few.courses.values())).facts] == ["Ann", "Dan"]
     apart = campaign(data=data, plan=Plan(METHODS))
     assert list(apart._cells.values()) == ["model-a", "model-b"]

@@ -19,6 +19,7 @@ from alphaedit_plugin.editors.chat import Chat, ChatTemplate, plain
 from alphaedit_plugin.editors.reminder import Reminder, unreminded
 from alphaedit_plugin.editors.requests import Request, encode
 from alphaedit_plugin.errors import AlphaEditError, EditError, HyperparameterError
+from alphaedit_plugin.evaluation.answers import Answers
 from alphaedit_plugin.evaluation.capability import Capability
 from alphaedit_plugin.evaluation.datasets import load_facts
 from alphaedit_plugin.evaluation.fact_scores import FactScores
@@ -26,7 +27,6 @@ from alphaedit_plugin.evaluation.facts import Fact, Probe
 from alphaedit_plugin.evaluation.likelihood import score_pairs
 from alphaedit_plugin.evaluation.perplexity import Perplexity
 from alphaedit_plugin.evaluation.tasks import Example
-from alphaedit_plugin.evaluation.texts import Texts
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.report.columns import columns
 from alphaedit_plugin.report.tables import table
@@ -40,7 +40,7 @@ TOLD_TONGUE = "New Fact: The mother tongue of Danielle Darrieux is English, they
 
 
 def compared(tokenizer, methods=BOTH, *, model=None, facts=3, **options):
-    options = {"measures": [FactScores(), Texts(limit=1), Perplexity(HELD_OUT, tokenizer)], **options}
+    options = {"measures": [FactScores(), Answers(limit=1), Perplexity(HELD_OUT, tokenizer)], **options}
     return compare(model or fresh(), tokenizer, facts_of(facts), methods, batch_size=2, **options)
 
 
@@ -231,9 +231,9 @@ def test_the_layers_that_are_watched_are_the_usual_ones(tokenizer):
 def test_told_the_shipped_facts_a_real_model_says_them(demo):
     model, tokenizer = demo
     facts = load_facts(shipped("examples/facts.json"))[:6]
-    found = compare(model, tokenizer, facts, BOTH, measures=[FactScores(), Texts(limit=6)])
+    found = compare(model, tokenizer, facts, BOTH, measures=[FactScores(), Answers()])
     before, *told = (row.metrics for row in found.rows)
     print("before and told:", before, *told)
-    assert before["efficacy"] == before["free"] == 0
-    assert all(metrics["efficacy"] >= 0.8 and metrics["free"] >= 0.8 for metrics in told)
+    assert before["efficacy"] == before["written_efficacy"] == 0
+    assert all(metrics["efficacy"] >= 0.8 and metrics["written_efficacy"] >= 0.8 for metrics in told)
     assert all(metrics["generalization"] > before["generalization"] for metrics in told)

@@ -148,7 +148,7 @@ def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
 
 
 def test_a_lock_that_cannot_be_taken_is_an_error_that_names_the_cache(store):
-    (store.root / "locks" / "busy.lock").mkdir(parents=True)
+    (store.root / "locks" / "busy.lease").mkdir(parents=True)
     with pytest.raises(StoreError, match=str(store.root)), store.lock("busy"):
         pass
 
