@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, isfinite
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +67,9 @@ def difference(
     if not shared:
         return None
     sides = np.asarray([[one[item] for item in shared], [other[item] for item in shared]], dtype=np.float64)
-    known = ~np.isnan(sides).any(0)
-    asked = known.any(1)
-    if not known.any(0).all():
+    known = np.asarray(~np.isnan(sides).any(0))
+    asked = np.asarray(known.any(1))
+    if not np.all(known.any(0)):
         return None
     a, b = (np.where(known, side, 0)[asked] for side in sides)
     known = known[asked]
@@ -115,7 +116,7 @@ def _draws(items: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return drawn, tossed
 
 
-def _times(draws: NDArray[np.uint8], values: NDArray[np.generic]) -> Numbers:
+def _times(draws: NDArray[np.uint8], values: NDArray[Any]) -> Numbers:
     """draws · values, some rows at a time, so that a long sequence of facts does not fill the memory."""
     rows = max(1, 2_000_000 // len(values))
     parts = [draws[at : at + rows].astype(np.float64) @ values for at in range(0, len(draws), rows)]

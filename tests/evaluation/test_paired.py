@@ -1,4 +1,4 @@
-"""Differences between variants that were asked about the same facts: intervals, p-values, Holm, and how many would do."""
+"""Differences between variants that were asked about the same facts: intervals, p-values, Holm, facts needed."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_as_many_facts_as_it_says_would_tell():
 @tries(100)
 @given(p=st.lists(st.floats(0, 1), max_size=12), level=st.floats(0.001, 0.5))
 def test_holm_rejects_step_by_step(p, level):
-    """Against the procedure as it is told: the least p-value against α/m, the next against α/(m − 1), until one fails."""
+    """Against the procedure as it is told: the least p against α/m, the next against α/(m − 1), until one fails."""
     rejected, left = set(), sorted(range(len(p)), key=lambda at: p[at])
     while left and p[left[0]] * len(left) <= level:
         rejected.add(left.pop(0))
