@@ -78,6 +78,13 @@ class Contrast:
         found = None if self.paired is None else self.paired.needed(self.tests)
         return None if found is None else max(found, FEWEST)
 
+    @property
+    def asked(self) -> str:
+        """By what the two were held against each other: "with 500 facts"."""
+        if self.paired is None:
+            return "by their intervals"
+        return f"with {self.items:,} {'windows of text' if self.column.name == 'perplexity' else 'facts'}"
+
     def _shown(self, value: float) -> float:
         return metric(self.column.name).shown(value)
 

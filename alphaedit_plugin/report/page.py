@@ -19,10 +19,11 @@ from ..visible import visible
 from . import figures
 from .export import cell_title
 from .figures import Picture
+from .paired_section import changes
 from .section import Section
 from .sections import over_seeds, sections
 from .style import THEME, styles
-from .words import finding, projection, standing
+from .words import answer, caveats, finding, question
 
 PAGE = "report.html"
 
@@ -51,15 +52,18 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     cells = []
     for index, comparison in enumerate(comparisons, 1):
         prefix = f"c{index}" if len(comparisons) > 1 else "c"
+        found = sections(comparison, looks)
         cells.append(
             {
                 "id": prefix,
                 "name": cell_title(comparison),
                 "settings": comparison.settings,
+                "answer": answer(comparison),
                 "finding": finding(comparison),
-                "projection": projection(comparison),
-                "standing": standing(comparison),
-                "sections": [_drawn(section, prefix, folder) for section in sections(comparison, looks)],
+                "changes": changes(comparison),
+                "caveats": caveats(comparison),
+                "sections": [_drawn(section, prefix, folder) for section in found],
+                "topics": list(dict.fromkeys(section.topic for section in found if section.topic)),
             }
         )
     here = files("alphaedit_plugin.report")
@@ -67,6 +71,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     text = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8")).render(
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=Markup((here / "page.js").read_text(encoding="utf-8")),
+        title=question(comparisons),
         cells=cells,
         seeds=[*_seeds(comparisons)],
         theme=THEME,

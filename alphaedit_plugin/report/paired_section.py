@@ -12,7 +12,7 @@ from .grid import Cell, Grid
 from .section import DIFFERENCES, Section
 from .style import Style
 from .verdict import OPEN, effects, leading
-from .words import rounded, signed, spanned, units
+from .words import rounded, signed, spanned
 
 COMPARED = ("score", "efficacy", "generalization", "specificity", "exact", "perplexity")
 REFERENCE = "alphaedit"
@@ -42,9 +42,9 @@ def paired(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None
         [(grid.text(name), [_cell(of.get((name, column.name))) for column in compared]) for name in others],
     )
     text = (
-        "Paired by fact (perplexity by window of text): both were asked about the same ones. Intervals are of the paired "
-        "bootstrap, p-values of the paired randomisation test, adjusted after Holm for all that a table asks. Bold is a "
-        "difference with p ≤ 0.05."
+        "Paired by fact (perplexity by window of text): both were asked about the same ones. Intervals are of the "
+        "paired bootstrap, p-values of the paired randomisation test, adjusted after Holm for all that a table asks. "
+        "Bold is a difference with p ≤ 0.05."
     )
     folded: list[tuple[str, Grid | str]] = [("p-values, and how many facts would tell", _sure(found))]
     column = leading(comparison)
@@ -65,7 +65,7 @@ def changes(comparison: Comparison) -> Grid | None:
         by_name = {each.column.name: each for each in of}
         rows.append((grid.text(base), [_judged(by_name.get(name)) for name in shown]))
     return Grid(
-        "What P changes, with the 95 % interval of the paired difference",
+        "What P changes, with the 95 % interval of the paired difference (helps, hurts: p ≤ 0.05 after Holm)",
         ["method", *(column.label for column in shown.values())],
         rows,
     )
@@ -77,7 +77,7 @@ def _judged(of: Contrast | None) -> Cell:
     word = {True: "helps", False: "hurts", None: OPEN}[of.better]
     note = ""
     if of.better is None:
-        note = f"with {of.items:,} {units(of.column)}"
+        note = of.asked
         note += f"; ≈ {rounded(of.needed)} would tell" if of.needed is not None else ""
     return Cell(spanned(of), of.value, better=of.better, word=word, note=note)
 
@@ -96,7 +96,7 @@ def _sure(found: Sequence[Contrast]) -> Grid:
                 [
                     grid.text(each.column.label),
                     Cell(spanned(each), each.value),
-                    Cell(f"{each.items:,} {units(each.column)}", each.items),
+                    Cell(each.asked, each.items),
                     grid.number(each.p, "{:.4f}"),
                     Cell("–") if each.needed is None else Cell(rounded(each.needed), each.needed),
                 ],

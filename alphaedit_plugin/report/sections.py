@@ -19,9 +19,9 @@ from .section import ABILITY, NUMBERS, PROJECTION, REPEAT, SEQUENCE, Case, Conti
 from .style import Style
 from .words import after
 
-HEADLINE = ("score", "efficacy", "generalization", "specificity", "perplexity")
-BESIDE = ("leakage",)
-"""What stands beside them in the table."""
+HEADLINE = ("score", "efficacy", "generalization", "specificity", "perplexity", "leakage")
+FOLLOWED = ("efficacy", "generalization", "specificity", "perplexity")
+"""What is drawn against the edits at once; the rest is folded."""
 FEWEST_STATES = 30
 """A cloud of fewer points than this shows nothing."""
 RELATION_METRICS = ("efficacy", "generalization", "specificity", "exact")
@@ -43,7 +43,6 @@ def _headline(comparison: Comparison, looks: Mapping[str, Style]) -> Section | N
     found = [by_name[name] for name in HEADLINE if name in by_name]
     if not any(column.group == "facts" for column in found) or not comparison.variants:
         return None
-    beside = [by_name[name] for name in BESIDE if name in by_name]
     caption = "A line is the 95 % bootstrap interval over facts (of perplexity, over windows of text)."
     legend = []
     if any(looks[name].solid for name in comparison.variants):
@@ -51,8 +50,7 @@ def _headline(comparison: Comparison, looks: Mapping[str, Style]) -> Section | N
         legend = [("without P", Style("ink", solid=False, line=False)), ("with P", Style("ink", line=False))]
     picture = Picture(caption, [pairs_panel(column, rows, looks, before) for column in found], legend)
     table = grid.of_rows(
-        f"After {after([comparison])}, with half the width of the 95 % interval", comparison, rows, found + beside,
-        before,
+        f"After {after([comparison])}, with half the width of the 95 % interval", comparison, rows, found, before,
     )  # fmt: skip
     text = (
         "Bold is apart from every other variant (paired by fact, Holm-corrected); underlined numbers are level: the "
@@ -62,19 +60,20 @@ def _headline(comparison: Comparison, looks: Mapping[str, Style]) -> Section | N
 
 
 def _curves(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
-    found = [column for column in columns(comparison.rows) if column.name in HEADLINE]
+    found = [column for column in columns(comparison.rows) if column.name in FOLLOWED]
     return _against_edits(
         comparison, looks, found, "curves", "Metrics against edits",
-        "Thin bars are 95 % intervals; at 0 edits stands the model before any. Variants are drawn side by side, so that "
-        "none hides another. At each checkpoint all facts written so far are asked again, or a sample of them.",
+        "At 0 edits stands the model before any. Variants are drawn a little beside each other, so that none hides "
+        "another; where they are few, thin bars are 95 % intervals. At each checkpoint all facts written so far are "
+        "asked again, or a sample of them.",
     )  # fmt: skip
 
 
 def _more_curves(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
     elsewhere = (WEIGHTS, "capability", "shift")
-    found = [c for c in columns(comparison.rows) if c.group not in elsewhere and c.name not in HEADLINE]
+    found = [c for c in columns(comparison.rows) if c.group not in elsewhere and c.name not in FOLLOWED]
     return _against_edits(
-        comparison, looks, found, "more-curves", "Other metrics against edits", "Thin bars are 95 % intervals.",
+        comparison, looks, found, "more-curves", "Other metrics against edits", "As above.",
         SEQUENCE,
     )  # fmt: skip
 
@@ -110,6 +109,7 @@ def _against_edits(
         [curves_panel(column, series, looks, comparison.before, id_) for column in found],
         [(name, looks[name]) for name in series],
         grid.of_checkpoints(f"{title}: every checkpoint", rows, found),
+        large=True,
     )
     return Section(id_, title, topic=topic, pictures=[picture])
 

@@ -76,5 +76,6 @@ def styles(comparisons: Iterable[Comparison]) -> dict[str, Style]:
         for name in (plain, projected):
             if name is not None:
                 solid = name is projected or name in spaces
-                found[name] = Style(HUES[index % len(HUES)], MARKERS[index % len(MARKERS)], solid)
+                marker = MARKERS[(index + index // len(HUES)) % len(MARKERS)]  # where hues repeat, markers differ
+                found[name] = Style(HUES[index % len(HUES)], marker, solid)
     return found

@@ -74,11 +74,10 @@ def finding(comparison: Comparison) -> str:
             f"{edits} {best.variant} has the best {title}, {number}, apart from every other variant: {second.variant} "
             f"is next with {_number(column, second)}.{start}"
         )
-    fewest = min(each.items for each in found.contrasts)
-    if fewest < FEWEST:
+    if min(each.items for each in found.contrasts) < FEWEST:
         return (
             f"{edits} {best.variant} has the {'highest' if column.better is max else 'lowest'} {title}, {number}, but "
-            f"{fewest} {units(column)} name no winner: {FEWEST} are the least.{start}"
+            f"no winner is named with fewer than {FEWEST} facts.{start}"
         )
     names = [f"{each.other.variant} ({_number(column, each.other)})" for each in found.level]
     verb = "is" if len(names) == 1 else "are"
@@ -145,11 +144,6 @@ def rounded(count: int) -> str:
     return f"{int(float(f'{count:.1e}')):,}"
 
 
-def units(column: Column) -> str:
-    """What a metric is asked of."""
-    return "windows of text" if column.name == "perplexity" else "facts"
-
-
 def _effect(of: Sequence[Contrast]) -> str:
     told = []
     for verb, said in (("P helps", True), ("P hurts", False), ("it cannot be told for", None)):
@@ -166,19 +160,19 @@ def _values(contrast: Contrast) -> str:
         return values
     needed = contrast.needed
     would = f"; about {rounded(needed)} would tell" if needed is not None and contrast.items >= FEWEST else ""
-    return f"{values} with {contrast.items:,} {units(column)}{would}"
+    return f"{values} {contrast.asked}{would}"
 
 
 def _apart_with(level: Sequence[Contrast]) -> str:
-    """With how many items variants are level, and how many would tell the best from the next that differs."""
+    """With how many items variants are level, and how many would tell the first two of them."""
     paired = [each for each in level if each.paired is not None]
     if not paired:
         return "Their 95 % intervals overlap."
-    start = f"{paired[0].items:,} {units(paired[0].column)} do not tell them apart"
-    found = [(each, each.needed) for each in paired]
-    each, needed = next(((each, needed) for each, needed in found if needed is not None), found[0])
-    if needed is None:
+    start = f"{paired[0].asked.capitalize()} they are not told apart"
+    found = [(needed, each) for each in paired if (needed := each.needed) is not None]
+    if not found:
         return f"{start}: they say the same."
+    needed, each = min(found, key=lambda of: of[0])
     return f"{start}; about {rounded(needed)} would tell {each.row.variant} from {each.other.variant}."
 
 
