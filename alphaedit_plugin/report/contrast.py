@@ -53,6 +53,12 @@ class Contrast:
         return min(self.row.edits, self.other.edits) if self.paired is None else self.paired.items
 
     @property
+    def known(self) -> bool:
+        """Whether there is anything to judge by: the same items, or two intervals."""
+        ends = [_number(self.column, row).low for row in (self.row, self.other)]
+        return self.paired is not None or None not in ends
+
+    @property
     def apart(self) -> bool:
         """Whether the difference is more than chance: by the p-value or, without one, by intervals that do not meet."""
         one, other = _number(self.column, self.row), _number(self.column, self.other)

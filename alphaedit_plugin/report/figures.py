@@ -210,7 +210,7 @@ def curves_panel(
 
 
 def _asides(names: Iterable[str], places: Sequence[float]) -> dict[str, float]:
-    """How far each line is moved aside, so that lines that coincide are all seen: a step of a hundredth of the span or less,
+    """How far each line is moved aside, so that lines that coincide are all seen: a hundredth of the span or less each,
     and together no more than a fifth of the way to the next place.
     """
     names, apart = list(names), sorted(set(places))

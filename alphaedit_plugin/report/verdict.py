@@ -46,8 +46,9 @@ class Ranking:
 
     @property
     def shared(self) -> set[str]:
-        """The variants that share the first place because nothing tells them apart."""
-        return {self.rows[0].variant, *(each.other.variant for each in self.level)} if self.level else set()
+        """The variants that share the first place, because they were held against each other and not told apart."""
+        level = {each.other.variant for each in self.level if each.known}
+        return level | {self.rows[0].variant} if level else set()
 
 
 def ranking(comparison: Comparison, column: Column) -> Ranking:
