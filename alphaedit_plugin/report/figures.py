@@ -236,7 +236,9 @@ def _name_lines(axes: Axes, last: Sequence[tuple[str, float, float]], looks: Map
         axes.annotate(
             shown if len(shown) <= 24 else f"{shown[:23]}…", (x, y), xytext=(1.03, height), textcoords="axes fraction",
             fontsize=8.5, color=hue, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": hue, "lw": 0.6, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
+            arrowprops={
+                "arrowstyle": "-", "color": hue, "lw": 0.6, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)
+            },
         )  # fmt: skip
 
 
