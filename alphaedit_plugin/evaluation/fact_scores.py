@@ -137,12 +137,18 @@ def _unchanged(before: Sequence[Sequence[int]], now: Sequence[Sequence[int]]) ->
     return _mean(same)
 
 
+def harmonic(means: np.ndarray) -> np.ndarray:
+    """… × k → …: the harmonic mean of k means; 0 if one of them is 0 or unknown."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.nan_to_num(means)
+        return means.shape[-1] / (1 / means).sum(-1)
+
+
 def _harmonic(sample: np.ndarray) -> np.ndarray:
-    """… × n × k → …: the harmonic mean of the k means over items, ignoring nan; 0 if one of the means is 0."""
+    """… × n × k → …: the harmonic mean of the k means over items, ignoring nan."""
     known = ~np.isnan(sample)
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.nan_to_num(np.where(known, sample, 0).sum(-2) / known.sum(-2))
-        return means.shape[-1] / (1 / means).sum(-1)
+        return harmonic(np.where(known, sample, 0).sum(-2) / known.sum(-2))
 
 
 def score(model: nn.Module, tokenizer: Any, facts: Sequence[Fact], *, progress: bool = False) -> Scores:

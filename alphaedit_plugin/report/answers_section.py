@@ -8,7 +8,7 @@ from ..comparison.results import BEFORE, Comparison
 from . import grid
 from .columns import columns
 from .figures import Picture, curves_panel, gaps_panel
-from .section import Section
+from .section import FORCED, Section
 from .style import Style
 from .words import after
 
@@ -33,6 +33,7 @@ def answers(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
         grids.append(
             grid.of_rows(
                 f"{kind.capitalize()}, after {after([comparison])}",
+                comparison,
                 [row for row in rows if row.variant in values],
                 list(of.values()),
                 comparison.before,
@@ -55,7 +56,7 @@ def answers(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
         "is the answer and no more; judged: so says the judge that was named, of the whole text; gap: forced less "
         "written, on the same prompts. Locality: answer tokens, and what is written up to a mark, as before the edits."
     )
-    return Section("answers", "Teacher-forced and written", text, pictures, grids)
+    return Section("answers", "Teacher-forced and written", text, FORCED, pictures, grids)
 
 
 def _along(comparison: Comparison, looks: Mapping[str, Style]) -> Iterator[Picture]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from ..comparison.results import BEFORE, Row
@@ -38,18 +37,6 @@ class Column:
         if estimate is None or estimate.low is None or estimate.high is None:
             return ""
         return self.form.format((estimate.high - estimate.low) / 2)
-
-    def best(self, rows: Sequence[Row]) -> set[str]:
-        """The variants that show the best number, if at least two edited ones have a number."""
-        values = {
-            row.variant: estimate.value
-            for row in rows
-            if row.variant != BEFORE and (estimate := self.of(row)) and isfinite(estimate.value)
-        }
-        if self.better is None or len(values) < 2:
-            return set()
-        shown = self.form.format(self.better(value for value in values.values()))
-        return {variant for variant, value in values.items() if self.form.format(value) == shown}
 
     def change(self, row: Row, before: Row | None) -> tuple[float, bool | None] | None:
         """(difference from `before`, whether it is an improvement); None if there is nothing to compare.

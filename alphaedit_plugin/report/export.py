@@ -18,7 +18,8 @@ from ..storage.files import atomic, write_text
 from ..storage.json_file import json_bytes
 from ..visible import visible
 from .columns import Column, columns
-from .words import ONCE, standing
+from .verdict import ranking
+from .words import ONCE, caveats, finding, projection
 
 
 def export(comparisons: Sequence[Comparison], folder: Path) -> None:
@@ -26,7 +27,8 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
 
     summary.json has every row with its estimates, without the records; so has summary.csv, with the ends of the
     intervals. summary.md and summary.tex have one table per comparison, of one checkpoint, whose edits stand in its
-    head; the best numbers are in bold, and half the interval comes after ±. Unfinished variants are named below it.
+    head; a number is in bold where it is apart from all others, and half the interval comes after ±. Below it stands
+    what the numbers say, and which variants are unfinished.
     Raises CompareError if they cannot be written.
     """
     summary = {
@@ -39,7 +41,8 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
     markdown, latex = [], []
     for comparison in comparisons:
         found = columns(comparison.final)
-        head, told = f"variant ({comparison.checkpoint:,} edits)", standing(comparison)
+        head = f"variant ({comparison.checkpoint:,} edits)"
+        told = [finding(comparison), *projection(comparison), *caveats(comparison)]
         names = [column.label for column in found]
         cell = cell_title(comparison)
         markdown += [f"**{_plain(cell)}**\n"] if named else []
@@ -53,7 +56,7 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
             )
             + "\n"
         )
-        markdown += [f"{_plain(told)}\n"] if told else []
+        markdown += [f"{_plain(each)}\n" for each in told]
         latex += [f"% {_plain(cell)}"] if named else []
         latex.append(
             tabulate(
@@ -66,9 +69,9 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
                 disable_numparse=True,
                 colalign=["left", *("right" for _ in names)],
             )
-            + ("\n" if named and not told else "")
         )
-        latex += [f"% {_plain(told)}" + ("\n" if named else "")] if told else []
+        latex += [f"% {_plain(each)}" for each in told]
+        latex += [""] if named else []
     write_text(folder / "summary.md", visible("\n".join(markdown)), CompareError)
     write_text(folder / "summary.tex", visible("\n".join(latex).rstrip("\n") + "\n"), CompareError)
     _csv(comparisons, folder / "summary.csv")
@@ -154,7 +157,7 @@ def _cells(
 ) -> Iterator[tuple[str, list[str]]]:
     """(variant, cells) per row of the checkpoint: the best numbers in the form `bold`, half intervals in `interval`."""
     rows = comparison.final
-    best = {column.name: column.best(rows) for column in found}
+    best = {column.name: ranking(comparison, column).best for column in found}
     for row in rows:
         yield (
             row.variant,

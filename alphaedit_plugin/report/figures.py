@@ -7,17 +7,19 @@ page into dark mode; in the files they stay light.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from math import log10
+from itertools import pairwise
+from math import isfinite, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from ..comparison.results import Row
 from ..errors import CompareError
+from ..evaluation.measure import Estimate
 from ..evaluation.metrics import Metric
 from ..storage.files import atomic, write_text
 from ..visible import visible
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
 
 SIZE = (4.6, 3.1)
 """The size of a panel, in inches."""
+WIDE = (5.6, 3.1)
+"""That of one with names beside its lines."""
+FEW = 5
+"""Of more lines than this the intervals would hide the lines: the table beside them has them."""
+LEAST_APART = 0.066
+"""Between two names, as a share of the axes' height."""
 
 _SETTINGS: Any = {
     "svg.fonttype": "none",
@@ -89,63 +97,104 @@ class Picture:
     legend: list[tuple[str, Style]] = field(default_factory=list)
     data: Grid | None = None
     small: bool = False
+    large: bool = False
 
 
 def pairs_panel(column: Column, rows: Sequence[Row], looks: Mapping[str, Style], before: Row | None) -> Panel:
-    """One line per method: hollow marks without P, filled ones with P, intervals, and the model before any edit."""
+    """One line per method: hollow marks without P, filled ones with P, intervals, and the numbers beside them.
+
+    The axis spans the edited models; where the model before any edit lies outside, an arrow says on which side.
+    """
     by_name = {row.variant: row for row in rows}
     methods = pairs([name for name in by_name if name in looks])
-    with _axes((SIZE[0], 1.25 + 0.42 * len(methods))) as (figure, axes):
+    with _axes((SIZE[0], 1.1 + 0.36 * len(methods))) as (figure, axes):
         axes.set_title(column.label)
         axes.grid(False, axis="y")
+        seen = []
         for y, (_, plain, projected) in enumerate(methods):
-            shown = [(name, column.of(by_name[name])) for name in (plain, projected) if name is not None]
-            values = [estimate.value for _, estimate in shown if estimate is not None]
-            if len(values) == 2:
-                axes.plot(values, [y, y], color=colour(looks[shown[0][0]].hue), lw=1, alpha=0.55, zorder=2)
-            for offset, (name, estimate) in zip((0.11, -0.11) if len(shown) == 2 else (0.0,), shown, strict=True):
-                if estimate is None:
-                    continue
-                look = looks[name]
-                if estimate.low is not None and estimate.high is not None:
-                    ends = [estimate.low, estimate.high]
-                    axes.plot(ends, [y - offset] * 2, color=colour(look.hue), lw=2, alpha=0.4, zorder=2)
-                _mark(axes, [estimate.value], [y], look, size=7, zorder=3)
-        start = column.of(before) if before is not None else None
-        if start is not None:
-            axes.axvline(start.value, color=colour("muted"), lw=1, ls=(0, (1, 2)), zorder=1)
-        axes.set_yticks(range(len(methods)), [_label(base) for base, *_ in methods], color=colour("ink"))
+            shown = [
+                (looks[name], estimate)
+                for name in (plain, projected)
+                if name is not None and (estimate := column.of(by_name[name])) is not None and isfinite(estimate.value)
+            ]
+            if len(shown) == 2:
+                ends = [estimate.value for _, estimate in shown]
+                axes.plot(ends, [y, y], color=colour(shown[0][0].hue), lw=1, alpha=0.55, zorder=2)
+            for offset, (look, estimate) in zip((0.14, -0.14) if len(shown) == 2 else (0.0,), shown, strict=False):
+                low, high = _ends(estimate)
+                axes.plot([low, high], [y - offset] * 2, color=colour(look.hue), lw=1.6, alpha=0.45, zorder=2)
+                _mark(axes, [estimate.value], [y - offset], look, size=6.5, zorder=3)
+                seen += [low, high]
+            text = " → ".join(column.text(by_name[name]) for name in (plain, projected) if name is not None)
+            axes.annotate(
+                text, (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+                va="center", fontsize=9, color=colour("ink"),
+            )  # fmt: skip
+        axes.set_yticks(range(len(methods)), [_label(base) for base, *_ in methods], color=colour("ink"), fontsize=9.5)
         axes.set_ylim(len(methods) - 0.4, -0.6)
-        if column.label.endswith("%"):
-            axes.set_xlim(-2, 102)
+        start = column.of(before) if before is not None else None
+        if seen:
+            _mark_start(axes, min(seen), max(seen), start.value if start is not None else None, column)
         told = [f"{row.variant} {column.text(row)}" for row in rows]
         return Panel(_slug(f"pairs-{column.name}"), figure, f"Dot plot of {column.label}: {', '.join(told)}.")
+
+
+def _mark_start(axes: Axes, low: float, high: float, start: float | None, column: Column) -> None:
+    """The axis from low to high with some room; the model before any edit as a line in it, or an arrow towards it."""
+    room = 0.06 * (high - low or abs(high) or 1)
+    if start is None or not isfinite(start):
+        axes.set_xlim(low - room, high + room)
+        return
+    nearest, width = min(max(start, low), high), high - low + 2 * room
+    if abs(start - nearest) <= 0.35 * width:  # near enough to be shown on the same scale
+        low, high = min(low, start), max(high, start)
+        axes.axvline(start, color=colour("muted"), lw=1, ls=(0, (1, 2)), zorder=1)
+    axes.set_xlim(low - room, high + room)
+    side = "← " if start < low else "→ " if start > high else "┊ "
+    axes.annotate(
+        f"{side}before {column.form.format(start)}", (1, 1), xycoords="axes fraction", xytext=(0, 9.5),
+        textcoords="offset points", ha="right", va="baseline", fontsize=9, color=colour("muted"),
+    )  # fmt: skip
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """Of the interval; without one both are the value."""
+    return (
+        estimate.value if estimate.low is None else estimate.low,
+        estimate.value if estimate.high is None else estimate.high,
+    )
 
 
 def curves_panel(
     column: Column, series: Mapping[str, Sequence[Row]], looks: Mapping[str, Style], before: Row | None, name: str
 ) -> Panel:
-    """A metric against the number of edits, with its interval as a band; lines start at the model before any edit."""
-    with _axes() as (figure, axes):
+    """A metric against the number of edits; lines start at the model before any edit, and a few have their intervals as
+    thin bars. Those that reach the last checkpoint are named there.
+    """
+    with _axes(WIDE) as (figure, axes):
         axes.set_title(column.label)
         axes.set_xlabel("edits")
-        told, seen = [], []
+        told, seen, last = [], [], []
         start = column.of(before) if before is not None else None
-        for variant, checkpoints in series.items():
-            points = [(row.edits, estimate) for row in checkpoints if (estimate := column.of(row)) is not None]
-            if not points:
-                continue
-            look, x = looks[variant], [edits for edits, _ in points]
+        known = {
+            variant: [(row.edits, estimate) for row in rows if (estimate := column.of(row)) is not None]
+            for variant, rows in series.items()
+        }
+        known = {variant: points for variant, points in known.items() if points}
+        places = [edits for points in known.values() for edits, _ in points]
+        asides, end = _asides(known, places), max(places, default=0)
+        for variant, points in known.items():
+            look, x = looks[variant], [edits + asides[variant] for edits, _ in points]
             y = [estimate.value for _, estimate in points]
-            low = [estimate.value if estimate.low is None else estimate.low for _, estimate in points]
-            high = [estimate.value if estimate.high is None else estimate.high for _, estimate in points]
-            if low != high:
-                axes.fill_between(x, low, high, color=colour(look.hue), alpha=min(0.14, 0.5 / len(series)), lw=0)
+            for at, (_, estimate) in zip(x, points, strict=True) if len(known) <= FEW else ():
+                axes.plot([at, at], _ends(estimate), color=colour(look.hue), lw=0.8, alpha=0.4, zorder=2)
             if start is not None:
-                axes.plot([0, x[0]], [start.value, y[0]], color=colour(look.hue), ls=look.dashes, lw=1, alpha=0.5)
-            axes.plot(x, y, color=colour(look.hue), ls=look.dashes, zorder=3)
-            _mark(axes, x, y, look, size=4.5, zorder=4)
+                axes.plot([0, x[0]], [start.value, y[0]], color=colour(look.hue), ls=look.dashes, lw=1, alpha=0.35)
+            axes.plot(x, y, color=colour(look.hue), ls=look.dashes, lw=1.4, zorder=3)
+            _mark(axes, x, y, look, size=4.2, zorder=4)
             seen += y
+            if points[-1][0] == end:
+                last.append((variant, x[-1], y[-1]))
             told.append(f"{variant} goes from {column.form.format(y[0])} to {column.form.format(y[-1])}")
         if start is not None:
             seen.append(start.value)
@@ -155,6 +204,7 @@ def curves_panel(
             _log(axes)
         axes.margins(x=0.03)
         _whole_ticks(axes)
+        _name_lines(axes, last, looks)
         return Panel(
             _slug(f"{name}-{column.name}"), figure, f"Line chart of {column.label} against edits: {'; '.join(told)}."
         )
@@ -191,6 +241,52 @@ def frontier_panel(
             figure,
             f"{written.label} against {kept.label} over all settings: {'; '.join(told)}.",
         )
+
+
+def _asides(names: Iterable[str], places: Sequence[float]) -> dict[str, float]:
+    """How far each line is moved aside, so that lines that coincide are all seen: a hundredth of the span or less each,
+    and together no more than a fifth of the way to the next place.
+    """
+    names, apart = list(names), sorted(set(places))
+    gap = min((b - a for a, b in pairwise(apart)), default=0.0)
+    step = min(0.008 * (apart[-1] - apart[0]), 0.2 * gap / max(1, len(names) - 1)) if apart else 0.0
+    return {name: (at - (len(names) - 1) / 2) * step for at, name in enumerate(names)}
+
+
+def _name_lines(axes: Axes, last: Sequence[tuple[str, float, float]], looks: Mapping[str, Style]) -> None:
+    """The name of each line at its end (variant, x, y), moved apart where names would collide; none for a single line.
+
+    Call this when the axes have their limits.
+    """
+    found = [each for each in last if isfinite(each[2])]
+    if len(found) < 2:
+        return
+    axes.set_ylim(axes.get_ylim())
+    to_axes = axes.transScale + axes.transLimits
+    ranked = sorted((float(to_axes.transform((x, y))[1]), name, x, y) for name, x, y in found)
+    heights = _spread([height for height, *_ in ranked], min(LEAST_APART, 1 / (len(ranked) - 1)))
+    for height, (_, name, x, y) in zip(heights, ranked, strict=True):
+        hue, shown = colour(looks[name].hue), visible(name)
+        axes.annotate(
+            shown if len(shown) <= 24 else f"{shown[:23]}…", (x, y), xytext=(1.03, height), textcoords="axes fraction",
+            fontsize=8.5, color=hue, va="center", annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": hue, "lw": 0.6, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)
+            },
+        )  # fmt: skip
+
+
+def _spread(heights: Sequence[float], least: float) -> list[float]:
+    """Ascending heights from 0 to 1 at least so far apart, near where they were: the mean of pushing up and down."""
+    up: list[float] = []
+    down: list[float] = []
+    for height in heights:
+        up.append(max(height, up[-1] + least) if up else height)
+    for height in reversed(heights):
+        down.insert(0, min(height, down[0] - least) if down else height)
+    found = [(one + other) / 2 for one, other in zip(up, down, strict=True)]
+    top = len(found) - 1
+    return [min(max(height, at * least), 1 - (top - at) * least) for at, height in enumerate(found)]
 
 
 def scatter_panel(variant: str, records: Sequence[Mapping[str, Any]], look: Style, number: int) -> Panel:
@@ -265,12 +361,13 @@ def _lines_panel(
         axes.set_title(title)
         axes.set_xlabel(axis)
         told = []
+        asides = _asides(series, [at for values in series.values() for at in values])
         for variant, values in series.items():
-            look, x = looks[variant], sorted(values)
-            y = [values[layer] for layer in x]
+            look, places = looks[variant], sorted(values)
+            x, y = [place + asides[variant] for place in places], [values[place] for place in places]
             axes.plot(x, y, color=colour(look.hue), ls=look.dashes, zorder=3)
             _mark(axes, x, y, look, size=5, zorder=4)
-            told.append(f"{variant} " + ", ".join(f"{form.format(values[at])} at {axis} {at}" for at in x))
+            told.append(f"{variant} " + ", ".join(f"{form.format(values[at])} at {axis} {at}" for at in places))
         least, top = min(numbers := [v for values in series.values() for v in values.values()]), max(numbers)
         if 0 < least < top / 30:  # beside a ruined model, all others would look like one line
             _log(axes)

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from ..evaluation.measure import RESAMPLES, SEED, Estimate
 
+FRONTIER = "frontier"
+"""The study's name, and the section's."""
+
 Values = NDArray[np.float64]
 
 

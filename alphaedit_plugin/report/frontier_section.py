@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,26 +12,19 @@ from ..evaluation.metrics import METRICS, metric
 from . import grid
 from .columns import columns
 from .figures import Panel, Picture, frontier_panel
-from .frontier import Frontier, Values, gain, values
+from .frontier import FRONTIER, Frontier, Values, gain, values
 from .grid import Cell, Grid
 from .section import Section
-from .style import Style, alike, pairs
+from .style import Style, alike, method_of, pairs
 
-STUDY = "frontier"
 WRITTEN = ("exact", "efficacy", "generalization")
 KEPT = ("locality", "specificity", "perplexity")
 CARRYING = ("exact", "locality")
-_SETTINGS = re.compile(r"@[^@+]*")
-
-
-def method_of(variant: str) -> str:
-    """The variant's name without settings."""
-    return _SETTINGS.sub("", variant)
 
 
 def frontiers(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
     """None for a comparison that is no study of frontiers."""
-    if comparison.settings.get("study") != STUDY or comparison.before is None:
+    if comparison.settings.get("study") != FRONTIER or comparison.before is None:
         return None
     rows: dict[str, list[Row]] = {}
     for row in comparison.final:
@@ -77,9 +69,10 @@ def frontiers(comparison: Comparison, looks: Mapping[str, Style]) -> Section | N
     )
     caption = "The settings on the lines of exact match against locality"
     folded: list[tuple[str, Grid | str]] = (
-        [(caption, grid.of_rows(caption, best, columns(best), comparison.before))] if best else []
+        [(caption, grid.of_checkpoints(caption, best, columns(best)))] if best else []
     )
-    return Section("frontier", "Frontiers", " ".join(told), [picture], [area] if gains else [], folded)
+    grids = [area] if gains else []
+    return Section(FRONTIER, "Frontiers", " ".join(told), pictures=[picture], grids=grids, folded=folded)
 
 
 def frontier(before: Row, rows: list[Row], written: str, kept: str) -> Frontier | None:

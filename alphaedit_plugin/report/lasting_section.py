@@ -11,7 +11,7 @@ from . import grid
 from .collapse import collapse_of
 from .figures import Picture, ages_panel
 from .grid import Cell, Grid
-from .section import Section
+from .section import SEQUENCE, Section
 from .style import Style
 
 AGES = 10
@@ -25,7 +25,9 @@ def lasting(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
         return None
     ages = {name: curve for name, rows in series.items() if (curve := by_age(rows[-1]))}
     pictures = [_picture(ages, looks)] if ages else []
-    return Section("lasting", "Which method lasts", _told(comparison, series), pictures, [_grid(comparison, series)])
+    return Section(
+        "lasting", "Which method lasts", _told(comparison, series), SEQUENCE, pictures, [_grid(comparison, series)]
+    )
 
 
 def _picture(ages: Mapping[str, Mapping[int, float]], looks: Mapping[str, Style]) -> Picture:

@@ -11,8 +11,9 @@ from ..comparison.results import Comparison
 from . import grid
 from .figures import Picture, layers_panel, spectrum_panel
 from .grid import Cell, Grid
-from .section import Section
+from .section import PROJECTION, Section
 from .style import MARKERS, Style
+from .words import held
 
 _QUANTILES = (0, 10, 25, 50, 75, 90, 100)
 
@@ -84,7 +85,7 @@ def null_spaces(comparison: Comparison, looks: Mapping[str, Style]) -> Section |
             )
             for each in same
         ]
-    return Section("null-spaces", "Null spaces", "", pictures, grids)
+    return Section("null-spaces", "Null spaces", held(comparison), PROJECTION, pictures, grids)
 
 
 def number_of(value: float) -> Cell:

@@ -19,10 +19,12 @@ from ..visible import visible
 from . import figures
 from .export import cell_title
 from .figures import Picture
+from .frontier import FRONTIER
+from .paired_section import changes
 from .section import Section
 from .sections import over_seeds, sections
 from .style import THEME, styles
-from .words import finding, projection, standing
+from .words import answer, caveats, finding, question
 
 PAGE = "report.html"
 
@@ -51,15 +53,19 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     cells = []
     for index, comparison in enumerate(comparisons, 1):
         prefix = f"c{index}" if len(comparisons) > 1 else "c"
+        found = sections(comparison, looks)
+        told = next((section.text for section in found if section.id == FRONTIER), "")
         cells.append(
             {
                 "id": prefix,
                 "name": cell_title(comparison),
                 "settings": comparison.settings,
-                "finding": finding(comparison),
-                "projection": projection(comparison),
-                "standing": standing(comparison),
-                "sections": [_drawn(section, prefix, folder) for section in sections(comparison, looks)],
+                "answer": told or answer(comparison),
+                "finding": "" if told else finding(comparison),
+                "changes": None if told else changes(comparison),
+                "caveats": caveats(comparison),
+                "sections": [_drawn(section, prefix, folder) for section in found],
+                "topics": list(dict.fromkeys(section.topic for section in found if section.topic)),
             }
         )
     here = files("alphaedit_plugin.report")
@@ -67,6 +73,7 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     text = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8")).render(
         style=Markup((here / "page.css").read_text(encoding="utf-8")),
         script=Markup((here / "page.js").read_text(encoding="utf-8")),
+        title=question(comparisons),
         cells=cells,
         seeds=[*_seeds(comparisons)],
         theme=THEME,

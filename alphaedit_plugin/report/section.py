@@ -29,13 +29,27 @@ class Case:
     after: list[Continuation]
 
 
+FORCED = "Without teacher forcing"
+SEQUENCE = "Over the sequence of edits"
+DIFFERENCES = "Every difference, and how sure it is"
+PROJECTION = "The projection and the weights"
+ABILITY = "What else the model can still do"
+NUMBERS = "All numbers"
+REPEAT = "Settings and reproduction"
+
+
 @dataclass(frozen=True)
 class Section:
-    """`grids` are shown; `folded` (summary, table or text) open on demand."""
+    """`grids` are shown; `folded` (summary, table or text) open on demand.
+
+    A section without a `topic` carries the verdict and is open; those of one topic are folded together, and topics
+    come in the order of their first sections.
+    """
 
     id: str
     title: str
     text: str = ""
+    topic: str = ""
     pictures: list[Picture] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     folded: list[tuple[str, Grid | str]] = field(default_factory=list)

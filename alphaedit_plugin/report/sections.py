@@ -13,16 +13,21 @@ from . import grid
 from .answers_section import answers
 from .columns import WEIGHTS, Column, columns
 from .figures import Panel, Picture, bars_panel, curves_panel, layers_panel, pairs_panel, scatter_panel
-from .frontier_section import STUDY, frontiers
+from .frontier import FRONTIER
+from .frontier_section import frontiers
 from .grid import Cell, Grid
 from .lasting_section import lasting
 from .nullspace_section import null_spaces
 from .paired_section import paired
-from .section import Case, Continuation, Section
-from .style import Style, pairs
-from .words import after, signed
+from .section import ABILITY, NUMBERS, PROJECTION, REPEAT, SEQUENCE, Case, Continuation, Section
+from .style import Style
+from .words import after
 
-HEADLINE = ("efficacy", "generalization", "specificity", "score")
+HEADLINE = ("score", "efficacy", "generalization", "specificity", "perplexity", "leakage")
+FOLLOWED = ("efficacy", "generalization", "specificity", "perplexity")
+"""What is drawn against the edits at once; the rest is folded."""
+FEWEST_STATES = 30
+"""A cloud of fewer points than this shows nothing."""
 RELATION_METRICS = ("efficacy", "generalization", "specificity", "exact")
 OPEN_CASES, ALL_CASES = 3, 50
 
@@ -30,62 +35,54 @@ OPEN_CASES, ALL_CASES = 3, 50
 def sections(comparison: Comparison, looks: Mapping[str, Style]) -> list[Section]:
     """The sections that have data, in the page's order."""
     makers: list[Callable[[Comparison, Mapping[str, Style]], Section | None]] = [
-        _headline, paired, answers, lasting, _curves, _capability, _shift, null_spaces, _weights, _timing, _relations,
-        _cases, _all, _settings,
+        _headline, _curves, _cases, answers, paired, lasting, _more_curves, null_spaces, _weights, _capability, _shift,
+        _all, _relations, _timing, _settings,
     ]  # fmt: skip
-    if comparison.settings.get("study") == STUDY:  # its variants are settings, far too many to stand side by side
+    if comparison.settings.get("study") == FRONTIER:  # its variants are settings, far too many to stand side by side
         makers = [frontiers, _cases, _all, _settings]
     return [section for maker in makers if (section := maker(comparison, looks)) is not None]
 
 
 def _headline(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
     rows, before = comparison.final, comparison.before
-    found = [column for column in columns(rows) if column.name in HEADLINE]
-    if not found or not comparison.variants:
+    by_name = {column.name: column for column in columns(rows)}
+    found = [by_name[name] for name in HEADLINE if name in by_name]
+    if not any(column.group == "facts" for column in found) or not comparison.variants:
         return None
-    picture = Picture(
-        "Each method without P (hollow) and with it (filled); a line is the 95 % bootstrap interval over facts, the "
-        "dotted line the model before any edit. AlphaEdit projects by itself.",
-        [pairs_panel(column, rows, looks, before) for column in found],
-        [("without P", Style("ink", solid=False, line=False)), ("with P", Style("ink", line=False))],
+    caption = "A line is the 95 % bootstrap interval over facts (of perplexity, over windows of text)."
+    legend = []
+    if any(looks[name].solid for name in comparison.variants):
+        caption = f"Each method without P (hollow) and with it (filled); AlphaEdit projects by itself. {caption}"
+        legend = [("without P", Style("ink", solid=False, line=False)), ("with P", Style("ink", line=False))]
+    picture = Picture(caption, [pairs_panel(column, rows, looks, before) for column in found], legend)
+    table = grid.of_rows(
+        f"After {after([comparison])}, with half the width of the 95 % interval", comparison, rows, found, before,
+    )  # fmt: skip
+    text = (
+        "Bold is apart from every other variant (paired by fact, Holm-corrected); underlined numbers are level: the "
+        "facts do not tell them from the best one."
     )
-    grids = [
-        grid.of_rows(f"After {after([comparison])}, with half the width of the 95 % interval", rows, found, before)
-    ]
-    by_name = {row.variant: row for row in rows}
-    changed = [(base, by_name[a], by_name[b]) for base, a, b in pairs([row.variant for row in rows]) if a and b]
-    if changed:
-        grids.append(
-            Grid(
-                "What P changes: the variant with it less the one without it",
-                ["method", *(column.label for column in found)],
-                [
-                    (grid.text(base), [_difference(column, without, with_) for column in found])
-                    for base, without, with_ in changed
-                ],
-            )
-        )
-    return Section("headline", "With and without projection", "", [picture], grids)
-
-
-def _difference(column: Column, without: Row, with_: Row) -> Cell:
-    change = column.change(with_, without)
-    if change is None:
-        return Cell("–")
-    if change[0] == 0:
-        return Cell(column.form.format(0), 0.0)
-    return Cell(signed(column, change[0]), change[0], sign="▲" if change[0] > 0 else "▼", better=change[1])
+    return Section("headline", "Side by side", text, pictures=[picture], grids=[table])
 
 
 _DRAWN_ELSEWHERE = (WEIGHTS, "answers", "capability", "shift")
 
 
 def _curves(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
-    found = [column for column in columns(comparison.rows) if column.group not in _DRAWN_ELSEWHERE]
+    found = [column for column in columns(comparison.rows) if column.name in FOLLOWED]
     return _against_edits(
         comparison, looks, found, "curves", "Metrics against edits",
-        "Bands are 95 % intervals; at 0 edits stands the model before any. At each checkpoint all facts written so far "
-        "are asked again.",
+        "At 0 edits stands the model before any. Variants are drawn a little beside each other, so that none hides "
+        "another; where they are few, thin bars are 95 % intervals. At each checkpoint all facts written so far are "
+        "asked again, or a sample of them.",
+    )  # fmt: skip
+
+
+def _more_curves(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    found = [c for c in columns(comparison.rows) if c.group not in _DRAWN_ELSEWHERE and c.name not in FOLLOWED]
+    return _against_edits(
+        comparison, looks, found, "more-curves", "Other metrics against edits", "As above.",
+        SEQUENCE,
     )  # fmt: skip
 
 
@@ -93,15 +90,23 @@ def _capability(comparison: Comparison, looks: Mapping[str, Style]) -> Section |
     found = [column for column in columns(comparison.rows) if column.group == "capability"]
     caption = "F1 on general tasks that no edit is about. A method that only writes its facts keeps the line flat."
     title = "General capability"
-    section = _against_edits(comparison, looks, found, "capability", title, caption)
+    section = _against_edits(comparison, looks, found, "capability", title, caption, ABILITY)
     if section is not None or not found:
         return section
-    table = grid.of_rows(f"General tasks after {after([comparison])}", comparison.final, found, comparison.before)
-    return Section("capability", title, "", grids=[table])
+    table = grid.of_rows(
+        f"General tasks after {after([comparison])}", comparison, comparison.final, found, comparison.before
+    )
+    return Section("capability", title, topic=ABILITY, grids=[table])
 
 
 def _against_edits(
-    comparison: Comparison, looks: Mapping[str, Style], found: Sequence[Column], id_: str, title: str, caption: str
+    comparison: Comparison,
+    looks: Mapping[str, Style],
+    found: Sequence[Column],
+    id_: str,
+    title: str,
+    caption: str,
+    topic: str = "",
 ) -> Section | None:
     series = {name: comparison.of(name) for name in comparison.variants}
     if not found or max((len(rows) for rows in series.values()), default=0) < 2:
@@ -112,8 +117,9 @@ def _against_edits(
         [curves_panel(column, series, looks, comparison.before, id_) for column in found],
         [(name, looks[name]) for name in series],
         grid.of_checkpoints(f"{title}: every checkpoint", rows, found),
+        large=True,
     )
-    return Section(id_, title, "", [picture])
+    return Section(id_, title, topic=topic, pictures=[picture])
 
 
 def _shift(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
@@ -121,7 +127,7 @@ def _shift(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None
     for row in comparison.final:
         measured = row.measured.get("shift")
         records = [each for each in measured.records if each.get("before") and each.get("after")] if measured else []
-        if row.variant != BEFORE and records:
+        if row.variant != BEFORE and len(records) >= FEWEST_STATES:
             panels.append(scatter_panel(row.variant, records, looks[row.variant], len(panels) + 1))
     found = [column for column in columns(comparison.final) if column.group == "shift"]
     if not panels and not found:
@@ -139,8 +145,8 @@ def _shift(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None
         )
     ]
     rows = [row for row in comparison.final if any(column.of(row) for column in found)]
-    grids = [grid.of_rows("Representation shift", rows, found, None)] if found else []
-    return Section("shift", "Representation shift", "", pictures if panels else [], grids)
+    grids = [grid.of_rows("Representation shift", comparison, rows, found, None)] if found else []
+    return Section("shift", "Representation shift", topic=ABILITY, pictures=pictures if panels else [], grids=grids)
 
 
 def _weights(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
@@ -178,7 +184,7 @@ def _weights(comparison: Comparison, looks: Mapping[str, Style]) -> Section | No
         panels,
         [(row.variant, looks[row.variant]) for row in rows],
     )
-    return Section("weights", "Drift and leakage by layer", "", [picture], folded=[*grids])
+    return Section("weights", "Drift and leakage by layer", topic=PROJECTION, pictures=[picture], folded=[*grids])
 
 
 def _timing(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
@@ -207,7 +213,7 @@ def _timing(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
         [bars_panel("timing", "seconds a fact", each, looks, form)],
         data=table,
     )
-    return Section("timing", "Time", "", [picture])
+    return Section("timing", "Time", topic=NUMBERS, pictures=[picture])
 
 
 def _relations(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
@@ -252,7 +258,7 @@ def _relations(comparison: Comparison, looks: Mapping[str, Style]) -> Section | 
         f"{len(counts)} relations, those with the most facts first. Where a relation has few facts, a share is coarse."
     )
     return Section(
-        "relations", "By relation", text, grids=grids[:1], folded=[(each.caption, each) for each in grids[1:]]
+        "relations", "By relation", text, NUMBERS, grids=grids[:1], folded=[(each.caption, each) for each in grids[1:]]
     )
 
 
@@ -283,7 +289,9 @@ def _cases(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None
     )
     if total > ALL_CASES:
         text += f" The records of the run hold all {total:,}."
-    return Section("cases", "Generated cases", text, cases=cases[:OPEN_CASES], more_cases=cases[OPEN_CASES:])
+    return Section(
+        "cases", "What was written, before and after", text, cases=cases[:OPEN_CASES], more_cases=cases[OPEN_CASES:]
+    )
 
 
 def _written(row: Row) -> list[dict[str, Any]]:
@@ -309,7 +317,7 @@ def _all(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
         chosen = [column for column in found if column.group == group]
         measured = [row for row in rows if any(column.of(row) for column in chosen)]
         title = f"{_GROUPS.get(group, group)}, after {after([comparison])}"
-        grids.append(grid.of_rows(title, measured, chosen, comparison.before))
+        grids.append(grid.of_rows(title, comparison, measured, chosen, comparison.before))
     meanings = [column for column in found if column.name in METRICS or column.group == WEIGHTS]
     words = Grid(
         "What the columns mean",
@@ -326,10 +334,11 @@ def _all(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
         ],
     )
     text = (
-        "Behind ± stands half the width of the 95 % interval; bold is the best of the edited models; ▲ and ▼ say how a "
+        "Behind ± stands half the width of the 95 % interval. Bold is apart from every other variant (paired by fact "
+        "where records allow it, otherwise by intervals; Holm), underlined is level with the best; ▲ and ▼ say how a "
         "number changed against the model before any edit."
     )
-    return Section("all", "All metrics", text, grids=grids, folded=[("What the columns mean", words)])
+    return Section("all", "All metrics", text, NUMBERS, grids=grids, folded=[("What the columns mean", words)])
 
 
 _GROUPS = {
@@ -377,9 +386,9 @@ def _settings(comparison: Comparison, looks: Mapping[str, Style]) -> Section:
     plain = {name: value for name, value in settings.items() if name not in _ELSEWHERE and value not in (None, [], {})}
     return Section(
         "settings",
-        "Settings and reproduction",
-        "",
-        grids=[_pairs("The run", plain)],
+        "The run",
+        topic=REPEAT,
+        grids=[_pairs("Options", plain)],
         folded=folded,
         command=shlex.join(map(str, settings.get("command") or [])),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,11 @@ def base_of(variant: str) -> str:
     return variant.removesuffix("+P")
 
 
+def method_of(variant: str) -> str:
+    """The variant's name without settings: `memit+P` for `memit@mom2_update_weight=0+P`."""
+    return re.sub(r"@[^@+]*", "", variant)
+
+
 def pairs(variants: Sequence[str]) -> list[tuple[str, str | None, str | None]]:
     """(method, variant without P, variant with P) in order of appearance; None for the half that was not run."""
     found: dict[str, list[str | None]] = {}
@@ -82,5 +88,6 @@ def alike(variants: Sequence[str], projected: Collection[str]) -> dict[str, Styl
         for name in (plain, with_):
             if name is not None:
                 solid = name is with_ or name in projected
-                found[name] = Style(HUES[index % len(HUES)], MARKERS[index % len(MARKERS)], solid)
+                marker = MARKERS[(index + index // len(HUES)) % len(MARKERS)]  # where hues repeat, markers differ
+                found[name] = Style(HUES[index % len(HUES)], marker, solid)
     return found

@@ -13,7 +13,8 @@ from rich.text import Text
 from ..comparison.results import Comparison, Row
 from ..shown import Shown
 from .columns import WEIGHTS, Column, columns
-from .words import ONCE, after, standing
+from .verdict import ranking
+from .words import ONCE, after, caveats, finding, projection
 
 _TERMINAL = (("facts", "perplexity", WEIGHTS), ("answers",), ("texts", "multihop"), ("capability", "norms"), ("shift",))
 """Groups of columns that share a table."""
@@ -44,8 +45,8 @@ def table(comparison: Comparison) -> TerminalTables:
 class TerminalTables(Shown):
     """As many tables as the terminal's width requires: no number is ever cut or wrapped.
 
-    The best of each column among the edited ones is bold. ▲ and ▼ say how a number changed against "before": green for
-    better, red for worse.
+    The best of a column is bold where it is apart from every other edited variant. ▲ and ▼ say how a number changed
+    against "before": green for better, red for worse. Below stands what they say together.
     """
 
     def __init__(self, comparison: Comparison) -> None:
@@ -68,16 +69,19 @@ class TerminalTables(Shown):
             result.add_column("variant", overflow="fold", width=name_width)
             for column in chosen:
                 result.add_column("\n".join(_heading(column)), justify="right", no_wrap=True)
-            best = {column.name: column.best(rows) for column in chosen}
+            best = {column.name: ranking(self.comparison, column).best for column in chosen}
             for row in rows:
                 cells = [self._cell(column, row, row.variant in best[column.name]) for column in chosen]
                 result.add_row(escape(row.variant), *cells)
             yield result
         yield Text(
-            "▲▼ change against before; bold: the best; drift ‖ΔW‖/‖W‖, leakage ‖ΔW K0‖/‖W K0‖", style="dim italic"
+            "▲▼ change against before; bold: best, apart from all others (paired, Holm); drift ‖ΔW‖/‖W‖, leakage "
+            "‖ΔW K0‖/‖W K0‖",
+            style="dim italic",
         )
-        if told := standing(self.comparison):
-            yield Text(told, style="bold")
+        yield Text(finding(self.comparison), style="bold")
+        for told in (*projection(self.comparison), *caveats(self.comparison)):
+            yield Text(told)
 
     def _cell(self, column: Column, row: Row, best: bool) -> str:
         text = column.text(row)

@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..comparison.results import Comparison, Row, shared_checkpoint
-from .columns import Column, columns
-from .style import pairs
+from ..comparison.results import BEFORE, Comparison, Row, shared_checkpoint
+from .columns import Column
+from .contrast import FEWEST, Contrast
+from .frontier import FRONTIER
+from .style import method_of, pairs
+from .verdict import OPEN, effects, fullest, leading, outcome, ranking
 
 ONCE = "targets found once, on the unedited model"
+NAMED = 4
+"""As many variants are named in a sentence; of others there is the number."""
 
 
-def leading(comparison: Comparison) -> Column | None:
-    """The column that decides: the score or, without one, the first column where more or less is better."""
-    found = [column for column in columns(comparison.final) if column.better is not None]
-    return next((column for column in found if column.name == "score"), found[0] if found else None)
+def question(comparisons: Sequence[Comparison]) -> str:
+    """What was compared, as the question that it answers."""
+    variants = list(dict.fromkeys(row.variant for of in comparisons for row in of.rows if row.variant != BEFORE))
+    if all(of.settings.get("study") == FRONTIER for of in comparisons):
+        variants = list(dict.fromkeys(map(method_of, variants)))
+    both = [base for base, plain, projected in pairs(variants) if plain and projected]
+    if both:
+        return f"Does the projection help {listed(both)}?"
+    if len(variants) > 1:
+        return f"Which of {listed(variants)} edits best?"
+    return f"What does {variants[0]} do to its model?" if variants else "What will the edits do to the model?"
+
+
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """ "a, b and c"; of many names the first, and how many more there are."""
+    shown = list(names) if len(names) <= NAMED else [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"]
+    return f"{', '.join(shown[:-1])} {word} {shown[-1]}" if len(shown) > 1 else "".join(shown)
 
 
 def after(comparisons: Sequence[Comparison]) -> str:
@@ -40,58 +58,137 @@ def standing(comparison: Comparison) -> str:
 
 
 def finding(comparison: Comparison) -> str:
-    """Which variant is best in the deciding column, how sure that is, and which is second."""
+    """Which variant is best in the deciding column, or which are level there, and how many facts would tell."""
     column, before = leading(comparison), comparison.before
-    edited = [row for row in comparison.final if row is not before]
-    ranked: list[tuple[Row, float]] = [
-        (row, estimate.value) for row in edited if column is not None and (estimate := column.of(row)) is not None
-    ]
-    if column is None or not ranked:
+    found = ranking(comparison, column) if column is not None else None
+    if column is None or found is None or not found.rows:
         return "No variant has been measured yet."
-    ranked.sort(key=lambda each: each[1], reverse=column.better is max)
-    best = ranked[0][0]
-    unit = " %" if column.label.endswith(" %") else ""
-    title = column.label.removesuffix(" %")
-    estimate = column.of(best)
-    assert estimate is not None
-    interval = ""
-    if estimate.low is not None and estimate.high is not None:
-        interval = f" (95 % interval {column.form.format(estimate.low)} to {column.form.format(estimate.high)})"
-    number = f"{column.text(best)}{unit}{interval}"
-    start = f"; before any edit it was {column.text(before)}{unit}" if before and column.of(before) else ""
-    if len(ranked) == 1:
-        return f"After {best.edits:,} edits {best.variant} has a {title} of {number}{start}."
-    second = ranked[1][0]
-    if column.text(second) == column.text(best):
+    best, title = found.rows[0], _title(column)
+    edits = f"After {best.edits:,} edits"
+    start = f" Before any edit it was {_number(column, before)}." if before and column.of(before) else ""
+    number = f"{_number(column, best)}{_interval(column, best)}"
+    if len(found.rows) == 1:
+        return f"{edits} {best.variant} has a {title} of {number}.{start}"
+    if not found.contrasts:
+        return f"{edits} {listed(sorted(found.best))} has the best {title}, {number}.{start}"
+    second = found.rows[1]
+    if not found.level:
         return (
-            f"After {best.edits:,} edits {best.variant} and {second.variant} share the best {title}: {number}{start}."
+            f"{edits} {best.variant} has the best {title}, {number}, apart from every other variant: {second.variant} "
+            f"is next with {_number(column, second)}.{start}"
         )
+    if min(each.items for each in found.contrasts) < FEWEST:
+        return (
+            f"{edits} {best.variant} has the {'highest' if column.better is max else 'lowest'} {title}, {number}, but "
+            f"no winner is named with fewer than {FEWEST} facts.{start}"
+        )
+    names = [f"{each.other.variant} ({_number(column, each.other)})" for each in found.level]
+    verb = "is" if len(names) == 1 else "are"
     return (
-        f"After {best.edits:,} edits {best.variant} has the best {title}, {number}, ahead of {second.variant} with "
-        f"{column.text(second)}{unit}{start}."
+        f"{edits} no variant alone has the best {title}: {listed(names)} {verb} level with {best.variant}, {number}. "
+        f"{_apart_with(found.level)}{start}"
     )
 
 
-def projection(comparison: Comparison) -> str:
-    """What P changed for each method that was run with and without it; empty if there is none."""
-    column = leading(comparison)
-    by_name = {row.variant: row for row in comparison.final}
-    told = []
-    for base, plain, projected in pairs([name for name in comparison.variants if name in by_name]):
-        if column is None or plain is None or projected is None:
-            continue
-        without, with_ = by_name[plain], by_name[projected]
-        change = column.change(with_, without)
-        if change is None:
-            continue
-        values = f"{column.text(without)} → {column.text(with_)}"
-        told.append(f"{base} {'unchanged' if change[0] == 0 else signed(column, change[0])} ({values})")
-    if column is None or not told:
+def projection(comparison: Comparison) -> list[str]:
+    """What P changes for each method that was run without and with it, one sentence each."""
+    return [f"{base}: {_effect(of)}." for base, of in effects(comparison).items()]
+
+
+def held(comparison: Comparison) -> str:
+    """How far from null the null spaces are; empty if they are null enough to be called so."""
+    shares = fullest(comparison)
+    if shares is None:
         return ""
-    points = " in percentage points" if column.label.endswith(" %") else ""
-    return f"What projection (+P) changes in {column.label.removesuffix(' %')}{points}: {', '.join(told)}."
+    least, most = (f"{100 * share:.0f}" for share in shares)
+    span = f"{most} %" if least == most else f"{least} to {most} %"
+    return (
+        f"The null space is not null here: in the edited layers it holds {span} of the preserved keys’ energy, so "
+        "(W + ΔP)K0 = WK0 holds only so far."
+    )
+
+
+def caveats(comparison: Comparison) -> list[str]:
+    """What a reader must know before believing the numbers: how null the null space is, and what is not finished."""
+    return [told for told in (held(comparison), standing(comparison)) if told]
+
+
+def answer(comparison: Comparison) -> str:
+    """What P does to the methods, in one sentence or two; empty if none was run without and with it."""
+    found = effects(comparison)
+    if len(found) < 2:
+        return "".join(projection(comparison))
+    said: dict[str, list[str]] = {}
+    for base, of in found.items():
+        said.setdefault(outcome(of), []).append(base)
+    order = ("P helps", "P helps and hurts", "P hurts")
+    told = [f"{verb} {listed(said[verb])}." for verb in order if verb in said]
+    told += [f"For {listed(said[OPEN])} it cannot be told."] if OPEN in said else []
+    return " ".join(told)
 
 
 def signed(column: Column, difference: float) -> str:
-    """The difference with its sign, written with a true minus."""
-    return ("+" if difference > 0 else "−") + column.form.format(abs(difference))
+    """The difference with its sign, written with a true minus; without one where it is too small to be shown."""
+    text = column.form.format(abs(difference))
+    return text if text == column.form.format(0) else ("+" if difference > 0 else "−") + text
+
+
+def spanned(contrast: Contrast) -> str:
+    """The difference with its interval: "+3.4 (+1.4 to +5.4)"."""
+    text = signed(contrast.column, contrast.value)
+    if contrast.interval is None:
+        return text
+    low, high = (signed(contrast.column, end) for end in contrast.interval)
+    return f"{text} ({low} to {high})"
+
+
+def rounded(count: int) -> str:
+    """To two digits: a number that was estimated."""
+    return f"{int(float(f'{count:.1e}')):,}"
+
+
+def _effect(of: Sequence[Contrast]) -> str:
+    told = []
+    for verb, said in (("P helps", True), ("P hurts", False), ("it cannot be told for", None)):
+        found = [f"{_title(each.column)} ({_values(each)})" for each in of if each.better is said]
+        told += [f"{verb} {listed(found)}"] if found else []
+    return "; ".join(told)
+
+
+def _values(contrast: Contrast) -> str:
+    """What was and what is; where that tells nothing, how many items would."""
+    column = contrast.column
+    values = f"{column.text(contrast.other)} → {_number(column, contrast.row)}"
+    if contrast.better is not None:
+        return values
+    needed = contrast.needed
+    would = f"; about {rounded(needed)} would tell" if needed is not None and contrast.items >= FEWEST else ""
+    return f"{values} {contrast.asked}{would}"
+
+
+def _apart_with(level: Sequence[Contrast]) -> str:
+    """With how many items variants are level, and how many would tell the first two of them."""
+    paired = [each for each in level if each.paired is not None]
+    if not paired:
+        return "Their 95 % intervals overlap."
+    start = f"{paired[0].asked.capitalize()} they are not told apart"
+    found = [(needed, each) for each in paired if (needed := each.needed) is not None]
+    if not found:
+        return f"{start}: they say the same."
+    needed, each = min(found, key=lambda of: of[0])
+    return f"{start}; about {rounded(needed)} would tell {each.row.variant} from {each.other.variant}."
+
+
+def _title(column: Column) -> str:
+    return column.label.removesuffix(" %")
+
+
+def _number(column: Column, row: Row) -> str:
+    return column.text(row) + (" %" if column.label.endswith(" %") else "")
+
+
+def _interval(column: Column, row: Row) -> str:
+    estimate = column.of(row)
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return ""
+    return f" (95 % interval {column.form.format(estimate.low)} to {column.form.format(estimate.high)})"
