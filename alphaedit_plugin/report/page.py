@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.resources import files
 from itertools import groupby
@@ -54,7 +55,8 @@ def write_report(comparisons: Sequence[Comparison], folder: str | Path) -> Path:
     for index, comparison in enumerate(comparisons, 1):
         prefix = f"c{index}" if len(comparisons) > 1 else "c"
         found = sections(comparison, looks)
-        told = next((section.text for section in found if section.id == FRONTIER), "")
+        told = next((section.text for section in found if section.id == FRONTIER), "")  # which is its verdict
+        found = [replace(section, text="") if section.id == FRONTIER else section for section in found]
         cells.append(
             {
                 "id": prefix,

@@ -14,6 +14,8 @@ from .verdict import OPEN, effects, fullest, leading, outcome, ranking
 ONCE = "targets found once, on the unedited model"
 NAMED = 4
 """As many variants are named in a sentence; of others there is the number."""
+MANY = 12
+"""As many are listed where each one matters."""
 
 
 def question(comparisons: Sequence[Comparison]) -> str:
@@ -47,7 +49,8 @@ def standing(comparison: Comparison) -> str:
     far = {
         name: f"{edits:,} of {of:,} edits" if edits else "no edits yet" for name, edits in comparison.unfinished.items()
     }
-    waiting = ", ".join(f"{name} ({text})" for name, text in far.items() if name not in failed)
+    left = [f"{name} ({text})" for name, text in far.items() if name not in failed]
+    waiting = ", ".join(left if len(left) <= MANY else [*left[:NAMED], f"{len(left) - NAMED} more"])
     broken = "; ".join(f"{name} ({far[name]}: {why})" for name, why in failed.items())
     told = [f"Not finished: {waiting}."] if waiting else []
     told += [f"Failed: {broken}."] if broken else []
