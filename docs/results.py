@@ -5,8 +5,8 @@
     python docs/results.py last 100 A.json B.json   # the last 100 records of a file, for facts that no table uses
 
 A mark is `<!-- results: NAME … -->`, and a table goes up to `<!-- end -->`. Behind the name stand the columns that are
-shown (all, if there are none), and `every` for a row at each checkpoint instead of at the last one. Rows without any of
-these columns are left out.
+shown (all, if there are none), and `every` for a row at each checkpoint instead of at the last one, or `at=500` for
+another one. Rows without any of these columns are left out.
 """
 
 from __future__ import annotations
@@ -97,12 +97,14 @@ def _table(words: Sequence[str], results: Path) -> str:
     path = results / f"{name}.json"
     if not path.is_file():
         return "\nNot run yet.\n\n"
-    every, names = "every" in chosen, [word for word in chosen if word != "every"]
-    return "".join(_one(comparison, names, every) for comparison in read(path))
+    every = "every" in chosen
+    at = next((int(word.removeprefix("at=")) for word in chosen if word.startswith("at=")), None)
+    names = [word for word in chosen if word != "every" and not word.startswith("at=")]
+    return "".join(_one(comparison, names, every, at) for comparison in read(path))
 
 
-def _one(comparison: Comparison, names: Sequence[str], every: bool) -> str:
-    edits = shared_checkpoint([comparison])
+def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | None) -> str:
+    edits = shared_checkpoint([comparison]) if at is None else at
     rows = [row for row in comparison.rows if every or row.variant == BEFORE or row.edits == edits]
     found = [column for column in columns(rows) if not names or column.name in names]
     rows = [row for row in rows if any(column.of(row) for column in found)]
@@ -116,7 +118,7 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool) -> str:
     settings = comparison.settings
     told = [f"{cell_title(comparison)}, {edits:,} edits in batches of {settings['batch_size']}"]
     told += [f"alphaedit-plugin {settings['environment']['alphaedit_plugin']}, {settings['date']}"]
-    missing = {**comparison.unfinished, **dict.fromkeys(comparison.failed, 0)}
+    missing = {**comparison.unfinished, **dict.fromkeys(comparison.failed, 0)} if at is None else {}
     told += [f"not finished: {', '.join(missing)}"] if missing else []
     table = tabulate(body, head, "github", disable_numparse=True, colalign=["left", *("right" for _ in head[1:])])
     return f"\n{'; '.join(told)}:\n\n{table}\n\n`{_command(settings['command'])}`\n\n"

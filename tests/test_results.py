@@ -57,6 +57,8 @@ def test_a_run_becomes_a_table(results, tmp_path: Path):
     assert f"{100 * made.of('memit+P')[-1].metrics['efficacy']:.1f}" in text
     assert "Not run yet" in text
     assert text.count("`memit") == 2
+    earlier = results.written("<!-- results: one at=100 efficacy -->\n<!-- end -->", into)
+    assert f"{100 * made.of('memit')[0].metrics['efficacy']:.1f}" in earlier
     every = results.written("<!-- results: one every efficacy -->\n<!-- end -->", into)
     assert every.count("`memit") == 4
 
