@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..baselines.edition import PACKAGE
 from ..baselines.methods import ADDED, restores_by_itself, templates
+from ..editors.changes import show_changes
 from ..editors.hyperparameters import ADAM, Hyperparameters
 from ..editors.variant import Variant
 from ..errors import HyperparameterError
@@ -137,8 +138,9 @@ class AddedMethod:
     def _continued(self, hparams: Any) -> Session:
         """The session whose last edit is the last one in the weights; a new session if none fits."""
         flag = Options.parse(getattr(hparams, "null_space", None), self.name)
-        marks = [*flag.modifiers, "P"] if flag is not None else []
-        variant = Variant.parse("+".join([ADDED[self.name], *marks]))
+        marks = [*(name for name, _ in flag.modifiers), "P"] if flag is not None else []
+        settings = {key: value for _, of in flag.modifiers for key, value in of} if flag is not None else {}
+        variant = Variant.parse("+".join([ADDED[self.name] + show_changes(settings), *marks]))
         given = {key: value for key, value in asdict(hparams).items() if key != "null_space" and value is not None}
         values = Hyperparameters.from_mapping({"target_optimiser": ADAM, **given}, type(hparams).__name__)  # EasyEdit's
         spaces, covariances = self._preserved(hparams, flag or Options(), variant, values)

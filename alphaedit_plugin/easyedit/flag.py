@@ -17,6 +17,8 @@ from ..storage.store import Store
 _CRITERION = ("threshold", "energy", "nullity")
 _TEXTS = ("corpus", "path", "cache_dir")
 _SWITCHES = ("fast_targets", "progress")
+Modifiers = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
+"""Names of modifiers, each with its settings."""
 KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES, "modifiers")
 
 
@@ -28,8 +30,8 @@ class Options:
     paper's, by default. `corpus` and `tokens` as in `alphaedit prepare`; without a corpus, the .npz files below
     EasyEdit's `stats_dir`, else text that the model writes. `path`: a file of null spaces, made by `alphaedit prepare
     --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser instead of `compute_z`. `progress`:
-    bars on stderr while statistics are computed. `modifiers`: names of modifiers that are projections themselves
-    (`revive`), so that they can act on what other people's editors write.
+    bars on stderr while statistics are computed. `modifiers`: modifiers that are projections themselves (`revive`), so
+    that they can act on what other people's editors write, each with its settings.
     """
 
     criterion: Criterion | None = None
@@ -39,7 +41,7 @@ class Options:
     cache_dir: str | None = None
     fast_targets: bool = False
     progress: bool = True
-    modifiers: tuple[str, ...] = ()
+    modifiers: Modifiers = ()
 
     @property
     def preparation(self) -> Preparation:
@@ -96,15 +98,29 @@ class Options:
         return cls(**settings)
 
 
-def _modifiers(given: Any, name: str) -> tuple[str, ...]:
-    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+def _modifiers(given: Any, name: str) -> Modifiers:
+    """Each modifier with its settings, from a list of names or from a mapping of names to settings."""
+    if isinstance(given, list) and all(isinstance(each, str) for each in given):
+        given = dict.fromkeys(given)
+    if not isinstance(given, Mapping) or not all(isinstance(each, Mapping | None) for each in given.values()):
         raise HyperparameterError(
-            f"{name}: null_space.modifiers must be a list of names such as [revive], not {given!r}"
+            f"{name}: null_space.modifiers must be a list of names such as [revive], or their settings, such as "
+            f"{{revive: {{tau: 0.2}}}}, not {given!r}"
         )
-    for each in given:
-        if find_modifier(each).spares is None:
+    found = []
+    for each, settings in given.items():
+        modifier = find_modifier(str(each))
+        if modifier.spares is None:
             raise HyperparameterError(
                 f"{name}: null_space.modifiers: {each} is no projection, so it cannot act on what others write: leave "
                 "it out, or edit with our own methods"
             )
-    return tuple(dict.fromkeys(given))
+        numbers = {key: as_number(value) for key, value in (settings or {}).items()}
+        for key, number in numbers.items():
+            if key not in modifier.settings or number is None:
+                known = ", ".join(f"{setting}: {value:g}" for setting, value in modifier.settings.items())
+                raise HyperparameterError(
+                    f"{name}: null_space.modifiers: {each} has no setting {key}: {settings[key]!r}; it has {known}"
+                )
+        found.append((modifier.name, tuple((key, number) for key, number in numbers.items() if number is not None)))
+    return tuple(found)

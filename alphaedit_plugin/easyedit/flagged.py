@@ -27,7 +27,7 @@ from ..nullspace.covariance import Covariance
 from ..nullspace.guard import guards
 from ..nullspace.null_spaces import NullSpaces
 from ..nullspace.two_sided import TwoSided
-from .flag import Options
+from .flag import Modifiers, Options
 from .kept import keep, kept
 from .prepared import Prepared
 from .private import another, lend, private_module
@@ -87,8 +87,8 @@ class FlaggedMethod:
         self.preserved = Prepared(tokenizer)
         self.checked: set[str] = set()
         self.lent: dict[str, dict[int, Covariance]] = {}
-        self.spared: dict[tuple[str | None, str, int], tuple[Tensor, Tensor]] = {}
-        self.narrowed: dict[tuple[int, tuple[str, ...]], tuple[NullSpaces, NullSpaces]] = {}
+        self.spared: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.narrowed: dict[tuple[int, Modifiers], tuple[NullSpaces, NullSpaces]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None
         self.knows_branch = False
@@ -137,18 +137,18 @@ class FlaggedMethod:
             lend(self.module, self.lent[template], decoder.model, template)
         return self._sparing(spaces, options.modifiers, decoder) if options.modifiers else spaces
 
-    def _sparing(self, spaces: NullSpaces, modifiers: tuple[str, ...], decoder: Decoder) -> NullSpaces:
+    def _sparing(self, spaces: NullSpaces, modifiers: Modifiers, decoder: Decoder) -> NullSpaces:
         """`spaces`, less what these modifiers spare in the weights as they were before the first edit of a layer."""
         key = (id(spaces), modifiers)
         if key not in self.narrowed:
             narrow = dict(spaces)
-            for name in modifiers:
+            for name, settings in modifiers:
                 spares = find_modifier(name).spares
                 assert spares is not None  # the flag has seen to it
                 for layer, projection in decoder.out_projections(list(narrow)).items():
-                    place = (decoder.template, name, layer)
+                    place = (decoder.template, name, settings, layer)
                     if place not in self.spared:
-                        self.spared[place] = spares(projection.matrix)
+                        self.spared[place] = spares(projection.matrix, **dict(settings))
                     narrow[layer] = TwoSided.sparing(narrow[layer], *self.spared[place])
             self.narrowed[key] = spaces, NullSpaces(narrow, spaces.provenance)
         return self.narrowed[key][1]

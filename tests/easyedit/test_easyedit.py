@@ -111,10 +111,12 @@ def test_whatever_a_flagged_method_writes_is_in_the_null_space(name, model, toke
     assert hparams.null_space == FLAG
 
 
+@pytest.mark.parametrize("tau", [None, 0.3])
 @pytest.mark.parametrize("name", [name for name in ("MEMIT", "FT", "RECT", "AlphaEdit") if name in TABLE])
-def test_a_modifier_of_the_flag_keeps_the_leading_directions_of_the_unedited_weights_too(name, model, tokenizer):
+def test_a_modifier_of_the_flag_keeps_the_leading_directions_of_the_unedited_weights_too(name, tau, model, tokenizer):
     hparams = hyperparameters(name)
-    hparams.null_space = {**FLAG, "modifiers": ["revive"]}
+    settings = {} if tau is None else {"tau": tau}
+    hparams.null_space = {**FLAG, "modifiers": {"revive": settings} if settings else ["revive"]}
     editor, before = editor_of(model, tokenizer, hparams), weights(model)
     edit(editor, sequential_edit=True)
     changed = {n for n, w in model.named_parameters() if not torch.equal(w, before[n])}
@@ -122,7 +124,7 @@ def test_a_modifier_of_the_flag_keeps_the_leading_directions_of_the_unedited_wei
     for projection in Decoder(model).out_projections(LAYERS).values():
         start = before[f"{projection.name}.weight"]
         delta = (projection.stored.detach() - start).double()
-        u, v = protected(start)
+        u, v = protected(start, **settings)
         assert float((u.T @ delta).norm()) <= 1e-5 * float(delta.norm())
         if name in ("MEMIT", "FT") or (name == "AlphaEdit" and HEAD):  # in our own methods P comes last
             assert float((delta @ v).norm()) <= 1e-5 * float(delta.norm())
@@ -254,6 +256,9 @@ def test_the_flag_is_read_from_a_file_kept_and_shown(tmp_path):
         ({"modifiers": "revive"}, "list of names"),
         ({"modifiers": ["reviv"]}, "did you mean revive"),
         ({"modifiers": ["rect"]}, "rect is no projection"),
+        ({"modifiers": {"revive": {"share": 0.2}}}, "revive has no setting share: 0.2; it has tau: 0.1"),
+        ({"modifiers": {"revive": {"tau": "much"}}}, "revive has no setting tau: 'much'"),
+        ({"modifiers": {"revive": 0.2}}, "or their settings"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_refused_when_it_is_set(value, message):
