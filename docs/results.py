@@ -121,16 +121,16 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     missing = {**comparison.unfinished, **dict.fromkeys(comparison.failed, 0)} if at is None else {}
     told += [f"not finished: {', '.join(missing)}"] if missing else []
     table = tabulate(body, head, "github", disable_numparse=True, colalign=["left", *("right" for _ in head[1:])])
-    return f"\n{'; '.join(told)}:\n\n{table}\n\n`{_command(settings['command'])}`\n\n"
+    return f"\n{'; '.join(told)}:\n\n{table}\n\n`{_command(settings['command'], comparison.variants)}`\n\n"
 
 
-def _command(words: Sequence[str]) -> str:
-    """The command without the folders of the machine that it ran on."""
-    found = []
-    for word in words:
-        if word.startswith("/"):
-            word = Path(word).name
-        found.append(word)
+def _command(words: Sequence[str], variants: Sequence[str]) -> str:
+    """The command without the folders of the machine that it ran on, and with the methods of earlier commands."""
+    found = [Path(word).name if word.startswith("/") else word for word in words]
+    if "--methods" in found:
+        start = found.index("--methods") + 1
+        end = next((at for at in range(start, len(found)) if found[at].startswith("--")), len(found))
+        found[start:end] = variants
     return shlex.join(found)
 
 
