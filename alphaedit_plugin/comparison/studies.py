@@ -18,8 +18,8 @@ SHARES = tuple(tenths / 10 for tenths in range(1, 11))
 
 # What a frontier is swept over: λ by the name that a method gives it, the length of targets, what counts as null.
 FRONTIER_WEIGHTS = {
-    "mom2_update_weight": ("0", "100", "1000", "10000", "100000"),
-    "L2": ("0", "1", "10", "100", "1000"),
+    "mom2_update_weight": ("0", "100", "1000", "10000"),
+    "L2": ("0", "10", "100", "1000"),
 }
 FRONTIER_CLAMPS = ("0.4", "0.75")
 FRONTIER_THRESHOLDS = ("1e-2", "2e-2", "5e-2")
