@@ -12,6 +12,8 @@ COMPARE  = $(BIN)/alphaedit compare --batch 50 --edits $(EDITS) --quiet
 
 PAPER := table1 table1-zsre figure4 figure5 figure7a figure7b c1 c5 c6 c7-knowedit c7-mquake c8 c9 threshold L2 \
          qaedit frontier-counterfact frontier-zsre frontier-qaedit
+# Those that take longest, or whose numbers the frontier has too, can be made smaller: FEW facts.
+FEW ?= 30
 .PHONY: paper results $(addprefix paper-,$(PAPER))
 
 paper: $(addprefix paper-,$(PAPER))
@@ -22,13 +24,13 @@ results:
 
 # Tables. ROME and FT write one fact at a time.
 paper-table1:
-	$(COMPARE) $(CF) --methods $(METHODS) in-context --texts 30 --answers 100 --keep-sessions --out $(RUNS)/table1
+	$(COMPARE) $(CF) --methods $(METHODS) in-context --texts 20 --keep-sessions --out $(RUNS)/table1
 
 paper-table1-zsre:
-	$(COMPARE) $(ZSRE) --methods $(METHODS) in-context --answers 100 --out $(RUNS)/table1-zsre
+	$(COMPARE) $(ZSRE) --methods $(METHODS) in-context --out $(RUNS)/table1-zsre
 
 paper-qaedit:
-	$(COMPARE) --data $(DATA)/qaedit/qaedit_500.json --methods memit memit+P alphaedit in-context --answers 100 --out $(RUNS)/qaedit
+	$(COMPARE) --data $(DATA)/qaedit/qaedit_500.json --methods memit memit+P alphaedit in-context --answers 50 --out $(RUNS)/qaedit
 
 # Capability and hidden states need no edits of their own: table 1's are kept.
 paper-figure4 paper-figure7b: paper-table1
@@ -48,13 +50,13 @@ paper-c5:
 	$(COMPARE) $(CF) --edits 20 --methods alphaedit easyedit:GRACE easyedit:FT --out $(RUNS)/c5
 
 paper-c6:
-	$(COMPARE) $(CF) --edits 50 --models gemma-3-270m --methods memit memit+P rect alphaedit --out $(RUNS)/c6
+	$(COMPARE) $(CF) --edits $(FEW) --models gemma-3-270m --methods memit memit+P rect alphaedit --out $(RUNS)/c6
 
 paper-c7-knowedit:
-	$(COMPARE) --data $(DATA)/knowedit/wiki_recent.json $(DATA)/knowedit/wikibio.json --edits 50 --skip-bad --methods memit rect alphaedit --out $(RUNS)/c7-knowedit
+	$(COMPARE) --data $(DATA)/knowedit/wiki_recent.json $(DATA)/knowedit/wikibio.json --edits $(FEW) --skip-bad --methods memit rect alphaedit --out $(RUNS)/c7-knowedit
 
 paper-c7-mquake:
-	$(COMPARE) --data $(DATA)/mquake/MQuAKE-hard.json --edits 30 --batch 30 --methods memit rect alphaedit --out $(RUNS)/c7-mquake
+	$(COMPARE) --data $(DATA)/mquake/MQuAKE-hard.json --edits $(FEW) --methods memit rect alphaedit --out $(RUNS)/c7-mquake
 
 paper-c8:
 	$(COMPARE) $(CF) --targets once --study corpus-size --out $(RUNS)/c8
