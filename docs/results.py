@@ -6,7 +6,7 @@
 
 A mark is `<!-- results: NAME … -->`, and a table goes up to `<!-- end -->`. Behind the name stand the columns that are
 shown (all, if there are none), and `every` for a row at each checkpoint instead of at the last one, or `at=500` for
-another one. Rows without any of these columns are left out.
+another one. Rows without any of these columns are left out. `gains` is what lies between the frontiers of a study.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from typing import Any
 from tabulate import tabulate
 
 from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row, shared_checkpoint
+from alphaedit_plugin.comparison.run_folder import read_run
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.report.columns import columns
 from alphaedit_plugin.report.export import cell_title
+from alphaedit_plugin.report.frontier_section import frontiers
+from alphaedit_plugin.report.words import answer, finding
 from alphaedit_plugin.storage.files import write_text
 
 DOCS = Path(__file__).parent
@@ -46,7 +49,8 @@ def collect(runs: Path, into: Path = RESULTS) -> list[str]:
     found = sorted(path.parent for path in runs.glob("*/summary.json"))
     for run in found:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        for comparison in summary["comparisons"]:
+        for comparison, whole in zip(summary["comparisons"], read_run(run), strict=True):
+            comparison["told"], comparison["gains"] = _told(whole)
             settings = comparison["settings"]
             comparison["settings"] = {key: settings[key] for key in _KEPT if settings.get(key) is not None}
             comparison["settings"]["data"] = Path(settings["data"]).name
@@ -63,6 +67,17 @@ def collect(runs: Path, into: Path = RESULTS) -> list[str]:
     return [run.name for run in found]
 
 
+def _told(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The verdict's sentences and, of a study of frontiers, the table of what lies between them."""
+    frontier = frontiers(comparison, {})
+    if frontier is None:
+        return [each for each in (answer(comparison), finding(comparison)) if each], []
+    return [frontier.text], [
+        [*frontier.grids[0].head],
+        *([first.text, *(cell.text for cell in cells)] for first, cells in frontier.grids[0].rows),
+    ]
+
+
 def _rounded(value: Any) -> Any:
     """Five digits are more than any table shows."""
     if isinstance(value, dict):
@@ -73,9 +88,14 @@ def _rounded(value: Any) -> Any:
 
 
 def read(path: Path) -> list[Comparison]:
-    """The comparisons of a file that `collect` wrote."""
+    """The comparisons of a file that `collect` wrote; their settings have `told` and `gains` too."""
     summary = json.loads(path.read_text(encoding="utf-8"))
-    return [Comparison([_row(row) for row in each["rows"]], each["settings"]) for each in summary["comparisons"]]
+    return [
+        Comparison(
+            [_row(row) for row in each["rows"]], {**each["settings"], "told": each["told"], "gains": each["gains"]}
+        )
+        for each in summary["comparisons"]
+    ]
 
 
 def _row(values: Mapping[str, Any]) -> Row:
@@ -108,7 +128,7 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     rows = [row for row in comparison.rows if every or row.variant == BEFORE or row.edits == edits]
     found = [column for column in columns(rows) if not names or column.name in names]
     rows = [row for row in rows if any(column.of(row) for column in found)]
-    if not rows:
+    if not rows and names != ["gains"]:
         return "\nNot run yet.\n\n"
     body = []
     for row in rows:
@@ -120,8 +140,11 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     told += [f"alphaedit-plugin {settings['environment']['alphaedit_plugin']}, {settings['date']}"]
     missing = {**comparison.unfinished, **dict.fromkeys(comparison.failed, 0)} if at is None else {}
     told += [f"not finished: {', '.join(missing)}"] if missing else []
+    if names == ["gains"]:
+        head, *body = settings["gains"]
     table = tabulate(body, head, "github", disable_numparse=True, colalign=["left", *("right" for _ in head[1:])])
-    return f"\n{'; '.join(told)}:\n\n{table}\n\n`{_command(settings['command'], comparison.variants)}`\n\n"
+    verdict = "" if every or at is not None else "".join(f"{each}\n\n" for each in settings["told"])
+    return f"\n{'; '.join(told)}:\n\n{table}\n\n{verdict}`{_command(settings['command'], comparison.variants)}`\n\n"
 
 
 def _command(words: Sequence[str], variants: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from support.comparisons import comparison
 from support.paths import ROOT
 
 from alphaedit_plugin.report.export import export
+from alphaedit_plugin.report.words import answer
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,9 @@ def test_every_result_stands_in_a_page():
     assert {path.stem for path in (ROOT / "docs" / "results").glob("*.json")} <= named
 
 
-def test_a_run_becomes_a_table(results, tmp_path: Path):
+def test_a_run_becomes_a_table(results, tmp_path: Path, monkeypatch):
     made = comparison(("memit", "memit+P"), (100, 200), facts=24, date="2026-01-01")
+    monkeypatch.setattr(results, "read_run", lambda run: [made])
     runs, into = tmp_path / "runs", tmp_path / "results"
     export([made], runs / "one")
     into.mkdir()
@@ -59,8 +61,21 @@ def test_a_run_becomes_a_table(results, tmp_path: Path):
     assert text.count("`memit") == 2
     earlier = results.written("<!-- results: one at=100 efficacy -->\n<!-- end -->", into)
     assert f"{100 * made.of('memit')[0].metrics['efficacy']:.1f}" in earlier
+    assert answer(made) in text
     every = results.written("<!-- results: one every efficacy -->\n<!-- end -->", into)
     assert every.count("`memit") == 4
+
+
+def test_what_lies_between_frontiers_is_a_table_of_its_own(results, tmp_path: Path, monkeypatch):
+    names = [f"memit@mom2_update_weight={each}{end}" for each in (0, 10) for end in ("", "+P")]
+    made = comparison(names, (60,), facts=60, study="frontier", date="2026-01-01")
+    monkeypatch.setattr(results, "read_run", lambda run: [made])
+    export([made], tmp_path / "runs" / "one")
+    (tmp_path / "results").mkdir()
+    results.collect(tmp_path / "runs", tmp_path / "results")
+    text = results.written("<!-- results: one gains -->\n<!-- end -->", tmp_path / "results")
+    assert "| memit+P against memit |" in text
+    assert "The frontier of memit+P lies above that of memit" in text
 
 
 def test_the_last_records_of_a_file(results, tmp_path: Path):
