@@ -72,7 +72,7 @@ def _with_less_text(methods: Sequence[str], tokens: int) -> list[str]:
 def _over_its_settings(methods: Sequence[str], tokens: int) -> list[str]:
     """Each method with every λ and clamp, and if it is projected with every threshold.
 
-    Raises CompareError for a method without a λ.
+    Raises CompareError for a method without a λ, and for one that sets what is swept.
     """
     found = []
     for method in methods:
@@ -82,6 +82,10 @@ def _over_its_settings(methods: Sequence[str], tokens: int) -> list[str]:
             raise CompareError(f"the study of frontiers sweeps λ, and {method} has none: leave it out")
         swept = [(key, FRONTIER_WEIGHTS[key]), ("clamp_norm_factor", FRONTIER_CLAMPS)]
         swept += [("nullspace_threshold", FRONTIER_THRESHOLDS)] * variant.projected
+        if given := [setting for setting, _ in swept if setting in dict(variant.changes)]:
+            raise CompareError(
+                f"{method}: the study of frontiers sweeps {given[0]} by itself: leave it out of the name"
+            )
         names = [method]
         for setting, values in swept:
             names = [_changed(name, setting, value) for name in names for value in values]

@@ -73,7 +73,7 @@ def difference(
         return None
     a, b = (np.where(known, side, 0)[asked] for side in sides)
     known = known[asked]
-    drawn, tossed = _draws(len(a))
+    drawn, tossed = draws(len(a))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
 
         def less(sums: Numbers, of_other: Numbers, counts: Numbers) -> Numbers:
@@ -104,7 +104,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 @lru_cache(maxsize=2)
-def _draws(items: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def draws(items: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """DRAWS × items each: how often every item is drawn in a resample, and which items change sides."""
     random = np.random.default_rng(SEED)
     drawn = np.zeros((DRAWS, items), np.uint8)

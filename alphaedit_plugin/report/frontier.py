@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.measure import RESAMPLES, SEED, Estimate
+from ..errors import CompareError
+from ..evaluation.paired import LEVEL, draws
 
 FRONTIER = "frontier"
 """The study's name, and the section's."""
@@ -52,29 +51,51 @@ class Frontier:
         return found
 
 
-def gain(of: Frontier, over: Frontier) -> tuple[Estimate, tuple[float, float]] | None:
-    """How much more one writes than the other while it keeps as much: the area between the frontiers, divided by its
-    width; with its 95 % bootstrap interval, paired by fact, and the range of what is kept.
+@dataclass(frozen=True)
+class Gain:
+    """How much more one frontier writes than another while it keeps as much, on `items` facts; shares from 0 to 1.
 
-    The range goes from the model before any edit down to where the first of the two writes as much as it ever does.
-    With many settings a frontier is a little too high, since it takes the best of them on the facts that it is judged
-    by: compare frontiers of as many settings. None if neither writes anything.
+    `value` is the area between them divided by its width, which goes from `kept_most` to `kept_least`; `low` and `high`
+    are the ends of its 95 % bootstrap interval, paired by fact, and `p` is twice the share of resamples on the other
+    side of 0.
     """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    items: int
+    kept_most: float
+    kept_least: float
+
+
+def gain(of: Frontier, over: Frontier) -> Gain | None:
+    """The range goes from the model before any edit down to where the first of the two writes as much as it ever does.
+
+    A frontier takes the best of its settings on the facts that it is judged by, and is the higher for having more of
+    them: both need as many. None if neither writes anything, or if a number is not finite.
+
+    Raises CompareError for frontiers of different numbers of settings.
+    """
+    if of.written.shape[1] != over.written.shape[1]:
+        raise CompareError("a frontier of more settings is the higher one: compare those of as many")
     high = float(of.mean[1][0])
     low = min(high, *(float(each.mean[1][each.on_it[-1]]) for each in (of, over)))
     if not low < high:
         return None
     count = len(of.written)
-    drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    counts = np.stack([np.bincount(sample, minlength=count) for sample in drawn]).astype(float)
 
     def difference(weights: Values) -> Values:
         one, other = (_height(*each.resampled(weights), low, high) for each in (of, over))
         return one - other
 
-    value, found = float(difference(np.ones((1, count)))[0]), difference(counts)
-    ends = np.quantile(found, [0.025, 0.975]) if np.isfinite(found).all() else (None, None)
-    return Estimate(value, *(None if end is None else float(end) for end in ends)), (low, high)
+    value, found = float(difference(np.ones((1, count)))[0]), difference(draws(count)[0].astype(float))
+    if not np.isfinite(found).all():
+        return None
+    ends = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
+    aside = min(np.count_nonzero(found <= 0), np.count_nonzero(found >= 0))
+    p = min(1.0, 2 * (1 + aside) / (1 + len(found)))
+    return Gain(value, float(ends[0]), float(ends[1]), p, count, high, low)
 
 
 def _means(values: Values, counts: Values) -> Values:
@@ -96,8 +117,3 @@ def _height(written: Values, kept: Values, low: float, high: float) -> Values:
     below = np.concatenate([edges[:, 1:], np.full((len(edges), 1), low)], 1)
     height: Values = (most * (edges - below)).sum(1) / (high - low)
     return height
-
-
-def values(records: Sequence[dict[str, Any]], name: str) -> Values:
-    """A metric of each fact; nan where it has none."""
-    return np.asarray([np.nan if (of := record.get(name)) is None else float(of) for record in records])

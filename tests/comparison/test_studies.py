@@ -47,6 +47,15 @@ def test_a_sweep_changes_one_hyperparameter_and_nothing_else(study, key, method)
         assert (values[0], values[-1]) == (500, 5000)
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("rome", "rome has none"), ("memit@clamp_norm_factor=0.5+P", "sweeps clamp_norm_factor by itself")],
+)
+def test_a_frontier_is_swept_over_what_the_method_leaves_open(method, said):
+    with pytest.raises(CompareError, match=said):
+        STUDIES["frontier"].methods([method], 5000)
+
+
 plans = st.builds(
     Plan,
     methods=st.none() | st.just(("memit",)),
