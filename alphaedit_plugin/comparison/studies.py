@@ -22,7 +22,7 @@ FRONTIER_WEIGHTS = {
     "L2": ("0", "10", "100", "1000"),
 }
 FRONTIER_CLAMPS = ("0.4", "0.75")
-FRONTIER_THRESHOLDS = ("1e-2", "2e-2", "5e-2")
+FRONTIER_THRESHOLDS = ("1e-2", "2e-2", "5e-2", "1e-1")
 
 
 @dataclass(frozen=True)
