@@ -38,8 +38,8 @@ FIGURES = ("capability", "shift", "frontier", "curves-efficacy", "curves-retenti
 """What a committed figure's name begins with, behind the cell's."""
 
 _KEPT = (
-    "command", "date", "study", "model", "data", "format", "seed", "edits", "facts", "batch_size", "checkpoints",
-    "variants", "targets_found", "failed", "environment",
+    "command", "commands", "date", "study", "model", "data", "format", "seed", "edits", "facts", "batch_size",
+    "checkpoints", "variants", "targets_found", "failed", "environment",
 )  # fmt: skip
 _MARK = re.compile(r"<!-- results: (?P<what>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -144,17 +144,26 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
         head, *body = settings["gains"]
     table = tabulate(body, head, "github", disable_numparse=True, colalign=["left", *("right" for _ in head[1:])])
     verdict = "" if every or at is not None else "".join(f"{each}\n\n" for each in settings["told"])
-    return f"\n{'; '.join(told)}:\n\n{table}\n\n{verdict}`{_command(settings['command'], comparison.variants)}`\n\n"
+    asked = settings.get("commands") or [settings["command"]]
+    shown = asked if len(asked) > 1 else [_with_all(asked[0], comparison.variants)]
+    commands = "".join(f"`{_command(each)}`\n\n" for each in shown)
+    return f"\n{'; '.join(told)}:\n\n{table}\n\n{verdict}{commands}"
 
 
-def _command(words: Sequence[str], variants: Sequence[str]) -> str:
-    """The command without the folders of the machine that it ran on, and with the methods of earlier commands."""
-    found = [Path(word).name if word.startswith("/") else word for word in words]
+def _command(words: Sequence[str]) -> str:
+    """The command without the folders of the machine that it ran on, and without what changes no number."""
+    named = [Path(word).name if word.startswith("/") else word for word in words if word not in ("--quiet", "--worker")]
+    return shlex.join(named)
+
+
+def _with_all(words: Sequence[str], variants: Sequence[str]) -> list[str]:
+    """The last command of a folder that remembers no others, with the methods of all."""
+    found = [*words]
     if "--methods" in found:
         start = found.index("--methods") + 1
         end = next((at for at in range(start, len(found)) if found[at].startswith("--")), len(found))
         found[start:end] = variants
-    return shlex.join(found)
+    return found
 
 
 def last(count: int, source: Path, target: Path) -> None:
@@ -168,7 +177,7 @@ def main(words: Sequence[str]) -> None:
         case ["collect", runs]:
             print("\n".join(collect(Path(runs))))
         case ["pages"]:
-            for page in sorted(DOCS.glob("*.md")):
+            for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))):
                 text = page.read_text(encoding="utf-8")
                 if (new := written(text)) != text:
                     write_text(page, new, CompareError)

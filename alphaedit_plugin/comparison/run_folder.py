@@ -137,16 +137,21 @@ class RunFolder:
             write_json(self._place(variant, edits) / _WEIGHTS, self._weights[variant, edits], CompareError)
 
     def add_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Save and return them, merged with those of earlier variants and measures here on the same facts."""
+        """Save and return them, merged with those of earlier variants and measures here on the same facts, and with
+        all commands that there were.
+        """
         merged = dict(settings)
         if self.path is None:
             return merged
+        commands = [settings["command"]] if settings.get("command") else []
         with self.claim("settings", wait=True):
             old = self._read(self.path / SETTINGS, _settings_in)
             if old is not None and old.get("cell") == settings["cell"] and _agree(old, settings):
                 for key in ("hyperparameters", "null_spaces", "measures", "trajectories", "failed"):
                     merged[key] = {**old.get(key, {}), **settings.get(key, {})}
                 merged["date"] = old.get("date")
+                known_commands = old.get("commands") or ([old["command"]] if old.get("command") else [])
+                commands = [*known_commands, *(each for each in commands if each not in known_commands)]
                 merged["variants"] = list(dict.fromkeys([*old["variants"], *settings["variants"]]))
                 known = old.get("trajectories", {})
                 kept = {
@@ -158,6 +163,8 @@ class RunFolder:
                     variant: {**kept.get(variant, {}), **settings["points"].get(variant, {})}
                     for variant in (BEFORE, *merged["variants"])
                 }
+            if commands:
+                merged["commands"] = commands
             write_json(self.path / SETTINGS, merged, CompareError)
         return merged
 

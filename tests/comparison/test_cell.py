@@ -291,13 +291,15 @@ def test_settings_that_several_processes_add_at_once_are_all_there(tmp_path):
             {
                 "cell": "c", "order": ["a"], "date": "today", "variants": [name], "trajectories": {name: "t"},
                 "points": {BEFORE: {"0": "b"}, name: {"1": "p"}}, "measures": {}, "hyperparameters": {},
-                "null_spaces": {},
+                "null_spaces": {}, "command": ["alphaedit", "compare", "--methods", name],
             }
         )  # fmt: skip
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(add, range(24)))
-    assert len(json.loads((tmp_path / "settings.json").read_text())["variants"]) == 24
+        list(pool.map(add, [*range(24), 0]))
+    found = json.loads((tmp_path / "settings.json").read_text())
+    assert len(found["variants"]) == 24
+    assert sorted(command[-1] for command in found["commands"]) == sorted(found["variants"])
 
 
 def test_covariances_of_unknown_text_are_known_by_their_numbers():
