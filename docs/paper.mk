@@ -11,7 +11,8 @@ METHODS := memit memit+P rect rect+P prune prune+P rome rome+P alphaedit
 COMPARE  = $(BIN)/alphaedit compare --batch 50 --edits $(EDITS) --quiet
 
 PAPER := table1 table1-zsre figure4 figure5 figure7a figure7b c1 c5 c6 c7-knowedit c7-mquake c8 c9 threshold L2 \
-         qaedit frontier-counterfact frontier-zsre frontier-qaedit
+         qaedit frontier-counterfact frontier-zsre frontier-qaedit \
+         settings-counterfact settings-zsre settings-qaedit
 # Those that take longest, or whose numbers the frontier has too, can be made smaller: FEW facts.
 FEW ?= 30
 .PHONY: paper results $(addprefix paper-,$(PAPER))
@@ -70,6 +71,13 @@ paper-threshold paper-L2: paper-%:
 # Facts that no table uses: the settings that ship for SmolLM2 were chosen on these.
 $(RUNS)/facts/%.json:
 	$(BIN)/python docs/results.py last 100 $(wildcard $(DATA)/*/$*.json) $@
+
+# The settings that ship, without P and with it, on the same facts.
+paper-settings-counterfact: $(RUNS)/facts/counterfact_flat_3000.json
+paper-settings-zsre: $(RUNS)/facts/zsre_mend_train-1k.json
+paper-settings-qaedit: $(RUNS)/facts/qaedit_500.json
+paper-settings-counterfact paper-settings-zsre paper-settings-qaedit: paper-%:
+	$(COMPARE) --data $< --targets once --methods memit memit+P rect rect+P --out $(RUNS)/$*
 
 paper-frontier-counterfact: $(RUNS)/facts/counterfact_flat_3000.json
 paper-frontier-zsre: $(RUNS)/facts/zsre_mend_train-1k.json
