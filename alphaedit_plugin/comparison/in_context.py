@@ -3,7 +3,8 @@
 This is IKE (Zheng et al. 2023, "Can we edit factual knowledge by in-context learning?") without demonstrations, and the
 bar for every method that writes weights. `in-context` is told which fact a prompt belongs to;
 `in-context@retrieve=tfidf` has to find it. A prompt about another fact is told one too, the fact that it is asked with
-or the nearest: so specificity and locality show what a reminder does where it does not belong.
+(each of them, if it is asked with several) or the nearest: so specificity and locality show what a reminder does where
+it does not belong.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from .course import Course
 from .names import IN_CONTEXT, RETRIEVALS
 
 _WORD = r"\w+"
+_TELLS = 2
+"""Change this number whenever `given` or `nearest` tells something else: old measurements are then repeated."""
 Told = Callable[[str], str]
 """What is told before a prompt: `told_of` some facts, or nothing."""
 
@@ -64,7 +67,14 @@ class _InContextEntry(Entry):
     @property
     def identity(self) -> Mapping[str, Any]:
         found = {"words": _WORD, "scikit-learn": version("scikit-learn")} if self.retrieve == "tfidf" else {}
-        return {"in_context": {"retrieve": self.retrieve, "told": told_of([Request("{} is", "This", "it")]), **found}}
+        return {
+            "in_context": {
+                "retrieve": self.retrieve,
+                "tells": _TELLS,
+                "told": told_of([Request("{} is", "This", "it")]),
+                **found,
+            }
+        }
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -93,14 +103,22 @@ def _sentence(request: Request) -> str:
 
 def given(facts: Sequence[Fact]) -> Told:
     """Before each of a fact's prompts, the fact. Of facts with the same prompt the one that is taught with it counts,
-    the last of several; else the first that is asked with it.
+    the last of several; else the first that it asks for. What only asks for other facts (neighbours, locality) is told
+    all facts that it must withstand, because each fact's specificity is measured with it; of two that contradict each
+    other the last.
 
     A prompt inside a longer one (a question behind examples) counts too, the longest; before any other nothing is told.
     """
-    about: dict[str, str] = {}
+    withstood: dict[str, dict[str, Request]] = {}
+    asked: dict[str, str] = {}
     for fact in facts:
+        others = {*fact.neighbours, *(probe.prompt for kind in fact.locality.values() for probe in kind)}
         for prompt in fact.prompts:
-            about.setdefault(prompt, told_of(fact.requests))
+            if prompt in others:
+                withstood.setdefault(prompt, {}).update({request.text: request for request in fact.requests})
+            else:
+                asked.setdefault(prompt, told_of(fact.requests))
+    about = {prompt: told_of(list(requests.values())) for prompt, requests in withstood.items()} | asked
     about |= {request.text: told_of(fact.requests) for fact in facts for request in fact.requests}
 
     def told(prompt: str) -> str:

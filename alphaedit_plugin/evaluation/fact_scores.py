@@ -33,7 +33,7 @@ class Scores:
       accepted answers counts.
 
     `exact` is stricter: 1 where each token of the new object is the likeliest one. Teacher forcing makes all of these
-    look better than they are ("The Mirage of Model Editing", 2502.11177): see `texts.py` for what the model writes by
+    look better than they are ("The Mirage of Model Editing", 2502.11177): see `answers.py` for what the model writes by
     itself.
 
     `answers` are the likeliest tokens at the places of the answers, for all prompts about other facts.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..errors import RequestError
 from ..storage.records import Json, text_of
 from .facts import Fact, Probe
 from .record_fields import answers_in, before_target, mappings_in, one_hop, probe_of, prompt_in, request_of
@@ -25,7 +28,7 @@ def zsre(record: Json, name: str) -> Fact:
 
 
 def qaedit(record: Json, name: str) -> Fact:
-    """QAEdit (Yang et al. 2025): questions people ask, to be answered without teacher forcing; see `Texts`."""
+    """QAEdit (Yang et al. 2025): questions people ask, to be answered without teacher forcing; see `Answers`."""
     subject, where = text_of(record, "subject", name), f"{name}: locality"
     request = request_of(record, "prompt", subject, prompt_in(record, "target", name), name)
     others = [
@@ -64,13 +67,34 @@ def wikibigedit(record: Json, name: str) -> Fact:
 
 
 def _answered(record: Json, key: str, name: str) -> list[Probe]:
-    """The question in `key`, if there is one, with its answer in `key`_ans."""
-    answer = f"{key}_ans"
-    return [probe_of(asked, record.get(answer), f"{name}: {answer}") for asked in _asked(record, key, name)]
+    """The question in `key` with its answers in `key`_ans, or several questions each with the answer in its place.
+
+    A question without an answer is left out, an answer without a question too. Raises RequestError for several
+    questions that have not as many answers.
+    """
+    where, asked, answers = f"{name}: {key}_ans", record.get(key), record.get(f"{key}_ans")
+    if not isinstance(asked, list):
+        asked, answers = [asked], [answers]
+    elif len(asked) == 1 and not (isinstance(answers, list) and len(answers) == 1):
+        answers = [answers]
+    elif not asked or _absent(answers):
+        return []
+    if not isinstance(answers, list) or len(answers) != len(asked):
+        raise RequestError(f"{where} must be a list of {len(asked)} answers, one for each question, not {answers!r}")
+    return [
+        probe_of(question, answer, where)
+        for each, answer in zip(asked, answers, strict=True)
+        if not _absent(answer)
+        for question in _asked({key: each}, key, name)
+    ]
 
 
 def _asked(record: Json, key: str, name: str) -> list[str]:
     """One question or several; none for null, and for NaN, which pandas writes in its place."""
     value = record.get(key)
     several = value if isinstance(value, list) else [value]
-    return [prompt_in({key: each}, key, name) for each in several if each is not None and each == each]
+    return [prompt_in({key: each}, key, name) for each in several if not _absent(each)]
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value != value

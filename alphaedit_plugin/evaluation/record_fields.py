@@ -146,6 +146,13 @@ def leaves_of(value: Any) -> list[Any]:
     return [value]
 
 
+def mapping_in(value: Any, name: str) -> Json:
+    """The value. Raises RequestError if it is no mapping."""
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} must be a mapping, not {value!r}")
+    return value
+
+
 def mappings_in(value: Any, name: str) -> list[Json]:
     """A list of mappings; empty if absent."""
     if value is None:
@@ -157,10 +164,9 @@ def mappings_in(value: Any, name: str) -> list[Json]:
 
 def one_hop(record: Json, name: str) -> dict[str, list[Probe]]:
     """EasyEdit's addition to CounterFact and ZsRE (Yao et al. 2023): a question whose answer the new fact changes."""
-    portability = record.get("portability")
-    if portability is None:
+    if record.get("portability") is None:
         return {}
-    (portability,) = mappings_in([portability], f"{name}: portability")
+    portability = mapping_in(record["portability"], f"{name}: portability")
     question = prompt_in(portability, "New Question", f"{name}: portability")
     return {"One_hop": [probe_of(question, portability.get("New Answer"), f"{name}: portability")]}
 
@@ -171,9 +177,7 @@ def probes_in(record: Json, key: str, name: str) -> dict[str, list[Probe]]:
     In a record the probes of a kind are a list of mappings, one mapping of lists (`datasets` converts to this form), or
     a single probe.
     """
-    by_kind = record.get(key) or {}
-    if not isinstance(by_kind, Mapping):
-        raise RequestError(f"{name}: {key} must be a mapping, not {by_kind!r}")
+    by_kind = mapping_in(record.get(key) or {}, f"{name}: {key}")
     found: dict[str, list[Probe]] = {}
     for kind, probes in by_kind.items():
         where = f"{name}: {key}.{kind}"

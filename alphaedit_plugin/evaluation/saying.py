@@ -16,7 +16,7 @@ _UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 SAYS = 2
 """Change this number whenever `says` changes its answers: old measurements are then repeated."""
 
-JUDGES = 1
+JUDGES = 2
 """The same for `exact`, `contains` and `first_clause`."""
 
 
@@ -53,8 +53,14 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _AFTER = r"(?=\W*(?:\s|$))"  # of a mark: so that 3.14 and 1,500 hold none
 _MARK = re.compile(rf"[.,;:!?]+{_AFTER}|[。！？，；：、]|\n")
-_SENTENCE = re.compile(rf"(?:(?<=\w\w\w)|(?<=\W))[.!?]+{_AFTER}|[。！？]|\n")
-"""A point after fewer than three letters may be an abbreviation's: "St.", "J. R."."""
+_SHORT = ("St", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "Mt", "Ft", "vs", "Prof", "Gen", "Sgt", "Capt", "Gov", "Sen", "ca")
+_OPEN = "".join(rf"(?<!\b(?i:{short}))" for short in _SHORT)
+_LETTER = r"(?<![^\w'’][^\W\d_I])(?<!^[^\W\d_I])"
+_POINT = rf"{_OPEN}{_LETTER}(?<!^1)\.(?!(?<=\b[Nn]o\.)\s*\d)[.!?]*"
+_SENTENCE = re.compile(rf"(?:{_POINT}|[!?][.!?]*){_AFTER}|[。！？]|\n")
+"""No end: the point of a known abbreviation ("St."), of a letter ("J. R.", "U.S.", but not of "I"), of "No. 5", and of
+the "1." that begins a list. What ends in such a point ("in the U.S. Rome is") goes on, for nothing tells them apart.
+"""
 _CLAUSE = re.compile(rf"[,;:]+{_AFTER}|[，；：、]|{_SENTENCE.pattern}")
 
 

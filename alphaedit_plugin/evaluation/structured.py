@@ -15,6 +15,7 @@ from .record_fields import (
     aliased_answers,
     first_prompt,
     leaves_of,
+    mapping_in,
     mappings_in,
     one_hop,
     optional_text,
@@ -29,7 +30,7 @@ from .record_fields import (
 def counterfact(record: Json, name: str) -> Fact:
     """CounterFact and multi-CounterFact (Meng et al. 2022, 2023)."""
     request = Request.parse(record, name)
-    (rewrite,) = mappings_in([record.get("requested_rewrite")], f"{name}: requested_rewrite")
+    rewrite = mapping_in(record.get("requested_rewrite"), f"{name}: requested_rewrite")
     target_true, target_new = rewrite.get("target_true"), rewrite.get("target_new")
     if isinstance(target_true, Mapping):
         target_true = target_true.get("str")
@@ -55,13 +56,11 @@ def longform(record: Json, name: str) -> Fact:
     """
     fact = (counterfact if "requested_rewrite" in record else zsre)(record, name)
     inside = f"{name}: coupled_prompts_and_properties"
-    coupled = record.get("coupled_prompts_and_properties")
-    if not isinstance(coupled, Mapping):
-        raise RequestError(f"{inside} must be a mapping, not {coupled!r}")
+    coupled = mapping_in(record.get("coupled_prompts_and_properties"), inside)
     related = mappings_in(coupled.get("coupled_entities"), f"{inside}.coupled_entities")
     if not related:
         raise RequestError(f"{inside}.coupled_entities is empty")
-    (about,) = mappings_in([coupled.get("subject_entity")], f"{inside}.subject_entity")
+    about = mapping_in(coupled.get("subject_entity"), f"{inside}.subject_entity")
     subject, other = fact.request.subject, text_of(related[0], "entity", f"{inside}.coupled_entities")
     return replace(
         fact,
@@ -145,10 +144,13 @@ def mquake_remastered(record: Json, name: str, edits: str = "") -> Fact | None:
     if not isinstance(rewrites, list) or not all(isinstance(each, Mapping) for each in rewrites):
         raise RequestError(f"{name}: requested_rewrite must be a list of edits")
     if edits:
-        (split,) = mappings_in([record.get("split")], f"{name}: split")
+        split = mapping_in(record.get("split"), f"{name}: split")
         if edits not in split:
             raise RequestError(f"{name}: split knows no {edits!r}, only {', '.join(map(str, split))}")
-        if not {"edited", "train_edited", "test_edited", "test_edited_unique"} & set(leaves_of(split[edits])):
+        kinds = leaves_of(split[edits])
+        if not all(isinstance(kind, str | int | float | None) for kind in kinds):
+            raise RequestError(f"{name}: split: {edits} must be text or a list of texts, not {split[edits]!r}")
+        if not {"edited", "train_edited", "test_edited", "test_edited_unique"} & set(kinds):
             return None
     nested = [{"target_new": rewrite.get("target_new_str"), **rewrite} for rewrite in rewrites]
     return mquake({**record, "requested_rewrite": nested}, name)

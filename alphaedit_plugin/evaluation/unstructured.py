@@ -13,7 +13,16 @@ from ..editors.requests import Request
 from ..errors import RequestError
 from ..storage.records import Json, text_of
 from .facts import Fact, Probe
-from .record_fields import before_target, case_of, mappings_in, optional_text, probe_of, prompt_in, prompts_in
+from .record_fields import (
+    before_target,
+    case_of,
+    mapping_in,
+    mappings_in,
+    optional_text,
+    probe_of,
+    prompt_in,
+    prompts_in,
+)
 from .structured import counterfact, mquake
 
 FORMS = ("structured", "unstructured", "extracted")
@@ -26,13 +35,16 @@ def unke(record: Json, name: str) -> Fact:
     """
     question = text_of(record, "question", name)
     request = Request.written("{}", question, prompt_in(record, "answer", name).rstrip(), case_of(record))
-    questions, answers = prompts_in(record, "sub_question", name), prompts_in(record, "sub_answer", name)
+    questions, answers = (
+        () if record.get(key) == [] else prompts_in(record, key, name) for key in ("sub_question", "sub_answer")
+    )
     if len(questions) != len(answers):
         raise RequestError(f"{name}: there must be a sub_answer for each sub_question")
+    probes = [probe_of(*pair, name) for pair in zip(questions, answers, strict=True)]
     return Fact(
         (request,),
         paraphrases=(before_target(prompt_in(record, "para_question", name), request.target_new),),
-        portability={"Sub_question": [probe_of(*pair, name) for pair in zip(questions, answers, strict=True)]},
+        portability={"Sub_question": probes} if probes else {},
     )
 
 
@@ -50,7 +62,8 @@ def akew(record: Json, name: str, form: str = FORMS[0]) -> Fact:
         raise RequestError(f"{name}: AKEW has no form {form!r}: say one of {', '.join(FORMS)}")
     given = record.get("requested_rewrite")
     several = isinstance(given, list)
-    rewrites = mappings_in(given if several else [given], f"{name}: requested_rewrite")
+    where = f"{name}: requested_rewrite"
+    rewrites = mappings_in(given, where) if several else [mapping_in(given, where)]
     fact = mquake(record, name) if several else _single(record, rewrites[0], name)
     if form == FORMS[0]:
         return fact

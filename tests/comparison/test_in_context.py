@@ -78,6 +78,16 @@ def test_of_a_prompt_of_several_facts_the_one_that_is_taught_with_it_counts_and_
     assert nearest(facts)(TOWER.text) == told_of([corrected])
 
 
+def test_a_prompt_that_several_facts_must_leave_alone_is_told_each_of_them():
+    louvre = Probe("The Louvre is in", ("Paris",))
+    corrected = replace(TOWER, target_new="Oslo")
+    tower = Fact((TOWER,), neighbours=("The Louvre is in", "Both:"))
+    facts = [tower, Fact((TONGUE,), paraphrases=("Both:",), locality={"kind": [louvre]})]
+    assert given(facts)("The Louvre is in") == told_of([TOWER, TONGUE])
+    assert given(facts)("Both:") == TOLD_TONGUE, "it is asked for"
+    assert given([*facts, replace(tower, requests=(corrected,))])("The Louvre is in") == told_of([corrected, TONGUE])
+
+
 def test_the_nearest_fact_is_found_by_its_words():
     told = nearest([Fact((TOWER,)), Fact((TONGUE,))])
     assert told("In which city does one see the tower of Eiffel?") == TOLD_TOWER

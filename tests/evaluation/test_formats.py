@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_unke_with_braces_in_its_question(tmp_path):
     assert fact.request.text == "Is {} a set?"
 
 
+def test_unke_without_questions_about_its_sentences(tmp_path):
+    fact = read(tmp_path, {**UNKE, "sub_question": [], "sub_answer": []})
+    assert fact == replace(read(tmp_path, UNKE), portability={})
+    with pytest.raises(RequestError, match="a sub_answer for each sub_question"):
+        read(tmp_path, {**UNKE, "sub_answer": []})
+
+
 def test_akews_structured_facts_are_those_of_the_data_set_they_are_from(tmp_path):
     counterfact, mquake = read(tmp_path, AKEW_COUNTERFACT), read(tmp_path, AKEW_MQUAKE, "structured")
     assert counterfact.requests == (Request("The capital of {} is", "France", "Rome"),)
@@ -132,6 +140,21 @@ def test_mquake_remastered_and_the_cases_of_its_split(tmp_path):
     assert load_dataset(write_records(tmp_path / "flat.json", [unsplit])).format == "MQuAKE-Remastered"
 
 
+@pytest.mark.parametrize("split", [{"edited": [1]}, [{"edited": 1}], ["edited", {}]])
+def test_mquake_remastereds_split_of_another_form_is_refused(split, tmp_path):
+    with pytest.raises(RequestError, match="record 0: split: 1000 must be text or a list of texts, not"):
+        read(tmp_path, {**MQUAKE_REMASTERED, "split": {"1000": split}}, "1000")
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "form"),
+    [(RIPPLE_EDITS, "edit", ""), (MQUAKE_REMASTERED, "split", "1000"), (AKEW_COUNTERFACT, "portability", "")],
+)
+def test_one_mapping_is_not_called_a_list_of_them(record, field, form, tmp_path):
+    with pytest.raises(RequestError, match=rf"{field} must be a mapping, not 'x'"):
+        read(tmp_path, {**record, field: "x"}, form)
+
+
 def test_ripple_edits(tmp_path):
     fact = read(tmp_path, RIPPLE_EDITS)
     assert fact.requests == (Request("The name of the country of citizenship of {} is", "Anna Weiss", "Peru"),)
@@ -165,7 +188,7 @@ def test_ripple_edits(tmp_path):
     ],
 )
 def test_subject_and_object_are_found_in_ripple_edits_sentences(sentence, subject, target):
-    assert _parts({"prompt": sentence}, "edit") == (subject, target)
+    assert _parts({"prompt": sentence}, "edit")[:2] == (subject, target)
 
 
 def test_ripple_edits_own_subject_and_target_go_before_what_is_found(tmp_path):
@@ -178,6 +201,48 @@ def test_ripple_edits_own_subject_and_target_go_before_what_is_found(tmp_path):
     assert fact.request == Request("{} is followed by", "life is sweet", "honey is sour")
     with pytest.raises(RequestError, match=r"record 0: edit: prompt: no subject and object.*add the fields"):
         read(tmp_path, {**RIPPLE_EDITS, "edit": {"prompt": "Nothing."}})
+
+
+def test_the_object_in_ripple_edits_sentence_is_no_part_of_the_prompt_whatever_it_is_called(tmp_path):
+    edit = {"prompt": "The mother tongue of This is Water is English.", "subject": "This is Water"}
+    for target in ("English", "English language"):
+        fact = read(tmp_path, {**RIPPLE_EDITS, "edit": {**edit, "target": target}})
+        assert fact.request == Request("The mother tongue of {} is", "This is Water", target)
+    edit["original_fact"] = {"prompt": "The mother tongue of This is Water is Dutch."}
+    fact = read(tmp_path, {**RIPPLE_EDITS, "edit": edit})
+    assert (fact.request.target_new, fact.target_true) == ("English", "Dutch")
+    strange = {"prompt": "English, says This is Water.", "subject": "This is Water", "target": "Dutch"}
+    with pytest.raises(RequestError, match="no subject and object are found in 'English, says"):
+        read(tmp_path, {**RIPPLE_EDITS, "edit": strange})
+
+
+def test_a_sentence_of_ripple_edits_that_may_be_parted_at_several_verbs_is_refused(tmp_path):
+    edit = {"prompt": "The name of the author of This is Water is Bob Dole."}
+    for given_ in ({}, {"target": "Bob Dole"}):
+        with pytest.raises(RequestError, match=r"edit: prompt: .*several verbs: add the fields subject and target"):
+            read(tmp_path, {**RIPPLE_EDITS, "edit": {**edit, **given_}})
+
+
+def test_of_several_questions_of_wikibigedit_each_has_the_answer_in_its_place(tmp_path):
+    two = {"loc": ["Who is Karl?", None, "Who is Eva?"], "loc_ans": [["a king", "king"], "nobody", "a queen"]}
+    fact = read(tmp_path, {**WIKIBIGEDIT, **two})
+    assert fact.locality["Neighborhood"] == [
+        Probe("Who is Karl?", ("a king", "king")),
+        Probe("Who is Eva?", ("a queen",)),
+    ]
+    aliases = read(tmp_path, {**WIKIBIGEDIT, "loc": ["Who is Karl?"], "loc_ans": ["a king", "king"]})
+    assert aliases.locality["Neighborhood"] == fact.locality["Neighborhood"][:1]
+    for answers in ("a king", ["a king"], ["a king", "a queen"]):
+        with pytest.raises(RequestError, match="record 0: loc_ans must be a list of 3 answers"):
+            read(tmp_path, {**WIKIBIGEDIT, **two, "loc_ans": answers})
+
+
+def test_a_question_of_wikibigedit_without_an_answer_is_left_out(tmp_path):
+    whole = read(tmp_path, WIKIBIGEDIT)
+    for asked, answer in (("Who?", None), ("Who?", float("nan")), (["Who?", "Where?"], None), (["Who?"], [None])):
+        fact = read(tmp_path, {**WIKIBIGEDIT, "mhop": asked, "mhop_ans": answer})
+        assert fact.requests == whole.requests
+        assert fact.portability.keys() == {"Personas"}
 
 
 def test_wikibigedit_as_published_and_as_its_pipeline_writes_it(tmp_path):
@@ -202,7 +267,7 @@ def test_wikibigedit_as_published_and_as_its_pipeline_writes_it(tmp_path):
         (UNKE, "answer", ""),
         (UNKE, "sub_answer", ["Lyon."]),
         (RIPPLE_EDITS, "Forgetfulness", [{"test_queries": [{"prompt": "", "answers": [{"value": "x"}]}]}]),
-        (WIKIBIGEDIT, "mhop_ans", None),
+        (WIKIBIGEDIT, "mhop_ans", []),
         (WIKIBIGEDIT, "personas", 3),
         (MQUAKE_REMASTERED, "requested_rewrite", [{"subject": "Hey Jude", "prompt": "{} is"}]),
     ],

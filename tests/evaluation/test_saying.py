@@ -148,6 +148,18 @@ def test_an_exact_answer_is_contained(text, answer):
         (" anything", "", False, False),
         (" anything", " ", False, False),
         ("?!", "!", False, False),
+        (" I love it. Rome is far away", "Rome", False, False),
+        (" a city in the UK. Rome is the capital", "Rome", False, False),
+        (" He is 42. Rome is where he lives", "Rome", False, False),
+        (" I do. Rome.", "Rome", False, False),
+        (" I don't. Rome is", "Rome", False, False),
+        (" No! Rome is", "Rome", False, False),
+        (" It was World War I. Rome fell", "Rome", False, False),
+        (" He met Mrs. Weiss of Rome", "Rome", False, True),
+        (" It is Chanel No. 5 again", "Chanel No. 5", False, True),
+        ("1. Rome\n2. Paris", "Rome", False, True),
+        (" Mary É. Weiss of Rome", "Rome", False, True),
+        (" in the U.S. Capitol", "Capitol", False, True),
     ],
 )
 def test_answers_are_judged_as_a_reader_would(text, answer, is_exact, is_contained):
