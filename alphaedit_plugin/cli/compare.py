@@ -269,6 +269,8 @@ def compare(
         raise HyperparameterError(f"{model} names an editor, not a model: it goes behind --methods")
     if running.slurm and running.engine == "local":
         raise HyperparameterError("--slurm says what the jobs of --engine submitit get: say both or neither")
+    if tflops and not plan:
+        raise HyperparameterError("--tflops is the rate that --plan counts hours with: say both or neither")
     if worker:
         jobs.end_with_parent()
     folder = (running.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).resolve()

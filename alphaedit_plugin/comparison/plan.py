@@ -201,8 +201,14 @@ class _Counting:
         return {each.name: each.needs(self._ground) for each in self._chosen}
 
     @cached_property
+    def _prepared(self) -> list[Needs]:
+        """Of contenders that need statistics; `in-context` needs none."""
+        return [of for of in self._needs.values() if of.layers]
+
+    @cached_property
     def _projections(self) -> dict[int, OutProjection]:
-        return self.decoder.out_projections(sorted({layer for of in self._needs.values() for layer in of.layers}))
+        layers = sorted({layer for of in self._needs.values() for layer in of.layers})
+        return self.decoder.out_projections(layers) if layers else {}
 
     @property
     def _courses(self) -> list[Course]:
@@ -263,7 +269,7 @@ class _Counting:
         if preparation.stats_dir is not None:
             return
         layers: dict[int | None, set[int]] = {}
-        for of in self._needs.values():
+        for of in self._prepared:
             layers.setdefault(of.values.tokens or preparation.tokens, set()).update(of.layers)
         for tokens, chosen in layers.items():
             projections = {layer: self._projections[layer] for layer in chosen}
@@ -291,7 +297,7 @@ class _Counting:
     def _targets(self, trajectories: Sequence[_Trajectory]) -> Iterator[Work]:
         """What stays the same at every step, once, and the steps. Found once for all, they are found by the first."""
         ours = [each for each in trajectories if each.variant is not None]
-        if self.campaign.targets_once:
+        if any(course.targets_once for course in self._courses):  # as the command says, or the study
             ours = list({(id(each.course), each.needs.values.target_settings): each for each in ours}.values())
         rows = [self._of_target(each.needs.values, request) for each in ours for request in self._requests(each.course)]
         for part, works in zip(("targets, prompts", "targets, steps"), zip(*rows, strict=True), strict=False):
@@ -388,9 +394,9 @@ class _Counting:
     def _memory(self, trajectories: Sequence[_Trajectory]) -> dict[str, int]:
         size = self.model.dtype.itemsize
         edited = sum(each.d_in * each.d_out for each in self._projections.values())
-        widest = max(each.d_in for each in self._projections.values())
+        widest = max((each.d_in for each in self._projections.values()), default=0)
         spaces = sum(self._projection_factor(of) for name, of in self._needs.items() if self._projects(name))
-        sets = {of.values.tokens for of in self._needs.values()}
+        sets = {of.values.tokens for of in self._prepared}
         factored = max((self._squares(each.needs) for each in trajectories if each.covariances), default=0)
         return {
             "weights": sum(weight.numel() * size for weight in self.model.parameters()),
@@ -408,7 +414,9 @@ class _Counting:
     @property
     def _activations(self) -> int:
         """What the steps keep for the way back: inputs and outputs of the matrices above the lowest last layer."""
-        lowest = min(max(of.layers) for of in self._needs.values())
+        if not self._prepared:
+            return 0
+        lowest = min(max(of.layers) for of in self._prepared)
         matrices = [
             module
             for block in list(self.decoder.blocks)[lowest + 1 :]
@@ -423,7 +431,7 @@ class _Counting:
     def _disk(
         self, trajectories: Sequence[_Trajectory], points: Sequence[tuple[Course, Checkpoint]], variants: Sequence[int]
     ) -> dict[str, int]:
-        sets = {of.values.tokens for of in self._needs.values()}
+        sets = {of.values.tokens for of in self._prepared}
         triangle = sum(of.d_in * (of.d_in + 1) // 2 for of in self._projections.values()) * _DOUBLE
         criteria = {
             (of.values.tokens, str(of.values.null_space)): self._projection_factor(of)

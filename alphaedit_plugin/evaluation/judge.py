@@ -48,18 +48,27 @@ class Judge:
     """
 
     def __init__(self, address: str, name: str, *, seconds: float = SECONDS) -> None:
-        """Raises JudgeError for an address that is none, or that holds more than one: a password, a query."""
+        """Raises JudgeError for an address that is none, or that holds more than one (a password, a query), and for no
+        name.
+        """
         self.address, self.name, self.seconds = address.rstrip("/"), name, seconds
-        parts = urlsplit(address)
+        if not name.strip():
+            raise JudgeError(f"the judge at {_open(address)} has no name: say which model it is")
+        try:
+            parts = urlsplit(address)
+            _ = parts.port  # read here, as only this checks it
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise JudgeError(f"{address!r} is no address of a judge: say one such as http://127.0.0.1:8000/v1")
+            raise JudgeError(f"{_open(address)!r} is no address of a judge: say one such as http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise JudgeError(
                 f"the judge's address at {parts.hostname} holds more than an address: a key goes into {KEY}"
             )
 
     def identity(self) -> Mapping[str, Any]:
-        return {"address": self.address, "model": self.name, "instruction": INSTRUCTION}
+        """By name and instruction: the same model at another address, such as a server's new port, marks the same."""
+        return {"model": self.name, "instruction": INSTRUCTION}
 
     def __call__(self, asked: Sequence[Question], *, progress: bool = False) -> list[bool]:
         """Whether each is right. The same question is asked once.
@@ -123,6 +132,11 @@ class _Stay(HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+def _open(address: str) -> str:
+    """The address without what may be secret in it."""
+    return address.rpartition("@")[2].partition("?")[0].partition("#")[0]
 
 
 def _told(failure: Exception) -> str:

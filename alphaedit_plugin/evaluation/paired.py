@@ -39,9 +39,10 @@ class Difference:
 
     def needed(self, tests: int = 1) -> int | None:
         """The items that would tell a difference of this size and spread with a power of 0.8, when it is one of `tests`
-        (Bonferroni, so no fewer than Holm needs): n ((z_α/2 + z_β) · error / value)². None for no difference at all.
+        (Bonferroni, so no fewer than Holm needs): n ((z_α/2 + z_β) · error / value)². None for no difference but what
+        rounding leaves of equal means.
         """
-        if not self.value:
+        if abs(self.value) <= 1e-9 * max(1.0, self.error):
             return None
         z = NormalDist().inv_cdf(1 - LEVEL / (2 * tests)) + NormalDist().inv_cdf(POWER)
         return ceil(self.items * (z * self.error / self.value) ** 2)

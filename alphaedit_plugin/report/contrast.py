@@ -62,10 +62,10 @@ class Contrast:
     def apart(self) -> bool:
         """Whether the difference is more than chance: by the p-value or, without one, by intervals that do not meet."""
         one, other = _number(self.column, self.row), _number(self.column, self.other)
-        if isfinite(one.value) != isfinite(other.value):
-            return True
         if self.items < FEWEST:
             return False
+        if isfinite(one.value) != isfinite(other.value):
+            return True
         if self.p is not None:
             return self.p <= LEVEL
         bounds = [(-inf if of.low is None else of.low, inf if of.high is None else of.high) for of in (one, other)]
@@ -129,7 +129,8 @@ def _items(comparison: Comparison, row: Row, name: str) -> dict[int, list[float]
     if name == "retention":
         places = {number: places[number] for number in range(EARLIEST) if number in places}
     elif sample is not None and metric(name).group == "facts" and row.edits < comparison.edits:
-        places = {number: places[number] for number in evenly(row.edits, sample) if number in places}
+        facts = max(places, default=-1) + 1  # the last is always asked; `row.edits` counts requests, not facts
+        places = {number: places[number] for number in evenly(facts, sample) if number in places}
     values = _VALUES.get(name, lambda record: (record.get(name),))
     found = {place: values(each) for place, each in places.items()}
     return {place: [nan if value is None else float(value) for value in of] for place, of in found.items()}

@@ -111,9 +111,23 @@ def held(comparison: Comparison) -> str:
     )
 
 
+def mixed(comparison: Comparison) -> str:
+    """That the facts are of several formats, whose metrics may be defined differently; empty if they are of one."""
+    formats = comparison.settings.get("format") or ""
+    if " + " not in formats:
+        return ""
+    return (
+        f"The facts are of several formats ({formats}): efficacy, generalization and specificity are means over facts "
+        "with old object and neighbours (is the right one of new and old object the likelier one?) and over all others "
+        "(the share of the answer’s tokens that are the likeliest), two definitions."
+    )
+
+
 def caveats(comparison: Comparison) -> list[str]:
-    """What a reader must know before believing the numbers: how null the null space is, and what is not finished."""
-    return [told for told in (held(comparison), standing(comparison)) if told]
+    """What a reader must know before believing the numbers: how null the null space is, what is averaged, and what is
+    not finished.
+    """
+    return [told for told in (held(comparison), mixed(comparison), standing(comparison)) if told]
 
 
 def answer(comparison: Comparison) -> str:

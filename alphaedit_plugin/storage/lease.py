@@ -34,7 +34,8 @@ def leased(path: Path, *, wait: bool) -> Iterator[bool]:
     try:
         yield True
     finally:
-        lost = lease.compromise
+        owner = lease.owner  # looked at now, as the last touch may be 40 seconds ago
+        lost = lease.compromise is not None or owner is None or owner.token != lease.token
         lease.release()
-        if lost is not None:
-            log.warning("%s passed to another process meanwhile (%s): some work is done twice", path, lost.reason)
+        if lost:
+            log.warning("%s passed to another process meanwhile: some work is done twice", path)

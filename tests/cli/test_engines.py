@@ -102,6 +102,7 @@ def test_what_a_job_cannot_do_is_one_line(run, words, tmp_path):
         (["--engine", "submitit-local", "--slurm", "partition"], ["partition", "KEY=VALUE"]),
         (["--engine", "submitit-local", "--slurm", "partitoin=a100"], ["partitoin"]),
         (["--slurm", "partition=a100"], ["--slurm", "--engine"]),
+        (["--tflops", "20"], ["--tflops", "--plan"]),
         (["--engine", "submitit-local", "--methods", "memmit"], ["memmit"]),
     ],
     ids=lambda value: " ".join(value),

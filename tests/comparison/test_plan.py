@@ -19,7 +19,7 @@ from alphaedit_plugin.comparison.campaign import Campaign
 from alphaedit_plugin.comparison.measuring import Measuring
 from alphaedit_plugin.comparison.plan import Forecast, forecasts
 from alphaedit_plugin.comparison.run_folder import read_run
-from alphaedit_plugin.comparison.studies import Plan
+from alphaedit_plugin.comparison.studies import FRONTIER_CLAMPS, Plan
 from alphaedit_plugin.editors.hyperparameters import TargetSettings
 from alphaedit_plugin.editors.optimisers import OPTIMISERS
 from alphaedit_plugin.editors.targets import most_looks, optimise_targets
@@ -199,6 +199,27 @@ def test_targets_that_are_found_once_cost_once(campaign):
     once = forecast(replace(campaign, targets_once=True, plan=Plan(("memit", "alphaedit"))))
     now = forecast(replace(campaign, plan=Plan(("memit", "alphaedit"))))
     assert 2 * operations(once, "targets, steps") == operations(now, "targets, steps")
+
+
+def test_a_study_that_finds_targets_once_is_counted_so(campaign):
+    found = forecast(replace(campaign, study="frontier", plan=Plan(("memit",), edits=1)))
+    apart = forecast(
+        replace(campaign, plan=Plan(tuple(f"memit@clamp_norm_factor={each}" for each in FRONTIER_CLAMPS), edits=1))
+    )
+    assert found.trajectories > apart.trajectories
+    assert operations(found, "targets, steps") == operations(apart, "targets, steps")
+
+
+def test_what_is_told_in_context_needs_neither_text_nor_layers(campaign):
+    alone = forecast(replace(campaign, plan=Plan(("in-context",), edits=1)))
+    assert (alone.shapes, alone.uncounted) == ({}, ["the edits of in-context"])
+    assert {work.part for work in (*alone.first, *alone.shared)} == {"facts asked", "perplexity"}
+    plain = forecast(replace(campaign, plan=Plan(("memit",), edits=1)))
+    beside = forecast(replace(campaign, plan=Plan(("memit", "in-context"), edits=1)))
+    assert beside.first == plain.first
+    assert {**beside.memory, **beside.disk, "run folder: measurements": 0} == {
+        **plain.memory, **plain.disk, "run folder: measurements": 0
+    }  # fmt: skip
 
 
 def test_hours_follow_from_rates_and_workers(campaign):

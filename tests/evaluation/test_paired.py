@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from math import nan
 
@@ -46,6 +47,16 @@ def test_a_variant_does_not_differ_from_itself():
     found = difference({0: (1.0,), 1: (0.0,)}, {0: (1.0,), 1: (0.0,)})
     assert (found.value, found.low, found.high, found.p, found.error) == (0, 0, 0, 1, 0)
     assert found.needed() is None
+
+
+def test_equal_means_need_no_number_of_facts_to_tell_them_apart():
+    """The same thirds in another order: their means differ by rounding alone, and their spread is large."""
+    thirds = np.random.default_rng(1).integers(0, 4, 100) / 3
+    found = difference(*sides(zip(thirds, np.roll(thirds, 1), strict=True)))
+    rounded = replace(found, value=1e-16)
+    assert rounded.error > 1e-3
+    assert rounded.needed() is None
+    assert replace(found, value=1e-3).needed() > 100
 
 
 def test_only_what_both_know_is_compared():

@@ -13,7 +13,7 @@ from support.comparisons import comparison
 from support.tries import tries
 
 from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row
-from alphaedit_plugin.evaluation.fact_scores import evenly, harmonic
+from alphaedit_plugin.evaluation.fact_scores import FactScores, evenly, harmonic
 from alphaedit_plugin.evaluation.measure import Estimate, Measured, mean_of
 from alphaedit_plugin.report.columns import columns
 from alphaedit_plugin.report.contrast import FEWEST, paired
@@ -149,6 +149,32 @@ def test_a_model_without_numbers_is_worse_than_any():
     found = ranking(of, column(of, "perplexity"))
     assert [row.variant for row in found.rows] == ["memit", "rome"]
     assert found.best == {"memit"}
+
+
+def test_with_few_facts_not_even_a_model_without_numbers_is_called_worse():
+    of = run(asked("memit", share(2, 2), losses=[3.0] * 2), asked("rome", share(2, 2), losses=[inf] * 2))
+    assert ranking(of, column(of, "perplexity")).best == set()
+
+
+def test_a_sample_of_facts_that_are_several_requests_each_is_compared_as_it_was_asked():
+    """As in MQuAKE: a row counts 400 requests, and of its 200 facts the 20 of the sample are compared."""
+    sample, earliest = FactScores(20).chosen(200, whole=False)
+
+    def row(variant: str, value: float) -> Row:
+        records = [{"number": n, "efficacy": value if n in sample else 0.5} for n in sorted({*sample, *earliest})]
+        return Row(variant, 400, {"facts": Measured({"efficacy": Estimate(value)}, records)})
+
+    one, other = row("memit", 0.0), row("alphaedit", 1.0)
+    of = run(one, other, measures={"facts": {"sample": 20}})
+    of.settings["edits"] = 600
+    found = paired(of, other, one, "efficacy")
+    assert (found.value, found.items) == (1.0, 20)
+
+
+@pytest.mark.parametrize(("formats", "said"), [("CounterFact", False), ("CounterFact + ZsRE", True)])
+def test_a_stream_of_several_formats_says_that_two_definitions_are_averaged(formats, said):
+    of = comparison(("memit",), (10,), ("facts",), format=formats)
+    assert any("two definitions" in each and formats in each for each in caveats(of)) is said
 
 
 def test_what_nothing_is_known_of_is_neither_best_nor_level():

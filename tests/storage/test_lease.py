@@ -38,17 +38,18 @@ def of_another_machine(path: Path, seconds: float) -> None:
     """Leave a lease as a machine leaves it that has lost its power."""
     path.parent.mkdir(exist_ok=True)
     held = SoftFileLease(path, lease_duration=seconds)
-    held.acquire()
+    held.acquire(timeout=0)
     left = path.read_bytes().replace(held.owner.hostname.encode(), b"elsewhere")
     held.release()
     path.write_bytes(left)
 
 
-def test_one_holds_it_and_afterwards_another_may(path):
-    with leased(path, wait=False) as mine:
+def test_one_holds_it_and_afterwards_another_may(path, caplog):
+    with caplog.at_level(logging.WARNING), leased(path, wait=False) as mine:
         assert mine
         assert not free(path)
     assert free(path)
+    assert caplog.text == ""
     assert list(path.parent.iterdir()) == []
 
 
@@ -113,6 +114,15 @@ def test_a_holder_that_has_lost_it_says_so(path, quick, caplog):
         time.sleep(2 * quick)
     assert str(path) in caplog.text
     assert "twice" in caplog.text
+
+
+def test_a_holder_that_has_just_lost_it_says_so_too(path, caplog):
+    """Before it is touched for the first time, after 40 seconds."""
+    with caplog.at_level(logging.WARNING), leased(path, wait=True):
+        path.unlink()
+        of_another_machine(path, 120)
+    assert "twice" in caplog.text
+    assert path.exists(), "it is another's now"
 
 
 def test_a_place_that_cannot_be_written_is_an_os_error(path):
