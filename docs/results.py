@@ -29,7 +29,7 @@ from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.report.columns import columns
 from alphaedit_plugin.report.export import cell_title
 from alphaedit_plugin.report.frontier_section import frontiers
-from alphaedit_plugin.report.words import answer, finding
+from alphaedit_plugin.report.words import answer, finding, held
 from alphaedit_plugin.storage.files import write_text
 
 DOCS = Path(__file__).parent
@@ -71,7 +71,7 @@ def _told(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The verdict's sentences and, of a study of frontiers, the table of what lies between them."""
     frontier = frontiers(comparison, {})
     if frontier is None:
-        return [each for each in (answer(comparison), finding(comparison)) if each], []
+        return [each for each in (answer(comparison), finding(comparison), held(comparison)) if each], []
     return [frontier.text], [
         [*frontier.grids[0].head],
         *([first.text, *(cell.text for cell in cells)] for first, cells in frontier.grids[0].rows),
