@@ -34,7 +34,7 @@ from alphaedit_plugin.storage.files import write_text
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
-FIGURES = ("capability", "shift", "frontier", "curves-efficacy", "curves-retention", "ages")
+FIGURES = ("capability", "shift", "frontier-exact-locality", "frontier-exact-perplexity", "curves-efficacy", "curves-retention", "ages")
 """What a committed figure's name begins with, behind the cell's."""
 
 _KEPT = (
@@ -157,9 +157,9 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _with_all(words: Sequence[str], variants: Sequence[str]) -> list[str]:
-    """The last command of a folder that remembers no others, with the methods of all."""
+    """The last command of a folder that remembers no others, with the methods of all; a study makes its own of them."""
     found = [*words]
-    if "--methods" in found:
+    if "--methods" in found and "--study" not in found:
         start = found.index("--methods") + 1
         end = next((at for at in range(start, len(found)) if found[at].startswith("--")), len(found))
         found[start:end] = variants
