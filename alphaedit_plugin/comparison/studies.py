@@ -6,8 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from ..editors.registry import find_method
-from ..editors.variant import Variant
 from ..errors import CompareError
 from ..evaluation.facts import Fact
 
@@ -74,6 +72,9 @@ def _over_its_settings(methods: Sequence[str], tokens: int) -> list[str]:
 
     Raises CompareError for a method without a λ, and for one that sets what is swept.
     """
+    from ..editors.registry import find_method  # here, so that a command's help loads no torch
+    from ..editors.variant import Variant
+
     found = []
     for method in methods:
         variant = Variant.parse(method)
