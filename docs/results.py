@@ -35,8 +35,8 @@ from alphaedit_plugin.storage.files import write_text
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 FIGURES = (
-    "capability", "shift", "frontier-exact-locality", "frontier-exact-perplexity", "curves-efficacy", "curves-retention",
-    "ages",
+    "capability", "shift", "frontier-exact-locality", "frontier-exact-perplexity", "curves-efficacy",
+    "curves-retention", "ages",
 )  # fmt: skip
 """What a committed figure's name begins with, behind the cell's."""
 
