@@ -12,7 +12,7 @@ from alphaedit_plugin.editors.chat import Chat, ChatTemplate, plain
 from alphaedit_plugin.editors.keys import context_templates, in_context
 from alphaedit_plugin.editors.requests import Request, encode
 from alphaedit_plugin.errors import ChatError
-from alphaedit_plugin.evaluation.likelihood import _encode_pair
+from alphaedit_plugin.evaluation.likelihood import encode_pair
 from alphaedit_plugin.evaluation.perplexity import Perplexity
 
 TEMPLATES = {
@@ -58,7 +58,7 @@ def test_what_is_asked_is_what_was_taught(template):
     chat = chat_of(template)
     request = Request.parse({"prompt": "The capital of {} is", "subject": "France", "target_new": "Lyon"}, "r")
     taught = encode(chat, request.prompt, request.subject, request.target_new)
-    assert _encode_pair(chat, request.text, request.target_new) == (taught.ids, taught.target)
+    assert encode_pair(chat, request.text, request.target_new) == (taught.ids, taught.target)
     assert encode(chat, "{}", request.text).ids == taught.ids
 
 
