@@ -27,14 +27,12 @@ from .course import Course
 from .easyedits import EasyEditMethod
 from .measuring import Measures, Measuring
 from .ours import OurMethod
-from .results import Comparison
+from .results import SEVERAL, Comparison
 from .run_folder import RunFolder, identity_of
 from .studies import SHARES, Plan, Study, sampled, study_named
 
 DEFAULTS = Plan(methods=("memit", "memit+P", "alphaedit"), texts=0)
 DEMO_EDITS = 20
-SEVERAL = " + "
-"""Stands between the files of a stream, in its name."""
 
 Key = tuple[str, str, int | None]
 """A cell: model, data, seed."""

@@ -18,6 +18,8 @@ from ..evaluation.metrics import metric
 from ..shown import Shown
 
 BEFORE = "before"
+SEVERAL = " + "
+"""Stands between the files of a stream, and between their formats."""
 
 
 @dataclass(frozen=True)

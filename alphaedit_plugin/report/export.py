@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
 from tabulate import tabulate
 
-from ..comparison.results import Comparison, Row
+from ..comparison.results import SEVERAL, Comparison, Row
 from ..errors import CompareError
 from ..storage.files import atomic, write_text
 from ..storage.json_file import json_bytes
@@ -44,11 +44,12 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
         head = f"variant ({comparison.checkpoint:,} edits)"
         told = [finding(comparison), *projection(comparison), *caveats(comparison)]
         names = [column.label for column in found]
+        best = {column.name: ranking(comparison, column).best for column in found}
         cell = cell_title(comparison)
         markdown += [f"**{_plain(cell)}**\n"] if named else []
         markdown.append(
             tabulate(
-                [[f"`{name}`", *cells] for name, cells in _cells(comparison, found, "**{}**", " ± {}")],
+                [[f"`{name}`", *cells] for name, cells in _cells(comparison, found, best, "**{}**", " ± {}")],
                 [head, *names],
                 tablefmt="github",
                 disable_numparse=True,
@@ -62,7 +63,7 @@ def export(comparisons: Sequence[Comparison], folder: Path) -> None:
             tabulate(
                 [
                     [rf"\texttt{{{_tex(name)}}}", *map(_tex, cells)]
-                    for name, cells in _cells(comparison, found, r"\textbf{{{}}}", r" $\pm$ {}")
+                    for name, cells in _cells(comparison, found, best, r"\textbf{{{}}}", r" $\pm$ {}")
                 ],
                 [head, *map(_tex, names)],
                 tablefmt="latex_raw",
@@ -116,8 +117,8 @@ def cell_title(comparison: Comparison) -> str:
 
 def short(path: Any) -> str:
     """The last part of a path or of a name on the Hub, without the suffix of a data file; of each file of a stream."""
-    parts = (re.split(r"[/\\]", each.rstrip("/\\"))[-1] for each in str(path).split(" + "))
-    return " + ".join(re.sub(r"\.(json|jsonl)$", "", part) for part in parts)
+    parts = (re.split(r"[/\\]", each.rstrip("/\\"))[-1] for each in str(path).split(SEVERAL))
+    return SEVERAL.join(re.sub(r"\.(json|jsonl)$", "", part) for part in parts)
 
 
 def _as_json(row: Row) -> dict[str, Any]:
@@ -153,12 +154,12 @@ def _tex(text: str) -> str:
 
 
 def _cells(
-    comparison: Comparison, found: Sequence[Column], bold: str, interval: str
+    comparison: Comparison, found: Sequence[Column], best: Mapping[str, set[str]], bold: str, interval: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """(variant, cells) per row of the checkpoint: the best numbers in the form `bold`, half intervals in `interval`."""
-    rows = comparison.final
-    best = {column.name: ranking(comparison, column).best for column in found}
-    for row in rows:
+    """(variant, cells) per row of the checkpoint: the `best` of each column in the form `bold`, half intervals in
+    `interval`.
+    """
+    for row in comparison.final:
         yield (
             row.variant,
             [

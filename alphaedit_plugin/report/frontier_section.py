@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..comparison.results import BEFORE, Comparison, Row
-from ..evaluation.metrics import METRICS, metric
+from ..evaluation.metrics import metric
 from ..evaluation.paired import LEVEL, holm
 from . import grid
 from .columns import columns
@@ -161,7 +161,7 @@ def _compared(names: list[str], rows: Mapping[str, Sequence[Row]]) -> list[tuple
 
 
 def _shown(of: Values, name: str) -> Values:
-    return -of if name == "perplexity" else of * 100 if METRICS[name].share else of
+    return -of if name == "perplexity" else of * metric(name).shown(1)
 
 
 def _points(share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..comparison.results import BEFORE, Comparison, Row, shared_checkpoint
+from ..comparison.results import BEFORE, SEVERAL, Comparison, Row, shared_checkpoint
 from .columns import Column
 from .contrast import FEWEST, Contrast
 from .frontier import FRONTIER
@@ -114,7 +114,7 @@ def held(comparison: Comparison) -> str:
 def mixed(comparison: Comparison) -> str:
     """That the facts are of several formats, whose metrics may be defined differently; empty if they are of one."""
     formats = comparison.settings.get("format") or ""
-    if " + " not in formats:
+    if SEVERAL not in formats:
         return ""
     return (
         f"The facts are of several formats ({formats}): efficacy, generalization and specificity are means over facts "
