@@ -3,6 +3,7 @@
     python docs/results.py collect RUNS     # RUNS/NAME/summary.json → docs/results/NAME.json and its figures
     python docs/results.py pages            # docs/results/*.json → the tables between the marks in docs/*.md
     python docs/results.py last 100 A.json B.json   # the last 100 records of a file, for facts that no table uses
+    python docs/results.py text A.txt B.txt C.txt   # the first 85 %, for K0, and the next 60,000 characters
 
 A mark is `<!-- results: NAME … -->`, and a table goes up to `<!-- end -->`. Behind the name stand the columns that are
 shown (all, if there are none), and `every` for a row at each checkpoint instead of at the last one, or `at=500` for
@@ -175,6 +176,14 @@ def last(count: int, source: Path, target: Path) -> None:
     write_text(target, json.dumps(records[-count:], ensure_ascii=False, indent=1), CompareError)
 
 
+def split_text(source: Path, corpus: Path, held_out: Path) -> None:
+    """Write the first 85 % of a text to one file and the next 60,000 characters to another."""
+    whole = source.read_text(encoding="utf-8")
+    end = int(0.85 * len(whole))
+    write_text(corpus, whole[:end], CompareError)
+    write_text(held_out, whole[end : end + 60_000], CompareError)
+
+
 def main(words: Sequence[str]) -> None:
     match words:
         case ["collect", runs]:
@@ -186,6 +195,8 @@ def main(words: Sequence[str]) -> None:
                     write_text(page, new, CompareError)
         case ["last", count, source, target]:
             last(int(count), Path(source), Path(target))
+        case ["text", source, corpus, held_out]:
+            split_text(Path(source), Path(corpus), Path(held_out))
         case _:
             sys.exit(__doc__)
 

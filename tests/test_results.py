@@ -86,3 +86,10 @@ def test_the_last_records_of_a_file(results, tmp_path: Path):
     source.write_text(json.dumps([{"number": number} for number in range(5)]))
     results.last(2, source, target)
     assert json.loads(target.read_text()) == [{"number": 3}, {"number": 4}]
+
+
+def test_a_text_is_split_into_what_is_preserved_and_what_is_held_out(results, tmp_path: Path):
+    source, corpus, held_out = tmp_path / "all.txt", tmp_path / "facts" / "corpus.txt", tmp_path / "held.txt"
+    source.write_text("é" * 85_000 + "o" * 15_000)
+    results.split_text(source, corpus, held_out)
+    assert (corpus.read_text(), held_out.read_text()) == ("é" * 85_000, "o" * 15_000)
