@@ -90,7 +90,8 @@ def test_what_a_helper_fails_at_is_a_warning(executor, tmp_path, caplog):
 
 def test_an_interrupt_ends_all_jobs(executor, tmp_path):
     begun = [tmp_path / name for name in "ab"]
-    code = "import pathlib, time, os; pathlib.Path({!r}).write_text(str(os.getpid())); time.sleep(60)"
+    # A worker ends when its job's end closes its standard input (`end_with_parent`): submitit leaves a job one second.
+    code = "import pathlib, os; pathlib.Path({!r}).write_text(str(os.getpid())); os.read(0, 1)"
 
     def look() -> None:
         if all(path.exists() and path.read_text() for path in begun):
