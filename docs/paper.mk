@@ -12,7 +12,7 @@ COMPARE  = $(BIN)/alphaedit compare --batch 50 --edits $(EDITS) --quiet
 
 PAPER := table1 table1-zsre figure4 figure5 figure6 figure7a figure7b figure8 c1 c5 c6 c7-knowedit c7-mquake c8 c9 \
          threshold L2 qaedit frontier-counterfact frontier-zsre frontier-qaedit \
-         settings-counterfact settings-zsre settings-qaedit
+         settings-counterfact settings-zsre settings-qaedit settings-gemma
 # Those that take longest, or whose numbers the frontier has too, can be made smaller: FEW facts.
 FEW ?= 30
 PAPER_LONG := successors-once successors-now
@@ -92,6 +92,9 @@ paper-settings-zsre: $(RUNS)/facts/zsre_mend_train-1k.json
 paper-settings-qaedit: $(RUNS)/facts/qaedit_500.json
 paper-settings-counterfact paper-settings-zsre paper-settings-qaedit: paper-%:
 	$(COMPARE) --data $< --targets once --methods memit memit+P rect rect+P --out $(RUNS)/$*
+
+paper-settings-gemma: $(addprefix $(RUNS)/facts/,counterfact_flat_3000.json zsre_mend_train-1k.json qaedit_500.json)
+	$(COMPARE) --models gemma-3-270m --data $^ --edits $(FEW) --targets once --methods memit memit+P rect rect+P --out $(RUNS)/settings-gemma
 
 paper-frontier-counterfact: $(RUNS)/facts/counterfact_flat_3000.json
 paper-frontier-zsre: $(RUNS)/facts/zsre_mend_train-1k.json
