@@ -49,7 +49,7 @@ $(RUNS)/facts/corpus.txt $(RUNS)/facts/held-out.txt: $(DATA)/wikitext2/valid.txt
 	$(BIN)/python docs/results.py text $< $(RUNS)/facts/corpus.txt $(RUNS)/facts/held-out.txt
 
 paper-figure6: $(RUNS)/facts/corpus.txt
-	$(COMPARE) $(CF) --edits 500 $(WIKITEXT) --methods alphaedit betaedit@leakage=300@nas=true memit memit+P memit-seq rect rect+P --tasks $(DATA)/glue --task-limit 50 --out $(RUNS)/figure6
+	$(COMPARE) $(CF) --edits 500 $(WIKITEXT) --methods alphaedit alphaedit@nas=true memit memit+P memit-seq rect rect+P betaedit@leakage=300@nas=true --tasks $(DATA)/glue --task-limit 50 --out $(RUNS)/figure6
 
 paper-figure7a:
 	$(COMPARE) $(CF) --methods memit memit+P rect rect+P alphaedit --study relations --out $(RUNS)/figure7a
@@ -117,4 +117,4 @@ $(RUNS)/facts/last-300/%.json:
 	$(BIN)/python docs/results.py last 300 $(wildcard $(DATA)/*/$*.json) $@
 
 paper-successors-stream: $(addprefix $(RUNS)/facts/last-300/,counterfact_flat_3000.json zsre_mend_train-1k.json wiki_recent.json) | $(RUNS)/facts/corpus.txt
-	$(COMPARE) --edits 900 --data $^ --stream --skip-bad --every 300 --sample 100 $(WIKITEXT) --keep-sessions --methods alphaedit betaedit@leakage=300@nas=true --out $(RUNS)/successors-stream
+	$(COMPARE) --edits 900 --data $^ --stream --skip-bad --every 300 --sample 100 $(WIKITEXT) --keep-sessions --methods alphaedit alphaedit@nas=true --out $(RUNS)/successors-stream
