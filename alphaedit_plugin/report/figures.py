@@ -485,17 +485,26 @@ def save(panel: Panel, picture: Picture, folder: Path, prefix: str) -> None:
     """
     with _drawing():
         if picture.legend:
-            columns = min(3, len(picture.legend))
-            width, height = panel.figure.get_size_inches()
-            panel.figure.set_size_inches(width, height + 0.3 + 0.21 * -(-len(picture.legend) // columns))
-            handles = [_handle(look) for _, look in picture.legend]
-            labels = [visible(label) for label, _ in picture.legend]
-            panel.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+            _add_legend(panel.figure, picture.legend)
         path = folder / f"{prefix}-{panel.name}"
         write_text(path.with_name(f"{path.name}.svg"), _svg(panel.figure), CompareError)
         panel.figure.set_layout_engine("none")  # as in the SVG
         with atomic(path.with_name(f"{path.name}.png"), CompareError) as temporary:
             _png(panel.figure, temporary)
+
+
+def _add_legend(figure: Figure, entries: Sequence[tuple[str, Style]]) -> None:
+    """Below the figure, which grows by it, in as many columns as fit beside each other: three at most."""
+    handles = [_handle(look) for _, look in entries]
+    labels = [visible(label) for label, _ in entries]
+    width, height = figure.get_size_inches()
+    for columns in range(min(3, len(entries)), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        needed = legend.get_window_extent().width / figure.dpi
+        if columns == 1 or needed <= width:
+            break
+        legend.remove()
+    figure.set_size_inches(max(width, needed), height + 0.3 + 0.21 * -(-len(entries) // columns))
 
 
 def _svg(figure: Figure) -> str:

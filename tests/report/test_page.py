@@ -23,7 +23,7 @@ from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.evaluation.measure import Measured
 from alphaedit_plugin.report.collapse import collapse_of
 from alphaedit_plugin.report.export import export
-from alphaedit_plugin.report.figures import _spread, layers_panel
+from alphaedit_plugin.report.figures import Picture, _spread, layers_panel, save
 from alphaedit_plugin.report.lasting_section import by_age
 from alphaedit_plugin.report.page import write_report
 from alphaedit_plugin.report.sections import over_seeds, sections
@@ -222,6 +222,19 @@ def test_variants_share_a_line_of_null_spaces_where_they_share_these(tmp_path):
     assert len({(look.hue, look.marker, look.solid) for _, look in picture.legend}) == 3
     assert [grid.caption for grid in section.grids] == told
     assert [[key.text for key, _ in grid.rows] for grid in section.grids] == [["4", "5"]] * 3
+
+
+@pytest.mark.parametrize(
+    "names", [("memit", "rome"), ("betaedit@leakage=300@nas=true", "alphaedit@nas=true", "memit"), ("m" * 99,)]
+)
+def test_a_saved_figure_holds_its_whole_legend(names, tmp_path):
+    looks = {name: Style(hue) for name, hue in zip(names, ("blue", "purple", "green"), strict=False)}
+    panel = layers_panel("drift", "drift", {name: {4: 40.0, 5: 50.0} for name in names}, looks)
+    save(panel, Picture("", [panel], [*looks.items()]), tmp_path, "c")
+    (legend,) = panel.figure.legends
+    inside, whole = legend.get_window_extent(), panel.figure.bbox
+    assert whole.x0 <= inside.x0
+    assert inside.x1 <= whole.x1
 
 
 def test_layers_of_different_orders_are_drawn_on_a_logarithmic_scale():
