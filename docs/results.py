@@ -1,6 +1,6 @@
 """From runs to pages: no number in docs/reproducing.md or docs/successors.md is typed.
 
-    python docs/results.py collect RUNS     # RUNS/NAME/summary.json → docs/results/NAME.json and its figures
+    python docs/results.py collect RUNS     # RUNS/NAME/summary.json → docs/results/NAME.json, pictures too
     python docs/results.py pages            # docs/results/*.json → the tables between the marks in docs/*.md
     python docs/results.py last 100 A.json B.json   # the last 100 records of a file, for facts that no table uses
     python docs/results.py text A.txt B.txt C.txt   # the first 85 %, for K0, and the next 60,000 characters
@@ -35,21 +35,17 @@ from alphaedit_plugin.storage.files import write_text
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
-FIGURES = (
-    "capability", "shift", "frontier-exact-locality", "frontier-exact-perplexity", "curves-efficacy",
-    "curves-retention", "ages",
-)  # fmt: skip
-"""What a committed figure's name begins with, behind the cell's."""
-
 _KEPT = (
     "command", "commands", "date", "study", "model", "data", "format", "seed", "edits", "facts", "batch_size",
     "checkpoints", "variants", "targets_found", "failed", "environment",
 )  # fmt: skip
+_PICTURE = re.compile(r"\(results/([^)]+\.png)\)")
 _MARK = re.compile(r"<!-- results: (?P<what>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def collect(runs: Path, into: Path = RESULTS) -> list[str]:
-    """Copy what the pages need of every finished or begun run: a few kB each. Returns their names."""
+    """Copy what the pages need of every finished or begun run: a few kB each, and pictures. Returns their names."""
+    shown = {name for page in DOCS.glob("*.md") for name in _PICTURE.findall(page.read_text(encoding="utf-8"))}
     found = sorted(path.parent for path in runs.glob("*/summary.json"))
     for run in found:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
@@ -66,8 +62,8 @@ def collect(runs: Path, into: Path = RESULTS) -> list[str]:
         )
         write_text(into / f"{run.name}.json", text + "\n", CompareError)
         for figure in sorted((run / "figures").glob("*.png")):
-            if figure.stem.partition("-")[2].startswith(FIGURES):
-                shutil.copyfile(figure, into / f"{run.name}-{figure.name}")
+            if (name := f"{run.name}-{figure.name}") in shown:
+                shutil.copyfile(figure, into / name)
     return [run.name for run in found]
 
 

@@ -36,7 +36,9 @@ def test_every_table_is_what_its_results_say(results, page):
 def test_every_result_stands_in_a_page():
     pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"<!-- results: (\S+)", pages))
-    assert {path.stem for path in (ROOT / "docs" / "results").glob("*.json")} <= named
+    kept = ROOT / "docs" / "results"
+    assert {path.stem for path in kept.glob("*.json")} <= named
+    assert {path.name for path in kept.glob("*.png")} == set(re.findall(r"\(results/([^)]+\.png)\)", pages))
 
 
 def test_a_run_becomes_a_table(results, tmp_path: Path, monkeypatch):
