@@ -130,6 +130,10 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     rows = [row for row in rows if any(column.of(row) for column in found)]
     if not rows and names != ["gains"]:
         return "\nNot run yet.\n\n"
+    if found and (absent := set(names) - {column.name for column in found}):
+        raise CompareError(
+            f"{cell_title(comparison)} has no column {', '.join(sorted(absent))}: take it out of the mark"
+        )
     body = []
     for row in rows:
         cells = [column.text(row) + (f" ± {column.half(row)}" if column.half(row) else "") for column in found]

@@ -12,6 +12,7 @@ import pytest
 from support.comparisons import comparison
 from support.paths import ROOT
 
+from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.report.export import export
 from alphaedit_plugin.report.words import answer
 
@@ -69,6 +70,15 @@ def test_a_run_becomes_a_table(results, tmp_path: Path, monkeypatch):
     assert answer(made) in text
     every = results.written("<!-- results: one every efficacy -->\n<!-- end -->", into)
     assert every.count("`memit") == 4
+
+
+def test_a_column_that_a_run_has_not_is_named(results, tmp_path: Path, monkeypatch):
+    made = comparison(("memit",), (100,), facts=24, date="2026-01-01")
+    monkeypatch.setattr(results, "read_run", lambda run: [made])
+    export([made], tmp_path / "runs" / "one")
+    results.collect(tmp_path / "runs", tmp_path)
+    with pytest.raises(CompareError, match="no column eficacy"):
+        results.written("<!-- results: one eficacy exact -->\n<!-- end -->", tmp_path)
 
 
 def test_what_lies_between_frontiers_is_a_table_of_its_own(results, tmp_path: Path, monkeypatch):
