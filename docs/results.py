@@ -7,7 +7,8 @@
 
 A mark is `<!-- results: NAME … -->`, and a table goes up to `<!-- end -->`. Behind the name stand the columns that are
 shown (all, if there are none), and `every` for a row at each checkpoint instead of at the last one, or `at=500` for
-another one. Rows without any of these columns are left out. `gains` is what lies between the frontiers of a study.
+another one. Rows without any of these columns are left out. `gains` is what lies between the frontiers of a study,
+`relations` efficacy by relation.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from alphaedit_plugin.evaluation.measure import Estimate, Measured
 from alphaedit_plugin.report.columns import columns
 from alphaedit_plugin.report.export import cell_title
 from alphaedit_plugin.report.frontier_section import frontiers
+from alphaedit_plugin.report.sections import by_relation
 from alphaedit_plugin.report.words import answer, finding, held
 from alphaedit_plugin.storage.files import write_text
 
@@ -50,7 +52,7 @@ def collect(runs: Path, into: Path = RESULTS) -> list[str]:
     for run in found:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         for comparison, whole in zip(summary["comparisons"], read_run(run), strict=True):
-            comparison["told"], comparison["gains"] = _told(whole)
+            comparison["told"], comparison["grids"] = _told(whole)
             settings = comparison["settings"]
             comparison["settings"] = {key: settings[key] for key in _KEPT if settings.get(key) is not None}
             comparison["settings"]["data"] = Path(settings["data"]).name
@@ -67,15 +69,18 @@ def collect(runs: Path, into: Path = RESULTS) -> list[str]:
     return [run.name for run in found]
 
 
-def _told(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The verdict's sentences and, of a study of frontiers, the table of what lies between them."""
-    frontier = frontiers(comparison, {})
-    if frontier is None:
-        return [each for each in (answer(comparison), finding(comparison), held(comparison)) if each], []
-    return [frontier.text], [
-        [*frontier.grids[0].head],
-        *([first.text, *(cell.text for cell in cells)] for first, cells in frontier.grids[0].rows),
-    ]
+def _told(comparison: Comparison) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """The verdict's sentences, and the tables that have no row per variant, by the word that asks for them."""
+    frontier, relations = frontiers(comparison, {}), by_relation(comparison, {})
+    grids = {"gains": frontier and frontier.grids[0], "relations": relations and relations.grids[0]}
+    tables = {
+        word: [[*grid.head], *([first.text, *(cell.text for cell in cells)] for first, cells in grid.rows)]
+        for word, grid in grids.items()
+        if grid
+    }
+    if frontier is not None:
+        return [frontier.text], tables
+    return [each for each in (answer(comparison), finding(comparison), held(comparison)) if each], tables
 
 
 def _rounded(value: Any) -> Any:
@@ -88,11 +93,11 @@ def _rounded(value: Any) -> Any:
 
 
 def read(path: Path) -> list[Comparison]:
-    """The comparisons of a file that `collect` wrote; their settings have `told` and `gains` too."""
+    """The comparisons of a file that `collect` wrote; their settings have `told` and `grids` too."""
     summary = json.loads(path.read_text(encoding="utf-8"))
     return [
         Comparison(
-            [_row(row) for row in each["rows"]], {**each["settings"], "told": each["told"], "gains": each["gains"]}
+            [_row(row) for row in each["rows"]], {**each["settings"], "told": each["told"], "grids": each["grids"]}
         )
         for each in summary["comparisons"]
     ]
@@ -124,11 +129,13 @@ def _table(words: Sequence[str], results: Path) -> str:
 
 
 def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | None) -> str:
+    settings = comparison.settings
     edits = shared_checkpoint([comparison]) if at is None else at
     rows = [row for row in comparison.rows if every or row.variant == BEFORE or row.edits == edits]
     found = [column for column in columns(rows) if not names or column.name in names]
     rows = [row for row in rows if any(column.of(row) for column in found)]
-    if not rows and names != ["gains"]:
+    grid = next((settings["grids"][name] for name in names if name in settings["grids"]), None)
+    if not rows and grid is None:
         return "\nNot run yet.\n\n"
     if found and (absent := set(names) - {column.name for column in found}):
         raise CompareError(
@@ -139,15 +146,16 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
         cells = [column.text(row) + (f" ± {column.half(row)}" if column.half(row) else "") for column in found]
         body.append([f"`{row.variant}`", *([row.edits] if every else []), *cells])
     head = ["variant", *(["edits"] if every else []), *(column.label for column in found)]
-    settings = comparison.settings
     told = [f"{cell_title(comparison)}, {edits:,} edits in batches of {settings['batch_size']}"]
     told += [f"alphaedit-plugin {settings['environment']['alphaedit_plugin']}, {settings['date']}"]
     missing = {**comparison.unfinished, **dict.fromkeys(comparison.failed, 0)} if at is None else {}
     told += [f"not finished: {', '.join(missing)}"] if missing else []
-    if names == ["gains"]:
-        head, *body = settings["gains"]
+    if grid is not None:
+        head, *body = grid
     table = tabulate(body, head, "github", disable_numparse=True, colalign=["left", *("right" for _ in head[1:])])
-    verdict = "" if every or at is not None else "".join(f"{each}\n\n" for each in settings["told"])
+    verdict = (
+        "" if every or at is not None or "relations" in names else "".join(f"{each}\n\n" for each in settings["told"])
+    )
     asked = settings.get("commands") or [settings["command"]]
     shown = asked if len(asked) > 1 else [_with_all(asked[0], comparison.variants)]
     commands = "".join(f"`{_command(each)}`\n\n" for each in shown)

@@ -72,6 +72,17 @@ def test_a_run_becomes_a_table(results, tmp_path: Path, monkeypatch):
     assert every.count("`memit") == 4
 
 
+def test_efficacy_by_relation_is_a_table_of_its_own(results, tmp_path: Path, monkeypatch):
+    made = comparison(("memit", "alphaedit"), (100,), facts=24, date="2026-01-01")
+    relations = [record["relation"] for record in made.of("memit")[0].measured["facts"].records]
+    monkeypatch.setattr(results, "read_run", lambda run: [made])
+    export([made], tmp_path / "runs" / "one")
+    results.collect(tmp_path / "runs", tmp_path)
+    text = results.written("<!-- results: one relations -->\n<!-- end -->", tmp_path)
+    for relation in set(relations):
+        assert re.search(rf"\| {relation} +\| +{relations.count(relation)} \|", text)
+
+
 def test_a_column_that_a_run_has_not_is_named(results, tmp_path: Path, monkeypatch):
     made = comparison(("memit",), (100,), facts=24, date="2026-01-01")
     monkeypatch.setattr(results, "read_run", lambda run: [made])

@@ -36,7 +36,7 @@ def sections(comparison: Comparison, looks: Mapping[str, Style]) -> list[Section
     """The sections that have data, in the page's order."""
     makers: list[Callable[[Comparison, Mapping[str, Style]], Section | None]] = [
         _headline, _curves, _cases, answers, paired, lasting, _more_curves, null_spaces, _weights, _capability, _shift,
-        _all, _relations, _timing, _settings,
+        _all, by_relation, _timing, _settings,
     ]  # fmt: skip
     if comparison.settings.get("study") == FRONTIER:  # its variants are settings, far too many to stand side by side
         makers = [frontiers, _cases, _all, _settings]
@@ -216,7 +216,8 @@ def _timing(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
     return Section("timing", "Time", topic=NUMBERS, pictures=[picture])
 
 
-def _relations(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+def by_relation(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
+    """Efficacy, generalization and specificity by relation, variants side by side; None for facts of fewer than two."""
     rows = [row for row in comparison.final if row.measured.get("facts")]
     records = {row.variant: row.measured["facts"].records for row in rows}
     counts: dict[str, int] = {}
