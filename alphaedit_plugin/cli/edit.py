@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.markup import escape
@@ -22,7 +22,9 @@ from .publishing import check, publish
 
 if TYPE_CHECKING:
     from ..editors.requests import Request
+    from ..editors.variant import Variant
     from ..editors.verdict import Verdict
+    from ..session.session import Session
 
 
 def edit(
@@ -119,25 +121,17 @@ def edit(
     variant = Variant.parse(method)
     folder = out / SESSION
     if is_session(folder):
-        begun = read_manifest(folder)
-        if (begun["method"], whole_name(begun["model"])) != (str(variant), model):
-            raise SessionError(
-                f"{out} holds a session of {begun['method']} on {begun['model']}, not of {variant} on {model}: choose "
-                "another folder"
-            )
-        if ("chat" in begun) != chat:
-            raise SessionError(
-                f"{out} holds a session {'without' if chat else 'with'} --chat: go on in the same way, or choose "
-                "another folder"
-            )
-        if preparing.layers is not None and list(preparing.layers) != sorted(begun["hyperparameters"]["layers"]):
-            raise SessionError(f"{out} holds a session of other layers: leave --layers out, or choose another folder")
+        _check_begun(read_manifest(folder), out, variant, model, chat, preparing, loading)
         session = resumed(folder, loading, quiet)
         if bounds is not None and bounds.leakage < math.inf and not session.covariances:
             with session.at(0):
                 preparation = preparation_of(preparing, loading, quiet)
                 found = statistics_of(preparation, session.model, session.tokenizer, session.hyperparameters)
             session.covariances = dict(found.covariances)
+        elif any(option is not None for option in (preparing.corpus, preparing.stats_dir, preparing.tokens)):
+            console.print(
+                "the session keeps its first statistics: --corpus, --stats-dir and --tokens are for a new one"
+            )
     else:
         ready = Prepared.of(method, model, preparing, loading, quiet)
         session = Session(
@@ -151,6 +145,7 @@ def edit(
             progress=not quiet,
         )
     with session:
+        _check_hyperparameters(session, out, preparing, model)
         todo = session.to_do(requests)
         if len(todo) < len(requests):
             console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
@@ -187,6 +182,61 @@ def edit(
         console.print(f"not published: `alphaedit push {escape(str(out))} {escape(push)}` does so all the same")
     if failed:
         sys.exit(FAILED)
+
+
+def _check_begun(
+    begun: Mapping[str, Any],
+    out: Path,
+    variant: Variant,
+    model: str,
+    chat: bool,
+    preparing: Preparing,
+    loading: Loading,
+) -> None:
+    """Raises SessionError if a session that goes on was begun in another way than is asked for now."""
+    from ..nullspace.projection import Criterion
+
+    if (begun["method"], whole_name(begun["model"])) != (str(variant), model):
+        raise SessionError(
+            f"{out} holds a session of {begun['method']} on {begun['model']}, not of {variant} on {model}: choose "
+            "another folder"
+        )
+    if ("chat" in begun) != chat:
+        raise SessionError(
+            f"{out} holds a session {'without' if chat else 'with'} --chat: go on in the same way, or choose "
+            "another folder"
+        )
+    values = begun["hyperparameters"]
+    if preparing.layers is not None and list(preparing.layers) != sorted(values["layers"]):
+        raise SessionError(f"{out} holds a session of other layers: leave --layers out, or choose another folder")
+    criterion, own = preparing.criterion(), "nullspace_threshold" in dict(variant.changes)
+    if criterion is not None and not own and criterion != Criterion(**values["null_space"]):
+        raise SessionError(
+            f"{out} holds a session with another null space ({Criterion(**values['null_space'])}): leave --threshold, "
+            "--energy and --nullity out, or choose another folder"
+        )
+    if loading.dtype not in ("auto", begun["dtype"]):
+        raise SessionError(f"{out} holds a session in {begun['dtype']}: leave --dtype out, or choose another folder")
+
+
+def _check_hyperparameters(session: Session, out: Path, preparing: Preparing, model: str) -> None:
+    """Raises SessionError if the session has other hyperparameters than --hparams asks for."""
+    from ..comparison.contender import Ground
+    from ..nullspace.statistics import Preparation
+    from .preparing import hyperparameters_of
+
+    given = hyperparameters_of(preparing)
+    if given is None:
+        return
+    preparation = Preparation(criterion=preparing.criterion())
+    ground = Ground(session.model, session.tokenizer, model, preparation, preparing.layers, given)
+    asked = ground.hyperparameters_of(str(session.variant), session.variant).as_dict()
+    held = session.hyperparameters.as_dict()
+    if differ := sorted(key for key in asked | held if asked.get(key) != held.get(key)):
+        raise SessionError(
+            f"{out} holds a session with other hyperparameters than {preparing.hparams}: {', '.join(differ)}. Leave "
+            "--hparams out, or choose another folder"
+        )
 
 
 def _gguf(model: str, path: Path | None, kind: str | None) -> Gguf | None:

@@ -464,6 +464,24 @@ def test_edit_in_a_chat_says_so_in_the_session_and_goes_on_only_so(edit, some, c
     assert snapshot(tmp_path / "chat") == before
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--nullity", "0.3"), "another null space"),
+        (("--dtype", "bfloat16"), "in float32"),
+        (("--hparams", "other.yaml"), "other hyperparameters than other.yaml: clamp_norm_factor"),
+    ],
+)
+def test_a_session_does_not_go_on_in_another_way(edit, some, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.yaml").write_text(f"{QUICK}\nclamp_norm_factor: 0.5\n")
+    assert_done(edit(some(1), tmp_path / "out"))
+    before = snapshot(tmp_path / "out")
+    assert_one_line(edit(some(2), tmp_path / "out", *options), said, "choose another folder")
+    assert snapshot(tmp_path / "out") == before
+    assert "keeps its first statistics" in assert_done(edit(some(2), tmp_path / "out"))
+
+
 def test_a_model_without_a_chat_template_is_one_line_and_writes_nothing(edit, run, some, checkpoint, tmp_path):
     assert_one_line(edit(some(1), tmp_path / "out", "--chat"), "has no chat template", "--chat")
     result = run(
