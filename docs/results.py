@@ -125,7 +125,11 @@ def _table(words: Sequence[str], results: Path) -> str:
     every = "every" in chosen
     at = next((int(word.removeprefix("at=")) for word in chosen if word.startswith("at=")), None)
     names = [word for word in chosen if word != "every" and not word.startswith("at=")]
-    return "".join(_one(comparison, names, every, at) for comparison in read(path))
+    comparisons = read(path)
+    known = {column.name for comparison in comparisons for column in columns(comparison.rows)}
+    if known and (absent := set(names) - known - {word for of in comparisons for word in of.settings["grids"]}):
+        raise CompareError(f"{name} has no column {', '.join(sorted(absent))}: take it out of the mark")
+    return "".join(_one(comparison, names, every, at) for comparison in comparisons)
 
 
 def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | None) -> str:
@@ -137,10 +141,6 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     grid = next((settings["grids"][name] for name in names if name in settings["grids"]), None)
     if not rows and grid is None:
         return "\nNot run yet.\n\n"
-    if found and (absent := set(names) - {column.name for column in found}):
-        raise CompareError(
-            f"{cell_title(comparison)} has no column {', '.join(sorted(absent))}: take it out of the mark"
-        )
     body = []
     for row in rows:
         cells = [column.text(row) + (f" ± {column.half(row)}" if column.half(row) else "") for column in found]
