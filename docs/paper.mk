@@ -74,7 +74,7 @@ paper-c7-mquake:
 	$(COMPARE) --data $(DATA)/mquake/MQuAKE-hard.json --edits $(FEW) --methods memit rect alphaedit --out $(RUNS)/c7-mquake
 
 paper-c8:
-	$(COMPARE) $(CF) --targets once --study corpus-size --out $(RUNS)/c8
+	$(COMPARE) $(CF) --edits 50 --targets once --study corpus-size --out $(RUNS)/c8
 
 paper-c9:
 	$(COMPARE) $(CF) --batch 100 --methods memit alphaedit --study runtime --out $(RUNS)/c9
