@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ..editors.requests import Request
     from ..editors.variant import Variant
     from ..editors.verdict import Verdict
-    from ..session.session import Session
 
 
 def edit(
@@ -123,12 +123,7 @@ def edit(
     if is_session(folder):
         _check_begun(read_manifest(folder), out, variant, model, chat, preparing, loading)
         session = resumed(folder, loading, quiet)
-        if bounds is not None and bounds.leakage < math.inf and not session.covariances:
-            with session.at(0):
-                preparation = preparation_of(preparing, loading, quiet)
-                found = statistics_of(preparation, session.model, session.tokenizer, session.hyperparameters)
-            session.covariances = dict(found.covariances)
-        elif any(option is not None for option in (preparing.corpus, preparing.stats_dir, preparing.tokens)):
+        if any(option is not None for option in (preparing.corpus, preparing.stats_dir, preparing.tokens)):
             console.print(
                 "the session keeps its first statistics: --corpus, --stats-dir and --tokens are for a new one"
             )
@@ -145,7 +140,11 @@ def edit(
             progress=not quiet,
         )
     with session:
-        _check_hyperparameters(session, out, preparing, model)
+        if bounds is not None and bounds.leakage < math.inf and not session.covariances:
+            with session.at(0):
+                preparation = preparation_of(preparing, loading, quiet)
+                found = statistics_of(preparation, session.model, session.tokenizer, session.hyperparameters)
+            session.covariances = dict(found.covariances)
         todo = session.to_do(requests)
         if len(todo) < len(requests):
             console.print(f"{len(requests) - len(todo)} of {len(requests)} facts are in the session already")
@@ -194,7 +193,8 @@ def _check_begun(
     loading: Loading,
 ) -> None:
     """Raises SessionError if a session that goes on was begun in another way than is asked for now."""
-    from ..nullspace.projection import Criterion
+    from ..editors.hyperparameters import Hyperparameters
+    from .preparing import hyperparameters_of
 
     if (begun["method"], whole_name(begun["model"])) != (str(variant), model):
         raise SessionError(
@@ -206,36 +206,21 @@ def _check_begun(
             f"{out} holds a session {'without' if chat else 'with'} --chat: go on in the same way, or choose "
             "another folder"
         )
-    values = begun["hyperparameters"]
-    if preparing.layers is not None and list(preparing.layers) != sorted(values["layers"]):
-        raise SessionError(f"{out} holds a session of other layers: leave --layers out, or choose another folder")
-    criterion, own = preparing.criterion(), "nullspace_threshold" in dict(variant.changes)
-    if criterion is not None and not own and criterion != Criterion(**values["null_space"]):
-        raise SessionError(
-            f"{out} holds a session with another null space ({Criterion(**values['null_space'])}): leave --threshold, "
-            "--energy and --nullity out, or choose another folder"
-        )
     if loading.dtype not in ("auto", begun["dtype"]):
         raise SessionError(f"{out} holds a session in {begun['dtype']}: leave --dtype out, or choose another folder")
-
-
-def _check_hyperparameters(session: Session, out: Path, preparing: Preparing, model: str) -> None:
-    """Raises SessionError if the session has other hyperparameters than --hparams asks for."""
-    from ..comparison.contender import Ground
-    from ..nullspace.statistics import Preparation
-    from .preparing import hyperparameters_of
-
-    given = hyperparameters_of(preparing)
-    if given is None:
-        return
-    preparation = Preparation(criterion=preparing.criterion())
-    ground = Ground(session.model, session.tokenizer, model, preparation, preparing.layers, given)
-    asked = ground.hyperparameters_of(str(session.variant), session.variant).as_dict()
-    held = session.hyperparameters.as_dict()
-    if differ := sorted(key for key in asked | held if asked.get(key) != held.get(key)):
+    held = Hyperparameters.from_saved(begun["hyperparameters"], str(out))
+    given, criterion = hyperparameters_of(preparing), preparing.criterion()
+    base = (given or held).with_layers(preparing.layers)
+    if criterion is not None:  # what the method's own name says goes before it
+        base = replace(base, null_space=criterion)
+    asked, begun_with = variant.hyperparameters_of(base, str(variant)).as_dict(), held.as_dict()
+    differ = {key for key in asked | begun_with if asked.get(key) != begun_with.get(key)}
+    if not variant.needs_null_spaces:
+        differ.discard("null_space")
+    if differ:
         raise SessionError(
-            f"{out} holds a session with other hyperparameters than {preparing.hparams}: {', '.join(differ)}. Leave "
-            "--hparams out, or choose another folder"
+            f"{out} holds a session with other hyperparameters ({', '.join(sorted(differ))}): leave --hparams, "
+            "--layers, --threshold, --energy and --nullity out, or choose another folder"
         )
 
 

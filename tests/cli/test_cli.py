@@ -467,9 +467,10 @@ def test_edit_in_a_chat_says_so_in_the_session_and_goes_on_only_so(edit, some, c
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--nullity", "0.3"), "another null space"),
-        (("--dtype", "bfloat16"), "in float32"),
-        (("--hparams", "other.yaml"), "other hyperparameters than other.yaml: clamp_norm_factor"),
+        (("--nullity", "0.3"), "other hyperparameters (null_space)"),
+        (("--hparams", "other.yaml"), "other hyperparameters (clamp_norm_factor)"),
+        (("--hparams", "absent.yaml"), "absent.yaml"),
+        (("--dtype", "bfloat16"), "a session in float32"),
     ],
 )
 def test_a_session_does_not_go_on_in_another_way(edit, some, tmp_path, monkeypatch, options, said):
@@ -477,9 +478,37 @@ def test_a_session_does_not_go_on_in_another_way(edit, some, tmp_path, monkeypat
     (tmp_path / "other.yaml").write_text(f"{QUICK}\nclamp_norm_factor: 0.5\n")
     assert_done(edit(some(1), tmp_path / "out"))
     before = snapshot(tmp_path / "out")
-    assert_one_line(edit(some(2), tmp_path / "out", *options), said, "choose another folder")
+    monkeypatch.setattr(Session, "resume", lambda *_, **__: pytest.fail("the model was loaded for nothing"))
+    assert_one_line(edit(some(2), tmp_path / "out", *options), said)
     assert snapshot(tmp_path / "out") == before
-    assert "keeps its first statistics" in assert_done(edit(some(2), tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--dtype", "float32"),
+        ("--method", "alphaedit@nullspace_threshold=1e-1", "--nullity", "0.4"),
+        ("--method", "alphaedit@layers=[2]"),
+        ("--method", "memit@blue=true"),
+    ],
+)
+def test_the_same_command_goes_on(edit, some, tmp_path, options):
+    assert_done(edit(some(1), tmp_path / "out", *options))
+    output = assert_done(edit(some(2), tmp_path / "out", *options))
+    assert "1 of 2 facts are in the session already" in output
+    assert "keeps its first statistics" in output
+
+
+def test_other_layers_are_another_session(edit, run, some, checkpoint, tmp_path):
+    assert_done(edit(some(1), tmp_path / "out"))
+    result = run("edit", checkpoint, some(2), "--out", tmp_path / "out", "--layers", "1")
+    assert_one_line(result, "other hyperparameters (layers)")
+
+
+def test_another_null_space_is_nothing_to_a_method_without_one(edit, some, tmp_path):
+    assert_done(edit(some(1), tmp_path / "out", "--method", "memit"))
+    assert_done(edit(some(2), tmp_path / "out", "--method", "memit", "--nullity", "0.4"))
 
 
 def test_a_model_without_a_chat_template_is_one_line_and_writes_nothing(edit, run, some, checkpoint, tmp_path):
