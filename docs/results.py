@@ -1,4 +1,4 @@
-"""From runs to pages: no number in docs/reproducing.md or docs/successors.md is typed.
+"""From runs to pages: no number in a table between marks is typed.
 
     python docs/results.py collect RUNS     # RUNS/NAME/summary.json → docs/results/NAME.json, pictures too
     python docs/results.py pages            # docs/results/*.json → the tables between the marks in docs/*.md
@@ -28,6 +28,7 @@ from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row, shared_
 from alphaedit_plugin.comparison.run_folder import read_run
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
+from alphaedit_plugin.evaluation.metrics import METRICS
 from alphaedit_plugin.report.columns import columns
 from alphaedit_plugin.report.export import cell_title
 from alphaedit_plugin.report.frontier_section import frontiers
@@ -41,6 +42,8 @@ _KEPT = (
     "command", "commands", "date", "study", "model", "data", "format", "seed", "edits", "facts", "batch_size",
     "checkpoints", "variants", "targets_found", "failed", "environment",
 )  # fmt: skip
+_GRIDS = ("gains", "relations")
+_WEIGHTS = ("drift", "leakage", "seconds")
 _PICTURE = re.compile(r"\(results/([^)]+\.png)\)")
 _MARK = re.compile(r"<!-- results: (?P<what>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -125,11 +128,11 @@ def _table(words: Sequence[str], results: Path) -> str:
     every = "every" in chosen
     at = next((int(word.removeprefix("at=")) for word in chosen if word.startswith("at=")), None)
     names = [word for word in chosen if word != "every" and not word.startswith("at=")]
-    comparisons = read(path)
-    known = {column.name for comparison in comparisons for column in columns(comparison.rows)}
-    if known and (absent := set(names) - known - {word for of in comparisons for word in of.settings["grids"]}):
-        raise CompareError(f"{name} has no column {', '.join(sorted(absent))}: take it out of the mark")
-    return "".join(_one(comparison, names, every, at) for comparison in comparisons)
+    if unknown := set(names) - {*METRICS, *_WEIGHTS, *_GRIDS}:
+        raise CompareError(
+            f"<!-- results: {' '.join(words)} --> asks for {', '.join(sorted(unknown))}: no run has that"
+        )
+    return "".join(_one(comparison, names, every, at) for comparison in read(path))
 
 
 def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | None) -> str:
@@ -138,7 +141,7 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     rows = [row for row in comparison.rows if every or row.variant == BEFORE or row.edits == edits]
     found = [column for column in columns(rows) if not names or column.name in names]
     rows = [row for row in rows if any(column.of(row) for column in found)]
-    grid = next((settings["grids"][name] for name in names if name in settings["grids"]), None)
+    grid = settings["grids"].get(names[0]) if len(names) == 1 else None
     if not rows and grid is None:
         return "\nNot run yet.\n\n"
     body = []
@@ -197,10 +200,10 @@ def main(words: Sequence[str]) -> None:
         case ["collect", runs]:
             print("\n".join(collect(Path(runs))))
         case ["pages"]:
-            for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))):
-                text = page.read_text(encoding="utf-8")
-                if (new := written(text)) != text:
-                    write_text(page, new, CompareError)
+            before = {page: page.read_text("utf-8") for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))}
+            for page, text in {page: written(text) for page, text in before.items()}.items():
+                if text != before[page]:
+                    write_text(page, text, CompareError)
         case ["last", count, source, target]:
             last(int(count), Path(source), Path(target))
         case ["text", source, corpus, held_out]:
@@ -210,4 +213,7 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except CompareError as failure:
+        sys.exit(f"error: {failure}")

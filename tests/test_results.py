@@ -83,13 +83,15 @@ def test_efficacy_by_relation_is_a_table_of_its_own(results, tmp_path: Path, mon
         assert re.search(rf"\| {relation} +\| +{relations.count(relation)} \|", text)
 
 
-def test_a_column_that_a_run_has_not_is_named(results, tmp_path: Path, monkeypatch):
+def test_a_column_that_no_run_has_is_named_and_one_that_is_still_to_be_measured_is_not(results, tmp_path, monkeypatch):
     made = comparison(("memit",), (100,), facts=24, date="2026-01-01")
     monkeypatch.setattr(results, "read_run", lambda run: [made])
     export([made], tmp_path / "runs" / "one")
     results.collect(tmp_path / "runs", tmp_path)
-    with pytest.raises(CompareError, match="no column eficacy"):
+    with pytest.raises(CompareError, match="eficacy"):
         results.written("<!-- results: one eficacy exact -->\n<!-- end -->", tmp_path)
+    for later in ("multihop hops", "gains", "state_norm"):
+        assert "Not run yet" in results.written(f"<!-- results: one {later} -->\n<!-- end -->", tmp_path)
 
 
 def test_what_lies_between_frontiers_is_a_table_of_its_own(results, tmp_path: Path, monkeypatch):
