@@ -84,7 +84,7 @@ def test_efficacy_by_relation_is_a_table_of_its_own(results, tmp_path: Path, mon
 
 
 def test_a_column_that_no_run_has_is_named_and_one_that_is_still_to_be_measured_is_not(results, tmp_path, monkeypatch):
-    made = comparison(("memit",), (100,), facts=24, date="2026-01-01")
+    made = comparison(("memit",), (100,), ("facts",), facts=24, date="2026-01-01")
     monkeypatch.setattr(results, "read_run", lambda run: [made])
     export([made], tmp_path / "runs" / "one")
     results.collect(tmp_path / "runs", tmp_path)
