@@ -140,7 +140,7 @@ def answer(comparison: Comparison) -> str:
         said.setdefault(outcome(of), []).append(base)
     order = ("P helps", "P helps and hurts", "P hurts")
     told = [f"{verb} {listed(said[verb])}." for verb in order if verb in said]
-    told += [f"For {listed(said[OPEN])} it cannot be told."] if OPEN in said else []
+    told += [f"Whether P helps {listed(said[OPEN], 'or')} cannot be told."] if OPEN in said else []
     return " ".join(told)
 
 

@@ -108,7 +108,7 @@ def test_p_helps_or_hurts_or_it_cannot_be_told():
         "rome": "P hurts",
         "prune": "cannot be told",
     }
-    assert answer(of) == "P helps memit. P helps and hurts rect. P hurts rome. For prune it cannot be told."
+    assert answer(of) == "P helps memit. P helps and hurts rect. P hurts rome. Whether P helps prune cannot be told."
     memit, rect, _, prune = projection(of)
     assert memit.startswith("memit: P helps efficacy (33.3 → 91.7 %) and generalization (33.3 → 91.7 %); it cannot")
     assert "P hurts perplexity (20.66 → 25.49)" in rect
