@@ -96,6 +96,8 @@ paper-settings-counterfact paper-settings-zsre paper-settings-qaedit: paper-%:
 paper-settings-gemma: $(addprefix $(RUNS)/facts/,counterfact_flat_3000.json zsre_mend_train-1k.json qaedit_500.json)
 	$(COMPARE) --models gemma-3-270m --data $^ --edits $(FEW) --targets once --methods memit memit+P rect rect+P --out $(RUNS)/settings-gemma
 
+# About thirty variants each: half the facts will do.
+paper-frontier-zsre paper-frontier-qaedit: EDITS = 50
 paper-frontier-counterfact: $(RUNS)/facts/counterfact_flat_3000.json
 paper-frontier-zsre: $(RUNS)/facts/zsre_mend_train-1k.json
 paper-frontier-qaedit: $(RUNS)/facts/qaedit_500.json
