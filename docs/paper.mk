@@ -49,7 +49,7 @@ $(RUNS)/facts/corpus.txt $(RUNS)/facts/held-out.txt: $(DATA)/wikitext2/valid.txt
 	$(BIN)/python docs/results.py text $< $(RUNS)/facts/corpus.txt $(RUNS)/facts/held-out.txt
 
 paper-figure6: $(RUNS)/facts/corpus.txt
-	$(COMPARE) $(CF) --edits 500 $(WIKITEXT) --methods alphaedit alphaedit@nas=true memit memit+P rect rect+P --tasks $(DATA)/glue --task-limit 50 --out $(RUNS)/figure6
+	$(COMPARE) $(CF) --edits 500 $(WIKITEXT) --methods alphaedit alphaedit@nas=true memit memit+P memit-seq rect rect+P --tasks $(DATA)/glue --task-limit 50 --out $(RUNS)/figure6
 
 paper-figure7a:
 	$(COMPARE) $(CF) --methods memit memit+P rect rect+P alphaedit --study relations --out $(RUNS)/figure7a
