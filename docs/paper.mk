@@ -116,8 +116,8 @@ paper-successors-now: $(RUNS)/facts/corpus.txt
 	$(COMPARE) $(LONG) --methods alphaedit alphaedit@nas=true betaedit@leakage=300@nas=true --out $(RUNS)/successors-now
 	$(COMPARE) $(LONG) --every 2000 --answers 50 --norms --methods alphaedit alphaedit@nas=true betaedit@leakage=300@nas=true --out $(RUNS)/successors-now
 
-$(RUNS)/facts/last-300/%.json:
-	$(BIN)/python docs/results.py last 300 $(wildcard $(DATA)/*/$*.json) $@
+$(RUNS)/facts/last-150/%.json:
+	$(BIN)/python docs/results.py last 150 $(wildcard $(DATA)/*/$*.json) $@
 
-paper-successors-stream: $(addprefix $(RUNS)/facts/last-300/,counterfact_flat_3000.json zsre_mend_train-1k.json wiki_recent.json) | $(RUNS)/facts/corpus.txt
-	$(COMPARE) --edits 900 --data $^ --stream --skip-bad --every 300 --sample 100 $(WIKITEXT) --keep-sessions --methods alphaedit alphaedit@nas=true --out $(RUNS)/successors-stream
+paper-successors-stream: $(addprefix $(RUNS)/facts/last-150/,counterfact_flat_3000.json zsre_mend_train-1k.json wiki_recent.json) | $(RUNS)/facts/corpus.txt
+	$(COMPARE) --edits 450 --data $^ --stream --skip-bad --every 150 --sample 100 $(WIKITEXT) --keep-sessions --methods alphaedit alphaedit@nas=true --out $(RUNS)/successors-stream
