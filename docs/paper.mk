@@ -101,8 +101,9 @@ paper-settings-counterfact paper-settings-zsre paper-settings-qaedit: paper-%:
 paper-settings-gemma: $(addprefix $(RUNS)/facts/,zsre_mend_train-1k.json qaedit_500.json) | $(RUNS)/facts/short.txt
 	$(COMPARE) --models gemma-3-270m --data $^ --held-out $(RUNS)/facts/short.txt --edits 20 --targets once --methods memit memit+P --out $(RUNS)/settings-gemma
 
-# Forty variants each.
-paper-frontier-zsre paper-frontier-qaedit: EDITS = 50
+# Forty variants each, and QAEdit asks seven questions about each fact.
+paper-frontier-zsre: EDITS = 50
+paper-frontier-qaedit: EDITS = 20
 paper-frontier-qaedit: HELD_OUT = --held-out $(RUNS)/facts/short.txt
 paper-frontier-counterfact: $(RUNS)/facts/counterfact_flat_3000.json
 paper-frontier-zsre: $(RUNS)/facts/zsre_mend_train-1k.json
