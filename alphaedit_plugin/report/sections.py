@@ -217,7 +217,7 @@ def _timing(comparison: Comparison, looks: Mapping[str, Style]) -> Section | Non
 
 
 def by_relation(comparison: Comparison, looks: Mapping[str, Style]) -> Section | None:
-    """Efficacy, generalization and specificity by relation, variants side by side; None for fewer than two relations."""
+    """Efficacy, generalization and specificity by relation, side by side; None for fewer than two relations."""
     rows = [row for row in comparison.final if row.measured.get("facts")]
     records = {row.variant: row.measured["facts"].records for row in rows}
     counts: dict[str, int] = {}
