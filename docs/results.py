@@ -156,9 +156,8 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     if grid is not None:
         head, *body = grid
     table = tabulate(body, head, "github", disable_numparse=True, colalign=["left", *("right" for _ in head[1:])])
-    verdict = (
-        "" if every or at is not None or "relations" in names else "".join(f"{each}\n\n" for each in settings["told"])
-    )
+    partial = every or at is not None or names == ["relations"]
+    verdict = "" if partial else "".join(f"{each}\n\n" for each in settings["told"])
     asked = settings.get("commands") or [settings["command"]]
     shown = asked if len(asked) > 1 else [_with_all(asked[0], comparison.variants)]
     commands = "".join(f"`{_command(each)}`\n\n" for each in shown)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -193,7 +192,9 @@ def _check_begun(
     loading: Loading,
 ) -> None:
     """Raises SessionError if a session that goes on was begun in another way than is asked for now."""
+    from ..comparison.contender import Ground
     from ..editors.hyperparameters import Hyperparameters
+    from ..nullspace.statistics import Preparation
     from .preparing import hyperparameters_of
 
     if (begun["method"], whole_name(begun["model"])) != (str(variant), model):
@@ -209,11 +210,10 @@ def _check_begun(
     if loading.dtype not in ("auto", begun["dtype"]):
         raise SessionError(f"{out} holds a session in {begun['dtype']}: leave --dtype out, or choose another folder")
     held = Hyperparameters.from_saved(begun["hyperparameters"], str(out))
-    given, criterion = hyperparameters_of(preparing), preparing.criterion()
-    base = (given or held).with_layers(preparing.layers)
-    if criterion is not None:  # what the method's own name says goes before it
-        base = replace(base, null_space=criterion)
-    asked, begun_with = variant.hyperparameters_of(base, str(variant)).as_dict(), held.as_dict()
+    given, preparation = hyperparameters_of(preparing) or held, Preparation(criterion=preparing.criterion())
+    # As a new session resolves them; with settings given, no model is asked.
+    ground = Ground(None, None, model, preparation, preparing.layers, given)
+    asked, begun_with = ground.hyperparameters_of(str(variant), variant).as_dict(), held.as_dict()
     differ = {key for key in asked | begun_with if asked.get(key) != begun_with.get(key)}
     if not variant.needs_null_spaces:
         differ.discard("null_space")
