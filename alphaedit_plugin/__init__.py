@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .editors.hyperparameters import Hyperparameters
     from .editors.layered import LayeredEditor
     from .editors.registry import method, modifier
+    from .editors.sparing import sparing
     from .editors.update import Site, Update
     from .editors.variant import Variant
     from .editors.verdict import Verdict
@@ -61,6 +62,7 @@ _HOME = {
     "revert_patch": "session.patch",
     "score": "evaluation.fact_scores",
     "shipped": "storage.shipped",
+    "sparing": "editors.sparing",
     "table": "report.tables",
     "write_report": "report.page",
 }
@@ -91,6 +93,7 @@ __all__ = [
     "revert_patch",
     "score",
     "shipped",
+    "sparing",
     "table",
     "write_report",
 ]

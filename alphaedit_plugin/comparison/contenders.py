@@ -14,8 +14,9 @@ from .contender import Contender, Entry, Ground, Needs
 from .easyedits import EasyEditMethod
 from .editing_function import EditingFunction
 from .in_context import InContext
-from .names import check_name, is_in_context, is_place, retrieval_in
+from .names import KEY, check_name, is_in_context, is_place, retrieval_in
 from .ours import OurMethod
+from .restraint import Restraint
 from .results import BEFORE
 from .yours import YourEditor
 
@@ -31,8 +32,10 @@ def contender(given: Given, name: str | None = None) -> Contender:
     Raises HyperparameterError, naming the nearest method, for anything else.
     """
     if not isinstance(given, str):
-        label, projected = (name[:-2], True) if name is not None and name[-2:].upper() == "+P" else (name, False)
-        return YourEditor(EditingFunction.of(given, label), projected)
+        key = KEY.fullmatch(name or "")
+        assert key is not None  # it matches anything
+        restraint = Restraint.parse(key["marks"].split("+")[1:], {}, str(name))
+        return YourEditor(EditingFunction.of(given, key["name"] or None), restraint)
     check_name(given)
     if is_baseline(given):
         return EasyEditMethod(parse_baseline(given))
@@ -72,7 +75,7 @@ def _told_apart(chosen: Sequence[Contender]) -> list[Contender]:
     yours = [each for each in chosen if isinstance(each, YourEditor)]
     alike = {each.name for each in yours for other in yours if each.name == other.name and not _same(each, other)}
     return [
-        YourEditor(each.called.in_folder(), each.projected)
+        YourEditor(each.called.in_folder(), each.restraint)
         if isinstance(each, YourEditor) and each.name in alike
         else each
         for each in chosen

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from ..editors.changes import parse_changes, show_changes
 from ..errors import EditError, HyperparameterError
 from .names import PLACE
 from .private_modules import PrivateModules, import_file, import_module
+from .restraint import Restraint
 from .source import belonging, described, identity_of_function, source_file
 
 SIGNATURE = "(model, tokenizer, requests, **settings)"
@@ -36,19 +36,18 @@ class EditingFunction:
     private: PrivateModules = field(default_factory=lambda: PrivateModules(None))
 
     @classmethod
-    def parse(cls, text: str) -> tuple[EditingFunction, bool]:
-        """(the function of `FILE.py:FUNCTION` or `MODULE:FUNCTION` with `@KEY=VALUE…`, whether `+P` follows).
+    def parse(cls, text: str) -> tuple[EditingFunction, Restraint]:
+        """(the function of `FILE.py:FUNCTION` or `MODULE:FUNCTION` with `@KEY=VALUE…`, what it is held to: `+P` …).
 
-        Raises HyperparameterError for a missing file, module or function, for code that cannot be imported, and for
-        settings that the function does not take.
+        A setting that what it is held to knows is not the function's. Raises HyperparameterError for a missing file,
+        module or function, for code that cannot be imported, and for settings that nobody takes.
         """
         match = PLACE.fullmatch(text.strip())
         if match is None:
             raise HyperparameterError(f"{text!r} is no editor: write FILE.py:FUNCTION or package.module:FUNCTION")
         where, name, changes = match["where"], match["function"], match["changes"]
-        if mark := re.search(r"\+[A-Za-z]\w*", re.sub(r"[\[{].*?[\]}]", "", changes)):
-            raise HyperparameterError(f"in {text!r}, {mark[0]} is no mark of an editor of yours: only +P is")
         settings = parse_changes(changes.split("@")[1:], text)
+        restraint = Restraint.parse(match["marks"].split("+")[1:], settings, text)
         is_file = where.endswith(".py") or "/" in where or "\\" in where
         module, private = (import_file if is_file else import_module)(where)
         function = getattr(module, name, None)
@@ -57,10 +56,10 @@ class EditingFunction:
             near = difflib.get_close_matches(name, known, n=1)
             raise HyperparameterError(f"{where} has no function {name!r}{f'; did you mean {near[0]}?' if near else ''}")
         known_by = Path(where).name if is_file else where  # wherever it lies, and however that is spelled
-        place = f"{Path(where).expanduser().resolve()}:{name}{changes}" if is_file else f"{where}:{name}{changes}"
+        place = f"{Path(where).expanduser().resolve() if is_file else where}:{name}{show_changes(settings)}"
         made = cls(f"{known_by}:{name}{show_changes(settings)}", function, settings, place, private)
         made.check()
-        return made, match["projected"] is not None
+        return made, restraint
 
     @classmethod
     def of(cls, function: Callable[..., Any], name: str | None = None) -> EditingFunction:

@@ -10,10 +10,14 @@ from ..editors.changes import parse_changes
 from ..editors.registry import check_names, split
 from ..errors import HyperparameterError
 
+_MARKS = r"(?P<marks>(\+[a-zA-Z][\w-]*)*)"
 PLACE = re.compile(
-    r"(?P<where>.+?\.py|[^@\s]+?):(?P<function>[^\W\d]\w*)(?P<changes>(@.*?)?)(?P<projected>\+[pP])?", re.DOTALL
+    r"(?P<where>.+?\.py|[^@\s]+?):(?P<function>[^\W\d]\w*)(?P<changes>(@.*?)?)" + _MARKS,
+    re.DOTALL,
 )
-"""`FILE.py:FUNCTION` or `MODULE:FUNCTION`, with `@KEY=VALUE…`, and `+P` to project it."""
+"""`FILE.py:FUNCTION` or `MODULE:FUNCTION`, with `@KEY=VALUE…`, and what it is held to: `+P`, `+revive`, `+crisp`."""
+KEY = re.compile(r"(?P<name>.*?)" + _MARKS, re.DOTALL)
+"""A name that a user gives to a function, and what it is held to."""
 IN_CONTEXT = "in-context"
 RETRIEVALS = ("given", "tfidf")
 """How the contender `in-context` finds the fact that a prompt is about; the first is the default."""

@@ -35,13 +35,13 @@ from ..model.decoder import Decoder, OutProjection
 from ..model.gradients import gradients
 from ..model.undisturbed import seeded, undisturbed
 from ..nullspace.guard import guard
-from ..nullspace.null_spaces import NullSpaces
-from ..nullspace.projection import NullSpace
+from ..nullspace.projection import Allowed
 from ..nullspace.statistics import Statistics
 from ..visible import visible
 from .contender import Contender, Entry, Ground, Needs, Stop, Workplace
 from .course import Course
 from .editing_function import EditingFunction
+from .restraint import Restrained, Restraint
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +50,23 @@ _SHARE, _ROUNDINGS = 1e-4, 4
 
 
 class YourEditor(Contender):
-    """`my_editor.py:edit`, `package.module:edit@steps=10+P`, or a function itself under a name."""
+    """`my_editor.py:edit`, `package.module:edit@steps=10+revive+P`, or a function itself under a name."""
 
-    def __init__(self, called: EditingFunction, projected: bool = False) -> None:
-        self.called, self.projected = called, projected
-        self.name = f"{called.name}{'+P' if projected else ''}"
+    def __init__(self, called: EditingFunction, restraint: Restraint | None = None) -> None:
+        self.called, self.restraint = called, restraint or Restraint()
+        self.name = f"{called.name}{self.restraint}"
+
+    @property
+    def projected(self) -> bool:
+        return self.restraint.projected
 
     def needs(self, ground: Ground) -> Needs:
         values = ground.hyperparameters_of(self.name, Variant.parse("alphaedit"))
         return Needs(values, values.layers)
 
     def enter(self, ground: Ground, needs: Needs, statistics: Statistics) -> Entry:
-        spaces = ground.null_spaces(needs.values, needs.layers, statistics) if self.projected else None
-        return _YourEntry(ground, self.name, self.called, needs.values, statistics, spaces)
+        held = Restrained.of(self.restraint, ground, needs.values, statistics)
+        return _YourEntry(ground, self.name, self.called, needs.values, statistics, held)
 
 
 @dataclass
@@ -72,17 +76,17 @@ class _YourEntry(Entry):
     called: EditingFunction
     hyperparameters: Hyperparameters
     statistics: Statistics
-    null_spaces: NullSpaces | None
+    held: Restrained | None
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.layers = self.watched = self.hyperparameters.layers
         self._identity = self.called.identity  # of the code as it was loaded
+        self.null_spaces = self.held.null_spaces if self.held is not None else None
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        criterion = str(self.hyperparameters.null_space) if self.null_spaces is not None else None
-        return {"editor": self._identity, "criterion": criterion}
+        return {"editor": self._identity, **(self.held.identity if self.held is not None else {"criterion": None})}
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -109,7 +113,7 @@ class _YourEntry(Entry):
         self, called: EditingFunction, model: Any, tokenizer: Any, requests: list[Request], written: int
     ) -> nn.Module:
         """One call. Raises EditError, naming file and line, if it fails or leaves a model that cannot be measured."""
-        guarded = guard(model, self.null_spaces, check_model=False) if self.null_spaces else nullcontext()
+        guarded = guard(model, self.held.spaces, check_model=False) if self.held else nullcontext()
         before = _sums(model)
         if isinstance(chat := self.ground.tokenizer, Chat):
             requests = [replace(request, prompt=chat.written_out(request.prompt)) for request in requests]
@@ -123,8 +127,8 @@ class _YourEntry(Entry):
             raise EditError(f"{self.name} left weights that are not finite")
         if _sums(edited) == before:
             self._warn("left every weight as it was, at least once")
-        if self.null_spaces is not None:
-            self._check_projected(edited)
+        if self.held is not None:
+            self._check_held(edited, self.held)
         return edited
 
     def _edited(self, model: nn.Module, returned: Any) -> nn.Module:
@@ -135,21 +139,23 @@ class _YourEntry(Entry):
             raise EditError(f"{self.name} returned {len(models)} models: return the edited one only")
         return models[0] if models else model
 
-    def _check_projected(self, edited: nn.Module) -> None:
-        """Raises EditError for an edit that is called projected and is not; warns of what P does not reach."""
-        assert self.null_spaces is not None
+    def _check_held(self, edited: nn.Module, held: Restrained) -> None:
+        """Raises EditError for an edit that is not where its name says; warns of what no guard reaches."""
         base, now = self._written(edited)
-        if missing := sorted(set(self.null_spaces) - set(now)):
+        spaces = held.spaces
+        if missing := sorted(set(spaces) - set(now)):
             raise EditError(
                 f"{self.name}: the out-projections of layers {missing} are not found in the model any more, so nothing "
                 "can be projected: edit the weights that are there"
             )
         for layer, weight in now.items():
-            if layer not in self.null_spaces:
-                self._warn(f"writes layer {layer} too, of which there is no P: name the layers with --layers")
-            elif (share := _outside(base[layer], weight, self.null_spaces[layer])) > 0:
+            if layer not in spaces:
+                self._warn(
+                    f"writes layer {layer} too, which {held.marks} does not reach: name the layers with --layers"
+                )
+            elif (share := _outside(base[layer], weight, spaces[layer])) > 0:
                 raise EditError(
-                    f"{self.name}: {share:.0%} of the change of layer {layer} is outside the null space: write to the "
+                    f"{self.name}: {share:.0%} of the change of layer {layer} is outside {held.where}: write to the "
                     "model that the editor is given, in place, or to a copy of it"
                 )
         known = {f"{of.name}.weight" for of in _projections(self.ground.model, self._template).values()}
@@ -160,9 +166,9 @@ class _YourEntry(Entry):
             if name not in known and (name not in before or not _same(parameter.detach(), before[name]))
         ]
         if others:
-            self._warn(f"writes weights that are no out-projections, which P does not reach: {others[0]}, …")
+            self._warn(f"writes weights that are no out-projections, which {held.marks} does not reach: {others[0]}, …")
         if _hooks(edited) > _hooks(self.ground.model):
-            self._warn("leaves hooks on the model, which P does not reach")
+            self._warn(f"leaves hooks on the model, which {held.marks} does not reach")
 
     def _warn(self, what: str) -> None:
         if what not in self.warned:
@@ -203,8 +209,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(other.device, other.dtype), other)
 
 
-def _outside(before: Tensor, after: Tensor, space: NullSpace) -> float:
-    """The share of ΔW outside the null space; 0 where rounding explains it."""
+def _outside(before: Tensor, after: Tensor, space: Allowed) -> float:
+    """The share of ΔW outside of what is allowed; 0 where rounding explains it."""
     delta = after.double() - before.double()
     outside, size = float((delta - space.project(delta)).norm()), float(delta.norm())
     rounding = torch.finfo(after.dtype).eps * float(after.double().norm())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..editors.hyperparameters import as_number, parse_criterion
-from ..editors.registry import find_modifier
+from ..editors.sparing import Modifiers, parse_sparing
 from ..errors import HyperparameterError
 from ..nullspace.projection import Criterion
 from ..nullspace.statistics import Preparation
@@ -17,8 +17,6 @@ from ..storage.store import Store
 _CRITERION = ("threshold", "energy", "nullity")
 _TEXTS = ("corpus", "path", "cache_dir")
 _SWITCHES = ("fast_targets", "progress")
-Modifiers = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
-"""Names of modifiers, each with its settings."""
 KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES, "modifiers")
 
 
@@ -85,7 +83,7 @@ class Options:
                     raise HyperparameterError(f"{name}: null_space.{key} must be true or false, not {given[key]!r}")
                 settings[key] = given[key]
         if "modifiers" in given:
-            settings["modifiers"] = _modifiers(given["modifiers"], name)
+            settings["modifiers"] = parse_sparing(given["modifiers"], f"{name}: null_space.modifiers")
         if "tokens" in given:
             tokens = as_number(given["tokens"])
             if tokens is None or not 1 <= tokens < float("inf") or tokens != int(tokens):
@@ -96,31 +94,3 @@ class Options:
                 f"{name}: null_space.path names null spaces that are made already: remove {', '.join(idle)}"
             )
         return cls(**settings)
-
-
-def _modifiers(given: Any, name: str) -> Modifiers:
-    """Each modifier with its settings, from a list of names or from a mapping of names to settings."""
-    if isinstance(given, list) and all(isinstance(each, str) for each in given):
-        given = dict.fromkeys(given)
-    if not isinstance(given, Mapping) or not all(isinstance(each, Mapping | None) for each in given.values()):
-        raise HyperparameterError(
-            f"{name}: null_space.modifiers must be a list of names such as [revive], or their settings, such as "
-            f"{{revive: {{tau: 0.2}}}}, not {given!r}"
-        )
-    found = []
-    for each, settings in given.items():
-        modifier = find_modifier(str(each))
-        if modifier.spares is None:
-            raise HyperparameterError(
-                f"{name}: null_space.modifiers: {each} is no projection, so it cannot act on what others write: leave "
-                "it out, or edit with our own methods"
-            )
-        numbers = {key: as_number(value) for key, value in (settings or {}).items()}
-        for key, number in numbers.items():
-            if key not in modifier.settings or number is None:
-                known = ", ".join(f"{setting}: {value:g}" for setting, value in modifier.settings.items())
-                raise HyperparameterError(
-                    f"{name}: null_space.modifiers: {each} has no setting {key}: {settings[key]!r}; it has {known}"
-                )
-        found.append((modifier.name, tuple((key, number) for key, number in numbers.items() if number is not None)))
-    return tuple(found)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..baselines.methods import COVERED, check_covered, effective, restores_by_itself, templates
 from ..baselines.projected import globals_of, projectable, stacked
 from ..editors.preconditions import check_editable, check_mode
-from ..editors.registry import find_modifier
+from ..editors.sparing import Modifiers, Spared, narrowed
 from ..editors.witness import Witness
 from ..errors import HyperparameterError
 from ..model.branch import branch_is_identity
@@ -26,8 +26,7 @@ from ..model.fingerprint import weights_digest
 from ..nullspace.covariance import Covariance
 from ..nullspace.guard import guards
 from ..nullspace.null_spaces import NullSpaces
-from ..nullspace.two_sided import TwoSided
-from .flag import Modifiers, Options
+from .flag import Options
 from .kept import keep, kept
 from .prepared import Prepared
 from .private import another, lend, private_module
@@ -87,7 +86,7 @@ class FlaggedMethod:
         self.preserved = Prepared(tokenizer)
         self.checked: set[str] = set()
         self.lent: dict[str, dict[int, Covariance]] = {}
-        self.spared: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.spared: Spared = {}
         self.narrowed: dict[tuple[int, Modifiers], tuple[NullSpaces, NullSpaces]] = {}
         self.p: tuple[NullSpaces, Tensor] | None = None
         self.keys: EditedKeys | None = None
@@ -141,15 +140,7 @@ class FlaggedMethod:
         """`spaces`, less what these modifiers spare in the weights as they were before the first edit of a layer."""
         key = (id(spaces), modifiers)
         if key not in self.narrowed:
-            narrow = dict(spaces)
-            for name, settings in modifiers:
-                spares = find_modifier(name).spares
-                assert spares is not None  # the flag has seen to it
-                for layer, projection in decoder.out_projections(list(narrow)).items():
-                    place = (decoder.template, name, settings, layer)
-                    if place not in self.spared:
-                        self.spared[place] = spares(projection.matrix, **dict(settings))
-                    narrow[layer] = TwoSided.sparing(narrow[layer], *self.spared[place])
+            narrow = narrowed(decoder, spaces, modifiers, self.spared)
             self.narrowed[key] = spaces, NullSpaces(narrow, spaces.provenance)
         return self.narrowed[key][1]
 

@@ -16,7 +16,7 @@ from ..model.gradients import gradients
 from ..model.trace import Hook, hooks, logits_at
 from ..storage.store import Store
 from .covariance import Covariance, summed, tokens_where
-from .statistics import budget_for, kept_covariances, text_of, whole_model
+from .statistics import TOKENS_PER_DIMENSION, kept_covariances, text_of, whole_model
 
 log = logging.getLogger(__name__)
 
@@ -101,14 +101,19 @@ def prepare_output_gradients(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = False,
 ) -> dict[int, Covariance]:
-    """`output_gradients` of the text that `prepare_statistics` reads, from the store or collected and stored.
+    """`output_gradients` of the beginning of the text that `prepare_statistics` reads, from the store or collected and
+    stored.
+
+    Of at most 10 × the largest d_out tokens, by which B is as well known as C by 10 × d_in: a token costs ten times as
+    much here, as all of the model is run, and backwards too. `tokens` may ask for fewer.
 
     Raises CorpusError for text that cannot be read, and what `output_gradients` raises.
     """
     store = store or Store()
     decoder = Decoder.of(model, template)
     projections = decoder.out_projections(layers)
-    windows = text_of(decoder, tokenizer, source, budget_for(projections, tokens), store, progress)
+    enough = TOKENS_PER_DIMENSION * max(projection.d_out for projection in projections.values())
+    windows = text_of(decoder, tokenizer, source, min(enough, tokens or enough), store, progress)
     shared = {**whole_model(decoder), "text": {"tokens": sum(map(len, windows)), "digest": digest(windows)}}
     recipes: Mapping[int, dict[str, Any]] = {
         layer: {**shared, "module": projection.name, "counted": "gradients of the next tokens' loss"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .covariance import Covariance
 from .curvature import prepare_output_gradients
 from .null_spaces import Spaces
 from .projection import Criterion
-from .statistics import prepare_statistics
+from .statistics import Statistics, prepare_statistics
 
 FLAT = Criterion(energy=0.1)
 
@@ -164,7 +164,8 @@ class LowCurvature(Spaces[Kronecker]):
         """Both covariances of `layers`, from the cache or computed once, and the directions that are flat in both.
 
         One of `threshold` (γ), `energy` (the default: 0.1) and `nullity` says which, as in `Kronecker.of`. All else is
-        as in `NullSpaces.prepare`. The text is read twice, once with gradients.
+        as in `NullSpaces.prepare`. The text is read twice; with gradients, its beginning only
+        (`prepare_output_gradients`).
 
         Raises ModelStructureError, StatisticsError, CorpusError or NullSpaceError, each naming the remedy.
         """
@@ -176,6 +177,14 @@ class LowCurvature(Spaces[Kronecker]):
         outputs = prepare_output_gradients(
             decoder, tokenizer, layers, source=corpus, tokens=tokens, store=store, progress=progress
         )
+        return cls.of(inputs, outputs, criterion)
+
+    @classmethod
+    def of(cls, inputs: Statistics, outputs: Mapping[int, Covariance], criterion: Criterion = FLAT) -> LowCurvature:
+        """From covariances of the inputs and of the loss's gradients with respect to the outputs, of the same layers.
+
+        Raises NullSpaceError as `Kronecker.of` does.
+        """
         spaces = {
             layer: Kronecker.of(covariance, outputs[layer], criterion, name=f"layer {layer}")
             for layer, covariance in inputs.covariances.items()

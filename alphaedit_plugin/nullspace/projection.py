@@ -138,6 +138,11 @@ class NullSpace:
         return cls(factor, "null" if nullity <= d - nullity else "range", eigenvalues)
 
     @classmethod
+    def whole(cls, d: int) -> NullSpace:
+        """All d dimensions: P = I, which spares nothing."""
+        return cls(torch.zeros(d, 0), "range", torch.zeros(d, dtype=torch.float64))
+
+    @classmethod
     def intersection(cls, spaces: Sequence[NullSpace]) -> NullSpace:
         """The directions that lie in each of these null spaces: those that Σ (I − Pᵢ) maps to zero.
 

@@ -48,8 +48,8 @@ def editor(tmp_path, monkeypatch) -> Path:
 
 def test_a_file_and_a_module_are_found_with_their_settings(editor):
     for where in ("my_editor.py", "my_editor", str(editor)):
-        found, projected = EditingFunction.parse(f"{where}:edit@steps=10@size=[1, 2]+P")
-        assert projected
+        found, restraint = EditingFunction.parse(f"{where}:edit@steps=10@size=[1, 2]+P")
+        assert str(restraint) == "+P"
         assert found.name == f"{Path(where).name}:edit@steps=10@size=[1, 2]"  # wherever it lies
         assert found(None, None, []) == (10, [1, 2], 1)
     assert str(editor.parent) not in sys.path
@@ -63,8 +63,8 @@ def test_a_function_in_a_package_is_found(tmp_path, monkeypatch):
         (folder / "__init__.py").write_text("")
     (package / "fine.py").write_text("from ..shared import edit\n")
     (package.parent / "shared.py").write_text("def edit(model, tokenizer, requests):\n    return 'shared'\n")
-    found, projected = EditingFunction.parse("our_package_of_editors.inner.fine:edit")
-    assert (found(None, None, []), projected) == ("shared", False)
+    found, restraint = EditingFunction.parse("our_package_of_editors.inner.fine:edit")
+    assert (found(None, None, []), bool(restraint)) == ("shared", False)
     before = found.identity
     (package / "fine.py").write_text("from ..shared import edit  # another\n")
     assert found.identity == before  # of the code as it was loaded
@@ -85,7 +85,7 @@ def test_a_function_in_a_package_is_found(tmp_path, monkeypatch):
         ("no_such_module_anywhere:edit", ["there is no module no_such_module_anywhere"]),
         ("my_editor.py", ["names a file and no function", "FILE.py:FUNCTION"]),
         ("broken.py:edit", ["cannot import broken.py", "ZeroDivisionError"]),
-        ("my_editor.py:edit@steps=10+rect+P", ["+rect is no mark"]),
+        ("my_editor.py:edit@steps=10+rect+P", ["rect is no projection"]),
         ("memmit", ["memmit"]),
         ("easyedit:MEMIT+Q", ["easyedit:METHOD+P"]),
     ],
