@@ -15,7 +15,7 @@ PAPER := table1 table1-zsre figure4 figure5 figure6 figure7a figure7b figure8 c1
          settings-counterfact settings-zsre settings-qaedit settings-gemma
 # Those that take longest, or whose numbers the frontier has too, can be made smaller: FEW facts.
 FEW ?= 30
-PAPER_LONG := successors-once successors-now successors-stream
+PAPER_LONG := successors-once successors-now successors-stream successors-trainer
 .PHONY: paper results successors $(addprefix paper-,$(PAPER) $(PAPER_LONG))
 
 paper: $(addprefix paper-,$(PAPER))
@@ -114,10 +114,10 @@ paper-frontier-counterfact paper-frontier-zsre paper-frontier-qaedit: paper-%:
 # docs/successors.md, hours, so not part of `make paper`: 2,000 edits, with targets that all variants share, and with each variant's own.
 LONG = --data $(DATA)/counterfact/counterfact_flat_3000.json --edits 2000 --every 250 --sample 200 $(WIKITEXT) --keep-sessions
 
-successors: paper-successors-once paper-successors-now paper-successors-stream
+successors: $(addprefix paper-,$(PAPER_LONG))
 
 paper-successors-once: $(RUNS)/facts/corpus.txt
-	$(COMPARE) $(LONG) --targets once --methods memit memit-seq alphaedit alphaedit+revive alphaedit+sphere alphaedit@nas=true betaedit@leakage=300 betaedit@leakage=300@nas=true evoedit encore --out $(RUNS)/successors-once
+	$(COMPARE) $(LONG) --targets once --methods memit memit-seq memit-seq+P memit-seq+aligned+P alphaedit alphaedit+revive alphaedit+sphere alphaedit@nas=true betaedit@leakage=300 betaedit@leakage=300@nas=true evoedit encore --out $(RUNS)/successors-once
 
 paper-successors-now: $(RUNS)/facts/corpus.txt
 	$(COMPARE) $(LONG) --methods alphaedit alphaedit@nas=true betaedit@leakage=300@nas=true --out $(RUNS)/successors-now
@@ -128,3 +128,7 @@ $(RUNS)/facts/last-150/%.json:
 
 paper-successors-stream: $(addprefix $(RUNS)/facts/last-150/,counterfact_flat_3000.json zsre_mend_train-1k.json wiki_recent.json) | $(RUNS)/facts/corpus.txt
 	$(COMPARE) --edits 450 --data $^ --stream --skip-bad --every 150 --sample 100 $(WIKITEXT) --keep-sessions --methods alphaedit alphaedit@nas=true --out $(RUNS)/successors-stream
+
+TRAINER := examples/fine_tuning.py:edit
+paper-successors-trainer: $(RUNS)/facts/corpus.txt
+	$(COMPARE) $(CF) $(WIKITEXT) --methods alphaedit $(TRAINER) $(TRAINER)+P $(TRAINER)+revive $(TRAINER)+crisp --out $(RUNS)/successors-trainer

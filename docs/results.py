@@ -24,7 +24,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from alphaedit_plugin.comparison.results import BEFORE, Comparison, Row, shared_checkpoint
+from alphaedit_plugin.comparison.results import BEFORE, SEVERAL, Comparison, Row, shared_checkpoint
 from alphaedit_plugin.comparison.run_folder import read_run
 from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.evaluation.measure import Estimate, Measured
@@ -58,7 +58,7 @@ def collect(runs: Path, into: Path = RESULTS) -> list[str]:
             comparison["told"], comparison["grids"] = _told(whole)
             settings = comparison["settings"]
             comparison["settings"] = {key: settings[key] for key in _KEPT if settings.get(key) is not None}
-            comparison["settings"]["data"] = Path(settings["data"]).name
+            comparison["settings"]["data"] = SEVERAL.join(Path(each).name for each in settings["data"].split(SEVERAL))
             for row in comparison["rows"]:
                 for key in ("drift", "leakage", "capacity"):
                     row.pop(key, None)
