@@ -2,8 +2,8 @@
 
     python benchmarks/lost.py RUN [METHOD] [FACTS]
 
-RUN is the folder of a model and a data set in a run of `compare --targets once --keep-sessions`. The first FACTS facts
-of METHOD's session are asked (with the object given token by token) after 5, 10, 20, … batches: of the edited model;
+RUN is the folder of a model and a data set in a run of `compare --keep-sessions`. The first FACTS facts of METHOD's
+session are asked (with the object given token by token) after 5, 10, 20, … batches: of the edited model;
 with z* put in the place of the hidden state at the subject's last token of the last edited layer; of the unedited model
 with the edited one's hidden state there; and of the unedited model with z*.
 """
@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from alphaedit_plugin.editors.keys import Sweep
@@ -56,20 +55,6 @@ def said(session: Session, facts: list[Request], put: Tensor | None = None) -> i
     return count
 
 
-def targets(run: Path, z: Tensor) -> Tensor:
-    """z* of the facts whose z on the unedited model are these, from the files of the run, one for each batch."""
-    found = torch.full_like(z, torch.nan)
-    for path in run.glob("targets/*.safetensors"):
-        kept = load_file(path)
-        for start in range(len(z)):
-            block = z[start : start + len(kept["z"])]
-            theirs = kept["z"][: len(block)].to(z)
-            if theirs.shape == block.shape and ((block - theirs).norm(dim=1) < 1e-3 * block.norm(dim=1)).all():
-                found[start : start + len(block)] = theirs + kept["delta"][: len(block)].to(z)
-                break
-    return found
-
-
 def main(run: str, method: str = "alphaedit", count: str = "100") -> None:
     torch.set_num_threads(1)
     model, tokenizer = load(DEMO_MODEL)
@@ -78,7 +63,9 @@ def main(run: str, method: str = "alphaedit", count: str = "100") -> None:
     facts = session.facts[: int(count)]
     with session.at(0):
         z = hidden(session, facts)
-    z_star = targets(Path(run), z)
+    if any(batch.written.z_star is None for batch in session.batches):
+        sys.exit(f"{folder} was written by a version that did not keep z*: run it again")
+    z_star = torch.cat([batch.written.z_star for batch in session.batches])[: len(facts)].to(z)
     print("| edits | left of δ | edited | edited, z* put | unedited, edited z put | unedited, z* put |")
     print("| --- " * 6 + "|")
     for batches in (5 * 2**n for n in range(20)):

@@ -84,11 +84,12 @@ class _Flag:
         return None if hparams is None else vars(hparams).get("null_space")
 
     def __set__(self, hparams: Any, value: Any) -> None:
-        given = Options.parse(value, type(hparams).__name__) is not None
+        given = Options.parse(value, type(hparams).__name__)
         # A class derived while we are installed sets its fields in an order of its own: alg_name may be yet to come.
         underway = not hasattr(hparams, "alg_name") and "alg_name" in type(hparams).__dataclass_fields__
-        if given and not underway:
+        if given is not None and not underway:
             check_covered(hparams)
+            given.check_method(hparams.alg_name)
         vars(hparams)["null_space"] = value
 
     def __delete__(self, hparams: Any) -> None:

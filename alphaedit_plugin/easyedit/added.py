@@ -138,6 +138,8 @@ class AddedMethod:
     def _continued(self, hparams: Any) -> Session:
         """The session whose last edit is the last one in the weights; a new session if none fits."""
         flag = Options.parse(getattr(hparams, "null_space", None), self.name)
+        if flag is not None:
+            flag.check_method(self.name)
         marks = [*(name for name, _ in flag.modifiers), "P"] if flag is not None else []
         settings = {key: value for _, of in flag.modifiers for key, value in of} if flag is not None else {}
         variant = Variant.parse("+".join([ADDED[self.name] + show_changes(settings), *marks]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..baselines.methods import ADDED, COVERED
 from ..editors.hyperparameters import as_number, parse_criterion
 from ..editors.sparing import Modifiers, parse_sparing
 from ..errors import HyperparameterError
@@ -16,7 +17,7 @@ from ..storage.store import Store
 
 _CRITERION = ("threshold", "energy", "nullity")
 _TEXTS = ("corpus", "path", "cache_dir")
-_SWITCHES = ("fast_targets", "progress")
+_SWITCHES = ("fast_targets", "progress", "crisp")
 KNOWN = (*_CRITERION, "tokens", *_TEXTS, *_SWITCHES, "modifiers")
 
 
@@ -29,7 +30,8 @@ class Options:
     EasyEdit's `stats_dir`, else text that the model writes. `path`: a file of null spaces, made by `alphaedit prepare
     --out`. `cache_dir`: another cache. `fast_targets`: our target optimiser instead of `compute_z`. `progress`:
     bars on stderr while statistics are computed. `modifiers`: modifiers that are projections themselves (`revive`), so
-    that they can act on what other people's editors write, each with its settings.
+    that they can act on what other people's editors write, each with its settings. `crisp`: `LowCurvature` in the place
+    of P; `energy` is then the share of the curvature that is written into, 0.1 by default.
     """
 
     criterion: Criterion | None = None
@@ -40,6 +42,7 @@ class Options:
     fast_targets: bool = False
     progress: bool = True
     modifiers: Modifiers = ()
+    crisp: bool = False
 
     @property
     def preparation(self) -> Preparation:
@@ -93,4 +96,17 @@ class Options:
             raise HyperparameterError(
                 f"{name}: null_space.path names null spaces that are made already: remove {', '.join(idle)}"
             )
+        if settings.get("crisp") and (idle := sorted({"path", "modifiers"} & set(given))):
+            raise HyperparameterError(
+                f"{name}: null_space.crisp chooses directions on both sides of the weight at once, in the place of P: "
+                f"remove {', '.join(idle)}"
+            )
         return cls(**settings)
+
+    def check_method(self, name: str) -> None:
+        """Raises HyperparameterError for a method of EasyEdit's table that needs a P where the flag gives none."""
+        if self.crisp and (name in ADDED or COVERED[name].remembers):
+            raise HyperparameterError(
+                f"{name}: null_space.crisp is no P, which {name} needs for its solve: leave it out, or guard a method "
+                "that only writes (MEMIT, ROME, FT, …)"
+            )

@@ -25,7 +25,7 @@ from ..model.decoder import Decoder
 from ..model.fingerprint import weights_digest
 from ..nullspace.covariance import Covariance
 from ..nullspace.guard import guards
-from ..nullspace.null_spaces import NullSpaces
+from ..nullspace.null_spaces import NullSpaces, Spaces
 from .flag import Options
 from .kept import keep, kept
 from .prepared import Prepared
@@ -97,13 +97,14 @@ class FlaggedMethod:
         check_mode()
         check_covered(hparams)
         settings = effective(hparams)
-        attached = {}
+        options.check_method(self.name)
+        attached: dict[Decoder, Spaces[Any]] = {}
         for template in templates(hparams):
             decoder = Decoder(model, template)
             if template not in self.checked:
                 check_editable(decoder, call.arguments["tok"], decoder.out_projections(settings.layers))
                 self.checked.add(template)
-            attached[decoder] = self._null_spaces(settings, options, decoder, template)
+            attached[decoder] = self._spaces(settings, options, decoder, template)
         self._say_if_it_takes_the_branch_for_another(attached)
         witness = self._witness(call, attached)
         before = self._snapshot(call, attached)
@@ -129,11 +130,13 @@ class FlaggedMethod:
             lend(self.base_module, covariances, call.arguments["model"], template)
         return getattr(self.base_module, original.__name__)(*call.args, **call.kwargs)
 
-    def _null_spaces(self, settings: Any, options: Options, decoder: Decoder, template: str) -> NullSpaces:
-        spaces = self.preserved.null_spaces(settings, options, decoder, settings.layers)
+    def _spaces(self, settings: Any, options: Options, decoder: Decoder, template: str) -> Spaces[Any]:
         if options.path is None:
             self.lent[template] = self.preserved.statistics(settings, options, decoder, settings.layers).covariances
             lend(self.module, self.lent[template], decoder.model, template)
+        if options.crisp:
+            return self.preserved.low_curvature(settings, options, decoder, settings.layers)
+        spaces = self.preserved.null_spaces(settings, options, decoder, settings.layers)
         return self._sparing(spaces, options.modifiers, decoder) if options.modifiers else spaces
 
     def _sparing(self, spaces: NullSpaces, modifiers: Modifiers, decoder: Decoder) -> NullSpaces:
@@ -144,7 +147,7 @@ class FlaggedMethod:
             self.narrowed[key] = spaces, NullSpaces(narrow, spaces.provenance)
         return self.narrowed[key][1]
 
-    def _say_if_it_takes_the_branch_for_another(self, attached: Mapping[Decoder, NullSpaces]) -> None:
+    def _say_if_it_takes_the_branch_for_another(self, attached: Mapping[Decoder, Spaces[Any]]) -> None:
         """Once: EasyEdit's methods ask an out-projection to move by what the hidden state should move by."""
         if self.knows_branch:
             return
@@ -158,7 +161,7 @@ class FlaggedMethod:
                     self.name,
                 )
 
-    def _snapshot(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> dict[str, Tensor]:
+    def _snapshot(self, call: inspect.BoundArguments, attached: Mapping[Decoder, Spaces[Any]]) -> dict[str, Tensor]:
         """The weights before the call, for a method that does not return them though EasyEdit will ask for them."""
         if not (self.method.returns_no_weights and call.arguments.get("return_orig_weights") and restores_by_itself()):
             return {}
@@ -169,7 +172,7 @@ class FlaggedMethod:
         }
 
     @staticmethod
-    def _witness(call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Witness | None:
+    def _witness(call: inspect.BoundArguments, attached: Mapping[Decoder, Spaces[Any]]) -> Witness | None:
         decoder, spaces = next(iter(attached.items()))
         records = _records(call)
         if isinstance(records, Mapping):
@@ -179,7 +182,7 @@ class FlaggedMethod:
     def _fast_targets(self, call: inspect.BoundArguments, settings: Any, decoder: Decoder) -> Callable[..., Tensor]:
         return fast_compute_z(self.name, self.module, decoder, call.arguments["tok"], _records(call), settings)
 
-    def _projected(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
+    def _projected(self, call: inspect.BoundArguments, attached: Mapping[Decoder, Spaces[Any]]) -> Any:
         with guards(attached, check_model=False) as guarding:
             edited, weights = getattr(self.module, self.original.__name__)(*call.args, **call.kwargs)
             guarding.include(edited)
@@ -187,9 +190,10 @@ class FlaggedMethod:
 
     # ------------------------------------------------------------------------------------------ AlphaEdit's memory
 
-    def _remembering(self, call: inspect.BoundArguments, attached: Mapping[Decoder, NullSpaces]) -> Any:
+    def _remembering(self, call: inspect.BoundArguments, attached: Mapping[Decoder, Spaces[Any]]) -> Any:
         """Make the call, with P and Kp Kpᵀ in the globals where the method looks for them."""
         ((decoder, spaces),) = attached.items()
+        assert isinstance(spaces, NullSpaces)  # Options.check_method has seen to it
         order, forget = tuple(call.arguments["hparams"].layers), call.arguments.pop("reset_cache", False)
         before = weights_digest(decoder.out_projections(order))
         if self.p is None or self.p[0] is not spaces:

@@ -14,6 +14,8 @@ from ..editors.hyperparameters import as_number
 from ..model.decoder import Decoder
 from ..model.fingerprint import model_name
 from ..model.trace import evaluating
+from ..nullspace.curvature import prepare_output_gradients
+from ..nullspace.kronecker import FLAT, LowCurvature
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
 from ..nullspace.projection import PAPER, Criterion
 from ..nullspace.statistics import Statistics
@@ -26,19 +28,21 @@ class Prepared:
     """What edits of one model must preserve, prepared once: the covariances of its keys, and their null spaces.
 
     Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and used as long as its
-    source (corpus, tokens, file) stays the same. Another criterion gives another P from the same covariance. Every
-    `decoder` argument must be of this model.
+    source (corpus, tokens, file) stays the same. Another criterion gives another P from the same covariance. Likewise
+    for where the loss is flat, of all layers of a call together. Every `decoder` argument must be of this model.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._statistics: dict[tuple[Any, ...], Statistics] = {}
         self._spaces: dict[tuple[Any, ...], NullSpaces] = {}
+        self._flat: dict[tuple[Any, ...], LowCurvature] = {}
 
     def copy(self) -> Prepared:
         """The same for an edited copy of the model; from now on each adds only to its own."""
         other = copy.copy(self)
         other._statistics, other._spaces = dict(self._statistics), dict(self._spaces)
+        other._flat = dict(self._flat)
         return other
 
     def statistics(self, hparams: Any, options: Options, decoder: Decoder, layers: Sequence[int]) -> Statistics:
@@ -78,6 +82,30 @@ class Prepared:
             self._spaces[key] = found
             _describe(getattr(hparams, "alg_name", "the method"), decoder, found)
         return self._spaces[key]
+
+    def low_curvature(self, hparams: Any, options: Options, decoder: Decoder, layers: Sequence[int]) -> LowCurvature:
+        """Where the loss on the text is flat, in every layer; logs what it is."""
+        criterion = options.criterion or FLAT
+        key = (decoder.template, options.corpus, options.tokens, criterion, tuple(layers))
+        if key not in self._flat:
+            statistics, preparation = self.statistics(hparams, options, decoder, layers), options.preparation
+            with evaluating(decoder.model):
+                gradients = prepare_output_gradients(
+                    decoder,
+                    self._tokenizer,
+                    layers,
+                    source=preparation.corpus,
+                    tokens=preparation.tokens,
+                    store=preparation.store,
+                    progress=preparation.progress,
+                )
+            self._flat[key] = found = LowCurvature.of(statistics, gradients, criterion)
+            name, model = getattr(hparams, "alg_name", "the method"), model_name(decoder.model)
+            log.info("%s on %s: every update of %s stays where the loss is flat", name, model, decoder.template)
+            for layer, space in sorted(found.items()):
+                size = space.d_out * space.d_in
+                log.info("layer %d: %d of %d directions, leakage %.3f", layer, space.nullity, size, space.leakage)
+        return self._flat[key]
 
     def _from_file(self, path: str, decoder: Decoder, layers: Sequence[int]) -> NullSpaces:
         spaces = NullSpaces.load(path)

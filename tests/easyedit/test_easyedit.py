@@ -43,6 +43,7 @@ from alphaedit_plugin.editors.revive import protected
 from alphaedit_plugin.errors import AlphaEditError, HyperparameterError, WrongModelError
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.model.snapshot import put_back
+from alphaedit_plugin.nullspace.kronecker import LowCurvature
 from alphaedit_plugin.nullspace.null_spaces import (
     NullSpaces,
     null_spaces_of,
@@ -128,6 +129,43 @@ def test_a_modifier_of_the_flag_keeps_the_leading_directions_of_the_unedited_wei
         assert float((u.T @ delta).norm()) <= 1e-5 * float(delta.norm())
         if name in ("MEMIT", "FT") or (name == "AlphaEdit" and HEAD):  # in our own methods P comes last
             assert float((delta @ v).norm()) <= 1e-5 * float(delta.norm())
+
+
+@pytest.mark.parametrize("energy", [None, 0.3])
+@pytest.mark.parametrize("name", [name for name in HERE if name not in ADDED and not COVERED[name].remembers])
+def test_under_crisp_whatever_is_written_is_where_the_loss_on_the_text_is_flat(
+    name, energy, model, tokenizer, tmp_path
+):
+    text = tmp_path / "text.txt"
+    text.write_text("the king came home from the war and saw the old town by the river\n\n" * 60)
+    layers = LAYERS[:1] if name in ("ROME", "R-ROME", "SimIE") else LAYERS
+    chosen = {} if energy is None else {"energy": energy}
+    spaces = LowCurvature.prepare(
+        model, tokenizer, layers, corpus=text, tokens=400, store=Store(tmp_path / "again"), **chosen
+    )
+    hparams = hyperparameters(name)
+    hparams.null_space = {"crisp": True, "corpus": str(text), "tokens": 400, "progress": False, **chosen}
+    editor, before = editor_of(model, tokenizer, hparams), weights(model)
+    edit(editor, sequential_edit=True)  # two calls: the second on the edited model, inside of the same directions
+    for layer, projection in Decoder(model).out_projections(layers).items():
+        delta = projection.stored.detach() - before[f"{projection.name}.weight"]
+        delta = (delta.T if projection.transposed else delta).double()
+        size = float(delta.norm())
+        assert size > 0
+        assert float((delta - spaces[layer].project(delta)).norm()) <= 1e-5 * size
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name in ADDED or name in ("AlphaEdit", "SPHERE")])
+def test_crisp_is_no_p_that_a_method_could_solve_with(name, model, tokenizer):
+    hparams, before = hyperparameters(name), weights(model)
+    with pytest.raises(HyperparameterError, match=f"{name}: null_space.crisp is no P"):
+        hparams.null_space = {"crisp": True}
+    hparams.null_space = FLAG
+    vars(hparams)["null_space"] = {"crisp": True}  # whoever sets it past us learns of it before anything is written
+    editor = editor_of(model, tokenizer, hparams)
+    with pytest.raises(HyperparameterError, match=f"{name}: null_space.crisp is no P"):
+        edit(editor, sequential_edit=True)
+    assert all(torch.equal(weight, before[key]) for key, weight in model.named_parameters())
 
 
 @pytest.mark.skipif("DINM" not in TABLE, reason="the edition of PyPI has no DINM: set EASYEDIT_HOME to a checkout")
@@ -259,6 +297,9 @@ def test_the_flag_is_read_from_a_file_kept_and_shown(tmp_path):
         ({"modifiers": {"revive": {"share": 0.2}}}, "revive has no setting share: 0.2; it has tau: 0.1"),
         ({"modifiers": {"revive": {"tau": "much"}}}, "revive has no setting tau: 'much'"),
         ({"modifiers": {"revive": 0.2}}, "or their settings"),
+        ({"crisp": 0.1}, "crisp must be true or false"),
+        ({"crisp": True, "modifiers": ["revive"]}, "in the place of P: remove modifiers"),
+        ({"crisp": True, "path": "p.safetensors"}, "remove path"),
     ],
 )
 def test_a_flag_that_makes_no_sense_is_refused_when_it_is_set(value, message):
