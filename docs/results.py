@@ -159,7 +159,7 @@ def _one(comparison: Comparison, names: Sequence[str], every: bool, at: int | No
     partial = every or at is not None or names == ["relations"]
     verdict = "" if partial else "".join(f"{each}\n\n" for each in settings["told"])
     asked = settings.get("commands") or [settings["command"]]
-    shown = asked if len(asked) > 1 else [_with_all(asked[0], comparison.variants)]
+    shown = _with_all(asked, comparison.variants)
     commands = "".join(f"`{_command(each)}`\n\n" for each in shown)
     return f"\n{'; '.join(told)}:\n\n{table}\n\n{verdict}{commands}"
 
@@ -170,14 +170,18 @@ def _command(words: Sequence[str]) -> str:
     return shlex.join(named)
 
 
-def _with_all(words: Sequence[str], variants: Sequence[str]) -> list[str]:
-    """The last command of a folder that remembers no others, with the methods of all; a study makes its own of them."""
-    found = [*words]
-    if "--methods" in found and "--study" not in found:
-        start = found.index("--methods") + 1
-        end = next((at for at in range(start, len(found)) if found[at].startswith("--")), len(found))
-        found[start:end] = variants
-    return found
+def _with_all(commands: Sequence[Sequence[str]], variants: Sequence[str]) -> list[list[str]]:
+    """The commands, the first of them with the methods that a folder has and no command names: of its first commands a
+    folder from before it kept them all remembers only the last. A study makes its own methods of those it is given.
+    """
+    first, *others = [[*words] for words in commands]
+    if "--methods" not in first or "--study" in first:
+        return [first, *others]
+    start = first.index("--methods") + 1
+    end = next((at for at in range(start, len(first)) if first[at].startswith("--")), len(first))
+    named = {word for words in others for word in words[2:]} - {*first[start:end]}
+    first[start:end] = [variant for variant in variants if variant not in named]
+    return [first, *others]
 
 
 def last(count: int, source: Path, target: Path) -> None:
