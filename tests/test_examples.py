@@ -47,6 +47,18 @@ def test_an_editor_of_your_own(tmp_path):
 
 
 @pytest.mark.user_cache
+def test_fine_tuning_inside_a_guard(tmp_path):
+    """A training loop as an editor: held to whatever, it learns the facts."""
+    editor = str(ROOT / "examples/fine_tuning.py:edit")
+    names = [f"{editor}{marks}" for marks in ("", "+revive+P", "+crisp")]
+    corpus = ("--corpus", str(ROOT / "examples/heldout.txt"), "--tokens", "2000")
+    found = rows(run(tmp_path, "-m", "alphaedit_plugin", "compare", "--methods", *names, "--edits", "2", *corpus))
+    assert found.pop("before")[0] < 100
+    assert len(found) == len(names)
+    assert {row[0] for row in found.values()} == {100}
+
+
+@pytest.mark.user_cache
 def test_comparing_variants(tmp_path):
     output = run(tmp_path, str(ROOT / "examples/compare_variants.py"), "--facts", "1", "--methods", "memit+P")
     found = rows(output)

@@ -106,6 +106,18 @@ def test_what_lies_between_frontiers_is_a_table_of_its_own(results, tmp_path: Pa
     assert "The frontier of memit+P lies above that of memit" in text
 
 
+@pytest.mark.parametrize(
+    "first", ["alphaedit compare m --methods memit --quiet", "alphaedit compare m --methods memit"]
+)
+def test_every_method_stands_in_one_of_the_commands(results, first):
+    others = [["alphaedit", "compare", "m", "--methods", "rome+P", "--answers", "50"]]
+    shown = results._with_all([first.split(), *others], ["alphaedit", "memit", "rome+P"])
+    assert shown == [first.replace("memit", "alphaedit memit").split(), *others]
+    assert results._with_all([first.split(), first.split()], ["memit"]) == [first.split()] * 2
+    study = ["alphaedit", "compare", "m", "--study", "frontier", "--methods", "memit"]
+    assert results._with_all([study], ["memit", "memit@L2=1"]) == [study]
+
+
 def test_the_last_records_of_a_file(results, tmp_path: Path):
     source, target = tmp_path / "all.json", tmp_path / "facts" / "last.json"
     source.write_text(json.dumps([{"number": number} for number in range(5)]))
