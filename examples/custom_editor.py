@@ -22,8 +22,8 @@ def my_editor(model, tokenizer, requests, *, layers=(7, 8), steps=25, learning_r
     for weight in weights:
         weight.requires_grad_(True)
     for request in requests:
-        prompt = tokenizer(request.text, return_tensors="pt").input_ids
-        target = tokenizer(request.completion, return_tensors="pt").input_ids
+        prompt = tokenizer(request.text, return_tensors="pt").input_ids.to(model.device)
+        target = tokenizer(request.completion, return_tensors="pt", add_special_tokens=False).input_ids.to(model.device)
         ids = torch.cat([prompt, target], 1)
         labels = torch.cat([torch.full_like(prompt, -100), target], 1)
         optimiser = torch.optim.Adam(weights, lr=learning_rate)

@@ -35,11 +35,12 @@ def mean_loss(model, tokenizer, requests):
     """−log p of the new objects' tokens, averaged over all of them."""
     texts = []
     for request in requests:
-        prompt, target = (tokenizer(text).input_ids for text in (request.text, request.completion))
+        prompt = tokenizer(request.text).input_ids
+        target = tokenizer(request.completion, add_special_tokens=False).input_ids
         texts.append((prompt + target, [-100] * len(prompt) + target))
     longest = max(len(ids) for ids, _ in texts)
     ids, labels, mask = (
-        torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+        torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=model.device)
         for rows, fill in (
             ([ids for ids, _ in texts], 0),
             ([labels for _, labels in texts], -100),

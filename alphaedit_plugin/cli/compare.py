@@ -51,6 +51,9 @@ Examples:
   An editor of your own, plain and projected, beside AlphaEdit:
     alphaedit compare --methods alphaedit my_editor.py:edit my_editor.py:edit+P
 
+  … held to more, or to where the loss on the text is flat:
+    alphaedit compare --methods my_editor.py:edit+revive+P my_editor.py:edit+crisp
+
   A run written as a file; options on the command line go before the file's:
     alphaedit compare run.yaml --jobs 2 --quiet=false
 

@@ -49,10 +49,10 @@ def compare(
     """Edit `facts` in sequential batches with each of `methods` and measure; the model ends as it began.
 
     `methods` are names as on the command line ("memit+P", "easyedit:FT", "my_editor.py:edit@steps=10+P"), or functions
-    `(model, tokenizer, requests, **settings)` (see `yours`). In a mapping, the key is the function's name, and +P at
-    its end projects the function's edits. A batch holds `batch_size` facts (for MQuAKE: cases, of several requests
-    each). `measures` (by default the metrics of the facts, and perplexity of the text that ships) are taken at the end
-    and also after every `every` facts, on the facts written until then.
+    `(model, tokenizer, requests, **settings)` (see `yours`). In a mapping, the key is the function's name, and +P
+    (+revive, +crisp) at its end holds the function's edits to a subspace. A batch holds `batch_size` facts (for MQuAKE:
+    cases, of several requests each). `measures` (by default the metrics of the facts, and perplexity of the text that
+    ships) are taken at the end and also after every `every` facts, on the facts written until then.
 
     By default, layers and hyperparameters are each method's own for this model; give one for all, or a mapping by the
     contender's name. `preparation` says where statistics come from, unless `statistics` are given in one of the same

@@ -150,7 +150,7 @@ class Entry(ABC):
     watched: tuple[int, ...]
     """Those of its hyperparameters: the highest of all contenders is where representations are watched."""
     null_spaces: NullSpaces | None
-    """The null spaces that its edits are projected onto; None if they are not projected."""
+    """The null spaces of P, if it acts on its edits, else None."""
     ends: bool = False
     takes_targets: bool = False
     """Whether its edits can begin from targets that were found before."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..baselines.names import is_baseline, parse_baseline
+from ..editors.changes import parse_changes
 from ..editors.variant import Variant
 from ..errors import HyperparameterError, NullSpaceError
 from ..nullspace.statistics import Statistics
@@ -27,15 +28,25 @@ Given = str | Callable[..., Any]
 
 
 def contender(given: Given, name: str | None = None) -> Contender:
-    """`memit+P`, `easyedit:FT`, `in-context`, `my_editor.py:edit@steps=10+P`, or a function, whose name may end in +P.
+    """`memit+P`, `easyedit:FT`, `in-context`, `my_editor.py:edit@steps=10+P`, or a function, whose name may end in what
+    it is held to (`Restraint`), with the settings of that: `mine@tau=0.2+revive`.
 
     Raises HyperparameterError, naming the nearest method, for anything else.
     """
     if not isinstance(given, str):
         key = KEY.fullmatch(name or "")
         assert key is not None  # it matches anything
-        restraint = Restraint.parse(key["marks"].split("+")[1:], {}, str(name))
-        return YourEditor(EditingFunction.of(given, key["name"] or None), restraint)
+        label, settings = key["name"], {}
+        if (marks := key["marks"].split("+")[1:]) and marks[0].upper() != "P":
+            label, *changed = label.split("@")
+            settings = parse_changes(changed, str(name))
+        restraint = Restraint.parse(marks, settings, str(name))
+        if settings:
+            raise HyperparameterError(
+                f"in {name!r}, what the function is held to has no setting {min(settings)}: give the function's own "
+                "with functools.partial"
+            )
+        return YourEditor(EditingFunction.of(given, label or None), restraint)
     check_name(given)
     if is_baseline(given):
         return EasyEditMethod(parse_baseline(given))
@@ -47,7 +58,8 @@ def contender(given: Given, name: str | None = None) -> Contender:
 
 
 def contenders(given: Sequence[Given] | Mapping[str, Given]) -> list[Contender]:
-    """All of them, in order, each once. In a mapping a function goes by its key; +P at its end projects it.
+    """All of them, in order, each once. In a mapping a function goes by its key, at whose end stands what it
+    is held to, such as +P.
 
     Raises HyperparameterError if two different ones are called alike, or a name stands under another key.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,13 @@ from .restraint import Restraint
 from .source import belonging, described, identity_of_function, source_file
 
 SIGNATURE = "(model, tokenizer, requests, **settings)"
+
+
+def _named(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # built in: nothing is known of it
+        return set()
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,13 @@ class EditingFunction:
         if match is None:
             raise HyperparameterError(f"{text!r} is no editor: write FILE.py:FUNCTION or package.module:FUNCTION")
         where, name, changes = match["where"], match["function"], match["changes"]
-        settings = parse_changes(changes.split("@")[1:], text)
+        if mark := re.search(r"\+[A-Za-z]\w*", re.sub(r"[\[{].*?[\]}]", "", changes)):
+            raise HyperparameterError(
+                f"in {text!r}, {mark[0]} stands in a setting: what an editor is held to comes last, and such a text is "
+                "set by a function of yours that calls this one"
+            )
+        given = parse_changes(changes.split("@")[1:], text)
+        settings = dict(given)
         restraint = Restraint.parse(match["marks"].split("+")[1:], settings, text)
         is_file = where.endswith(".py") or "/" in where or "\\" in where
         module, private = (import_file if is_file else import_module)(where)
@@ -57,6 +71,11 @@ class EditingFunction:
             raise HyperparameterError(f"{where} has no function {name!r}{f'; did you mean {near[0]}?' if near else ''}")
         known_by = Path(where).name if is_file else where  # wherever it lies, and however that is spelled
         place = f"{Path(where).expanduser().resolve() if is_file else where}:{name}{show_changes(settings)}"
+        if both := sorted((given.keys() - settings.keys()) & _named(function)):
+            raise HyperparameterError(
+                f"{text!r}: {both[0]} is a setting of the function and of what it is held to: call the function's "
+                "otherwise"
+            )
         made = cls(f"{known_by}:{name}{show_changes(settings)}", function, settings, place, private)
         made.check()
         return made, restraint

@@ -28,6 +28,7 @@ from .campaign import Campaign, Read
 from .contender import Ground, Needs
 from .course import Checkpoint, Course
 from .ours import OurMethod
+from .yours import YourEditor
 
 _DOUBLE, _SINGLE = 8, 4
 _DECOMPOSITION = 4  # × d³: C to tridiagonal form and the thinner half of its eigenvectors
@@ -230,6 +231,8 @@ class _Counting:
 
     def _uncounted(self) -> Iterator[str]:
         yield from (f"the edits of {each.name}" for each in self._chosen if not isinstance(each, OurMethod))
+        if any(isinstance(each, YourEditor) and each.restraint.flat is not None for each in self._chosen):
+            yield "the loss's gradients on the text, for +crisp"
         facts = list(self._courses[0].facts)
         measures = self.read.measures.of(self.tokenizer, facts, next(iter(self.read.prompts.values())), [0])
         yield from (f"the measure {each.name}" for each in measures if not isinstance(each, FactScores | Perplexity))

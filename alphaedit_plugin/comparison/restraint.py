@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from ..nullspace.statistics import Statistics
 from ..storage.tensors import tensor_digest
 from .contender import Ground
 
+log = logging.getLogger(__name__)
+
 P, CRISP = "P", "crisp"
 
 
@@ -38,10 +41,10 @@ class Restraint:
 
     @classmethod
     def parse(cls, marks: Sequence[str], settings: MutableMapping[str, Any], name: str) -> Restraint:
-        """From the words behind the +, in the order given. What of `settings` is theirs is taken out of it.
+        """From the words behind the +, in any order. What of `settings` is theirs is taken out of it.
 
-        Raises HyperparameterError, naming `name`, for words that are no projections, that come twice, or that cannot
-        act together.
+        Raises HyperparameterError, naming `name` and what an editor may be held to, for words that are no projections,
+        that come twice, or that cannot act together.
         """
         words = [P if mark in ("p", "P") else mark.lower() for mark in marks]
         if len(set(words)) != len(words):
@@ -57,15 +60,26 @@ class Restraint:
             if number is None or not 0 < number < 1:
                 raise HyperparameterError(f"in {name!r}, energy is a share, above 0 and below 1, not {share!r}")
             return cls(flat=number)
-        named = [word for word in words if word != P]
-        chosen: dict[str, dict[str, Any]] = {word: {} for word in named}
-        for modifier, _ in parse_sparing(named, f"in {name!r}"):
-            chosen[modifier] = {key: settings.pop(key) for key in find_modifier(modifier).settings if key in settings}
-        return cls(parse_sparing(chosen, f"in {name!r}"), P in words)
+        chosen: dict[str, dict[str, Any]] = {}
+        try:
+            for modifier, _ in parse_sparing([word for word in words if word != P], "it"):
+                known = find_modifier(modifier).settings
+                chosen[modifier] = {key: settings.pop(key, default) for key, default in known.items()}
+            return cls(parse_sparing(chosen, "it"), P in words)
+        except HyperparameterError as failure:
+            raise HyperparameterError(
+                f"in {name!r}: {failure}. An editor of yours may be held to +{P}, +{CRISP}, or a modifier that is a "
+                "projection, such as +revive"
+            ) from failure
 
     def __str__(self) -> str:
         """As it is written behind an editor's name, its settings first."""
-        changes = {key: value for _, settings in self.modifiers for key, value in settings}
+        changes = {
+            key: value
+            for name, settings in self.modifiers
+            for key, value in settings
+            if value != find_modifier(name).settings[key]
+        }
         if self.flat is not None and self.flat != FLAT.energy:
             changes["energy"] = self.flat
         return show_changes(changes) + self.marks
@@ -100,7 +114,9 @@ class Restrained:
     def of(
         cls, restraint: Restraint, ground: Ground, values: Hyperparameters, statistics: Statistics
     ) -> Restrained | None:
-        """None for no restraint. Raises NullSpaceError if nothing, or everything, may be written."""
+        """None for no restraint. Raises NullSpaceError if nothing, or everything, may be written, and WrongModelError
+        for statistics of another model.
+        """
         if not restraint:
             return None
         decoder = Decoder.of(ground.model, statistics.provenance.get("template"))
@@ -122,6 +138,12 @@ class Restrained:
         cls, restraint: Restraint, ground: Ground, decoder: Decoder, values: Hyperparameters, statistics: Statistics
     ) -> Restrained:
         preparation, energy = ground.preparation, restraint.flat
+        if preparation.corpus is None and (ground.statistics is not None or preparation.stats_dir is not None):
+            log.warning(
+                "+%s: the covariances are given, of other text than the loss, which is that of text that the model "
+                "writes itself: give a corpus",
+                CRISP,
+            )
         gradients = prepare_output_gradients(
             decoder,
             plain(ground.tokenizer),
@@ -132,6 +154,7 @@ class Restrained:
             progress=preparation.progress,
         )
         spaces = LowCurvature.of(statistics, gradients, Criterion(energy=energy))
+        spaces.check(ground.model)
         digests = {
             str(layer): [each.count, tensor_digest(each.upper.triu())] for layer, each in sorted(gradients.items())
         }

@@ -46,7 +46,7 @@ from .restraint import Restrained, Restraint
 log = logging.getLogger(__name__)
 
 _SHARE, _ROUNDINGS = 1e-4, 4
-"""What may be outside the null space: a share of ‖ΔW‖, and so many times the rounding of W to its own precision."""
+"""What may be outside of what is allowed: a share of ‖ΔW‖, and so many times the rounding of W to its own precision."""
 
 
 class YourEditor(Contender):

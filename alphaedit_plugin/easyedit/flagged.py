@@ -98,6 +98,7 @@ class FlaggedMethod:
         check_covered(hparams)
         settings = effective(hparams)
         options.check_method(self.name)
+        options.check_method(settings.alg_name)
         attached: dict[Decoder, Spaces[Any]] = {}
         for template in templates(hparams):
             decoder = Decoder(model, template)

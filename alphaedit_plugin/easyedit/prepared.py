@@ -14,6 +14,7 @@ from ..editors.hyperparameters import as_number
 from ..model.decoder import Decoder
 from ..model.fingerprint import model_name
 from ..model.trace import evaluating
+from ..nullspace.covariance import Covariance
 from ..nullspace.curvature import prepare_output_gradients
 from ..nullspace.kronecker import FLAT, LowCurvature
 from ..nullspace.null_spaces import NullSpaces, null_spaces_of
@@ -29,13 +30,14 @@ class Prepared:
 
     Invariant: the covariance of a layer is taken once, at the first call that edits the layer, and used as long as its
     source (corpus, tokens, file) stays the same. Another criterion gives another P from the same covariance. Likewise
-    for where the loss is flat, of all layers of a call together. Every `decoder` argument must be of this model.
+    the covariance of the loss's gradients, and where the loss is flat. Every `decoder` argument must be of this model.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._statistics: dict[tuple[Any, ...], Statistics] = {}
         self._spaces: dict[tuple[Any, ...], NullSpaces] = {}
+        self._gradients: dict[tuple[Any, ...], dict[int, Covariance]] = {}
         self._flat: dict[tuple[Any, ...], LowCurvature] = {}
 
     def copy(self) -> Prepared:
@@ -43,6 +45,7 @@ class Prepared:
         other = copy.copy(self)
         other._statistics, other._spaces = dict(self._statistics), dict(self._spaces)
         other._flat = dict(self._flat)
+        other._gradients = {key: dict(of) for key, of in self._gradients.items()}
         return other
 
     def statistics(self, hparams: Any, options: Options, decoder: Decoder, layers: Sequence[int]) -> Statistics:
@@ -89,16 +92,18 @@ class Prepared:
         key = (decoder.template, options.corpus, options.tokens, criterion, tuple(layers))
         if key not in self._flat:
             statistics, preparation = self.statistics(hparams, options, decoder, layers), options.preparation
-            with evaluating(decoder.model):
-                gradients = prepare_output_gradients(
-                    decoder,
-                    self._tokenizer,
-                    layers,
-                    source=preparation.corpus,
-                    tokens=preparation.tokens,
-                    store=preparation.store,
-                    progress=preparation.progress,
-                )
+            gradients = self._gradients.setdefault(key[:3], {})
+            if missing := [layer for layer in layers if layer not in gradients]:
+                with evaluating(decoder.model):
+                    gradients |= prepare_output_gradients(
+                        decoder,
+                        self._tokenizer,
+                        missing,
+                        source=preparation.corpus,
+                        tokens=preparation.tokens,
+                        store=preparation.store,
+                        progress=preparation.progress,
+                    )
             self._flat[key] = found = LowCurvature.of(statistics, gradients, criterion)
             name, model = getattr(hparams, "alg_name", "the method"), model_name(decoder.model)
             log.info("%s on %s: every update of %s stays where the loss is flat", name, model, decoder.template)

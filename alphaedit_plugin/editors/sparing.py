@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import HyperparameterError
+from ..errors import HyperparameterError, NullSpaceError
 from ..model.decoder import Decoder
 from ..nullspace.guard import guarded_decoder
 from ..nullspace.null_spaces import NullSpaces
@@ -33,9 +33,17 @@ def sparing(
             my_editor(model, requests)
 
     Raises HyperparameterError for a modifier that is no projection or a setting that it does not have, NullSpaceError
-    if nothing is left.
+    for what are no null spaces of such a model, or if nothing is left.
     """
+    if not isinstance(null_spaces, NullSpaces):
+        raise NullSpaceError(f"sparing narrows NullSpaces (NullSpaces.prepare), not {type(null_spaces).__name__}")
     decoder = guarded_decoder(model, null_spaces)
+    for layer, projection in decoder.out_projections(list(null_spaces)).items():
+        if null_spaces[layer].d_in != projection.d_in:
+            raise NullSpaceError(
+                f"the null space of layer {layer} has {null_spaces[layer].d_in} dimensions, {projection.name} "
+                f"{projection.d_in}: it is another model's"
+            )
     narrow = narrowed(decoder, null_spaces, parse_sparing(modifiers, "sparing"))
     return NullSpaces(narrow, null_spaces.provenance)
 

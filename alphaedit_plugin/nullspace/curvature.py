@@ -16,7 +16,7 @@ from ..model.gradients import gradients
 from ..model.trace import Hook, hooks, logits_at
 from ..storage.store import Store
 from .covariance import Covariance, summed, tokens_where
-from .statistics import TOKENS_PER_DIMENSION, kept_covariances, text_of, whole_model
+from .statistics import TOKENS_PER_DIMENSION, budget_for, kept_covariances, text_of, whole_model
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def prepare_output_gradients(
     stored.
 
     Of at most 10 × the largest d_out tokens, by which B is as well known as C by 10 × d_in: a token costs ten times as
-    much here, as all of the model is run, and backwards too. `tokens` may ask for fewer.
+    much here, as all of the model is run, and backwards too. `tokens` are those of the whole text.
 
     Raises CorpusError for text that cannot be read, and what `output_gradients` raises.
     """
@@ -113,7 +113,8 @@ def prepare_output_gradients(
     decoder = Decoder.of(model, template)
     projections = decoder.out_projections(layers)
     enough = TOKENS_PER_DIMENSION * max(projection.d_out for projection in projections.values())
-    windows = text_of(decoder, tokenizer, source, min(enough, tokens or enough), store, progress)
+    whole = text_of(decoder, tokenizer, source, budget_for(projections, tokens), store, progress)
+    windows = _beginning(whole, enough)
     shared = {**whole_model(decoder), "text": {"tokens": sum(map(len, windows)), "digest": digest(windows)}}
     recipes: Mapping[int, dict[str, Any]] = {
         layer: {**shared, "module": projection.name, "counted": "gradients of the next tokens' loss"}
@@ -127,3 +128,14 @@ def prepare_output_gradients(
         )
 
     return kept_covariances(store, recipes, collected)
+
+
+def _beginning(windows: Sequence[Tokens], tokens: int) -> list[Tokens]:
+    """The first `tokens` tokens of a text."""
+    chosen: list[Tokens] = []
+    for window in windows:
+        if tokens <= 0:
+            break
+        chosen.append(window[:tokens])
+        tokens -= len(window)
+    return chosen

@@ -13,7 +13,7 @@ from alphaedit_plugin.comparison.contender import Ground
 from alphaedit_plugin.comparison.contenders import contender, contenders, prepared
 from alphaedit_plugin.comparison.results import BEFORE
 from alphaedit_plugin.editors.revive import protected
-from alphaedit_plugin.errors import HyperparameterError
+from alphaedit_plugin.errors import HyperparameterError, WrongModelError
 from alphaedit_plugin.evaluation.fact_scores import FactScores
 from alphaedit_plugin.model.decoder import Decoder
 from alphaedit_plugin.nullspace.kronecker import LowCurvature
@@ -36,6 +36,10 @@ def elsewhere(model, tokenizer, requests):
     edit(model, tokenizer, requests)
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.mul_(1.1)
+
+def with_tau(model, tokenizer, requests, *, tau=1.0): ...
+
+def with_energy(model, tokenizer, requests, *, energy=1.0): ...
 
 def on_another(model, tokenizer, requests):
     rebuilt = type(model)(model.config)
@@ -136,6 +140,33 @@ def test_each_has_its_row_and_the_report_knows_which_null_spaces_are_ps(path, pr
     assert under_keys.rows[2].mean_drift < under_keys.rows[1].mean_drift
 
 
+def test_settings_in_a_functions_key_are_those_of_what_it_is_held_to(path):
+    found = contenders({"m@tau=0.3+revive": _noise, "m+revive": _noise, "m@energy=0.3+crisp": _noise, "a@b+P": _noise})
+    assert [each.name for each in found] == ["m@tau=0.3+revive", "m+revive", "m@energy=0.3+crisp", "a@b+P"]
+    assert [dict(each.restraint.modifiers).get("revive") for each in found[:2]] == [(("tau", 0.3),), (("tau", 0.1),)]
+    assert found[2].restraint.flat == 0.3
+    with pytest.raises(HyperparameterError, match="no setting"):
+        contenders({"m@share=0.3+revive": _noise})
+
+
+@pytest.mark.parametrize("marks", ["+P", "+revive+P", "+crisp"])
+def test_statistics_of_another_model_are_refused(marks, path, preparation, tokenizer):
+    other = fresh()
+    Decoder(other).out_projection(0).stored.add_(0.1)
+    with pytest.raises(WrongModelError):
+        deltas(f"mine.py:edit{marks}", tokenizer, fresh(), statistics=statistics_of(other), preparation=preparation)
+
+
+def test_where_the_covariances_are_of_other_text_it_is_said(path, preparation, tokenizer, caplog):
+    model = fresh()
+    without = replace(preparation, corpus=None)
+    deltas("mine.py:edit+crisp", tokenizer, model, statistics=statistics_of(model), preparation=without)
+    assert "give a corpus" in caplog.text
+    caplog.clear()
+    deltas("mine.py:edit+crisp", tokenizer, model, statistics=statistics_of(model), preparation=preparation)
+    assert "give a corpus" not in caplog.text
+
+
 def _noise(model, tokenizer, requests):
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.add_(torch.randn(16, 24, generator=torch.Generator().manual_seed(0)))
@@ -182,6 +213,7 @@ def test_another_text_is_another_entry(path, preparation, tokenizer):
         ("mine.py:edit+P+REVIVE", "mine.py:edit+revive+P"),
         ("mine.py:edit@tau=0.2@size=2+revive", "mine.py:edit@size=2@tau=0.2+revive"),
         ("mine.py:edit@energy=0.1+crisp", "mine.py:edit+crisp"),
+        ("mine.py:edit@tau=0.1+revive", "mine.py:edit+revive"),
         ("mine.py:edit@energy=0.2+crisp", "mine.py:edit@energy=0.2+crisp"),
     ],
 )
@@ -197,7 +229,12 @@ def test_names_are_canonical(name, canonical, path):
         ("mine.py:edit+crisp+P", r"\+crisp chooses directions on both sides of the weight at once, which \+P"),
         ("mine.py:edit+revive+crisp", r"which \+revive would narrow"),
         ("mine.py:edit+sphere", "sphere is no projection"),
-        ("mine.py:edit+memit", "memit is no modifier"),
+        ("mine.py:edit+memit", r"may be held to \+P, \+crisp, or a modifier that is a projection"),
+        ("mine.py:edit+foo", r"in 'mine.py:edit\+foo'.*may be held to"),
+        ("mine.py:edit@size='a+b'", r"\+b stands in a setting"),
+        ("mine.py:edit@size=a+P@size=3", r"\+P stands in a setting"),
+        ("mine.py:with_tau@tau=0.3+revive", "tau is a setting of the function and of what it is held to"),
+        ("mine.py:with_energy@energy=0.3+crisp", "energy is a setting of the function and of what"),
         ("mine.py:edit+reviv", "did you mean revive"),
         ("mine.py:edit+P+p", "comes twice"),
         ("mine.py:edit@energy=1.5+crisp", "energy is a share"),

@@ -155,6 +155,23 @@ def test_under_crisp_whatever_is_written_is_where_the_loss_on_the_text_is_flat(
         assert float((delta - spaces[layer].project(delta)).norm()) <= 1e-5 * size
 
 
+def test_under_crisp_another_share_is_of_the_same_curvature(model, tokenizer, tmp_path):
+    """The loss's gradients are taken once, before the first edit."""
+    text = tmp_path / "text.txt"
+    text.write_text("the king came home from the war and saw the old town by the river\n\n" * 60)
+    hparams, before = hyperparameters("MEMIT"), weights(model)
+    wide = LowCurvature.prepare(
+        model, tokenizer, LAYERS, energy=0.4, corpus=text, tokens=400, store=Store(tmp_path / "again")
+    )
+    editor = editor_of(model, tokenizer, hparams)
+    for energy in (0.1, 0.4):  # the narrower lies inside the wider
+        hparams.null_space = {"crisp": True, "corpus": str(text), "tokens": 400, "progress": False, "energy": energy}
+        edit(editor, sequential_edit=True)
+    for layer, projection in Decoder(model).out_projections(LAYERS).items():
+        delta = (projection.stored.detach() - before[f"{projection.name}.weight"]).double()
+        assert float((delta - wide[layer].project(delta)).norm()) <= 1e-5 * float(delta.norm())
+
+
 @pytest.mark.parametrize("name", [name for name in TABLE if name in ADDED or name in ("AlphaEdit", "SPHERE")])
 def test_crisp_is_no_p_that_a_method_could_solve_with(name, model, tokenizer):
     hparams, before = hyperparameters(name), weights(model)

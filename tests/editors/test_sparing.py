@@ -91,6 +91,14 @@ def test_what_makes_no_sense_is_said_so(given, message):
         sparing(model, random_spaces(model, LAYERS), given)
 
 
+def test_what_are_no_null_spaces_of_such_a_model_is_said_so():
+    model, other = tiny("llama"), tiny("llama", intermediate_size=32)
+    with pytest.raises(NullSpaceError, match=r"24 dimensions.*32: it is another model's"):
+        sparing(other, random_spaces(model, LAYERS), ["revive"])
+    with pytest.raises(NullSpaceError, match="narrows NullSpaces"):
+        sparing(model, dict(random_spaces(model, LAYERS)), ["revive"])
+
+
 def test_where_nothing_is_left_it_is_an_error():
     model = tiny("llama")
     with pytest.raises(NullSpaceError):

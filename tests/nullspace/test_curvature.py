@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import pytest
@@ -14,6 +15,7 @@ from support.tries import tries
 from support.weights import assert_unchanged, parameters
 
 from alphaedit_plugin.errors import ModelStructureError, StatisticsError
+from alphaedit_plugin.nullspace.corpus import documents, windows
 from alphaedit_plugin.nullspace.curvature import output_gradients, prepare_output_gradients
 from alphaedit_plugin.storage.store import Store
 
@@ -104,6 +106,25 @@ def test_what_cannot_give_gradients_says_so():
         output_gradients(tiny("llama"), [[1], [2]], [1])
     with pytest.raises(ModelStructureError, match="head"):
         output_gradients(tiny("llama").model, WINDOWS, [1])
+
+
+def test_enough_is_enough_and_it_is_the_beginning_of_the_text(tmp_path):
+    """Ten tokens for each of the 16 dimensions of an output, of a text that is longer."""
+    model, tokenizer, store = model_of(dtype=torch.float32), make_tokenizer(bos=True), Store(tmp_path / "cache")
+    text = tmp_path / "text.txt"
+    text.write_text("the king sleeps in the house and reads a book\n\n" * 60)
+    found = prepare_output_gradients(model, tokenizer, LAYERS, source=text, tokens=500, store=store)
+    cut = [each[: 160 - start] for start, each in begun(windows(documents(text), tokenizer, 500)) if start < 160]
+    assert sum(map(len, cut)) == 160
+    by_hand = output_gradients(model, cut, LAYERS)
+    for layer in LAYERS:
+        assert found[layer].count == by_hand[layer].count == 160 - len(cut)
+        assert torch.equal(found[layer].total, by_hand[layer].total)
+
+
+def begun(texts):
+    """(how many tokens come before it, each text)."""
+    return zip(itertools.accumulate((len(each) for each in texts), initial=0), texts, strict=False)
 
 
 def test_they_are_kept_and_those_of_another_head_are_others(tmp_path):
