@@ -33,7 +33,7 @@ from alphaedit_plugin.model.trace import evaluating, inputs_of
 from alphaedit_plugin.session.session import Session
 from alphaedit_plugin.storage.shipped import shipped
 
-AT, SAMPLE, FIRST = (250, 500, 1000, 2000), 200, 100
+AT, SAMPLE, FIRST, CHARACTERS = (100, 250, 500, 1000, 2000), 200, 100, 40_000
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def main(run: str, data: str, method: str = "alphaedit", weight: str = "0.1", an
     if any(batch.written.z_star is None for batch in plain.batches):
         sys.exit(f"{folder} was written by a version that did not keep z*: run it again")
     facts = load_facts(data)
-    held_out = Perplexity(Path(text or shipped("examples/heldout.txt")).read_text(encoding="utf-8"), tokenizer)
+    source = Path(text or shipped("examples/heldout.txt"))
+    held_out = Perplexity(source.read_text(encoding="utf-8")[:CHARACTERS], tokenizer)
 
     def told(name: str, edits: int) -> None:
         first = score(model, tokenizer, facts[:FIRST]).means()["exact"]
