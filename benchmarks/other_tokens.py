@@ -106,7 +106,7 @@ def main(run: str, data: str, method: str = "alphaedit", weight: str = "0.1", an
     plain = Session.resume(folder, model, tokenizer, check_model=False, read_only=True)
     if any(batch.written.z_star is None for batch in plain.batches):
         sys.exit(f"{folder} was written by a version that did not keep z*: run it again")
-    facts = load_facts(data)
+    facts, written = load_facts(data), list(plain.batches)
     source = Path(text or shipped("examples/heldout.txt"))
     held_out = Perplexity(source.read_text(encoding="utf-8")[:CHARACTERS], tokenizer)
 
@@ -125,9 +125,7 @@ def main(run: str, data: str, method: str = "alphaedit", weight: str = "0.1", an
     )
     for edits in AT:
         if edits <= len(plain.facts):
-            with plain.at(
-                next(i for i, _ in enumerate(plain.batches, 1) if sum(map(_size, plain.batches[:i])) >= edits)
-            ):
+            with plain.at(next(i for i in range(len(written)) if sum(map(_size, written[: i + 1])) >= edits) + 1):
                 told(method, edits)
     with plain.at(0):
         again = Session(
@@ -136,7 +134,7 @@ def main(run: str, data: str, method: str = "alphaedit", weight: str = "0.1", an
         )  # fmt: skip
         editor = again.editor
         editor.__class__, editor.weight, editor.anew, editor.past = Keeping, float(weight), anew == "1", []
-        for batch in plain.batches:
+        for batch in written:
             editor.edit(list(batch.requests), Targets.kept(batch.written.z_star, batch.written.losses))
             if len(editor.past) in AT:
                 told(f"weight {weight}{', anew' * editor.anew}", len(editor.past))

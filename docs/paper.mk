@@ -111,7 +111,7 @@ paper-frontier-qaedit: $(RUNS)/facts/qaedit_500.json | $(RUNS)/facts/short.txt
 paper-frontier-counterfact paper-frontier-zsre paper-frontier-qaedit: paper-%:
 	$(COMPARE) --data $< $(HELD_OUT) --study frontier --methods memit memit+P --out $(RUNS)/$*
 
-# docs/successors.md, hours, so not part of `make paper`: 2,000 edits, with targets that all variants share, and with each variant's own.
+# docs/successors.md, hours, so not part of `make paper`: 2,000 edits, with targets that all variants share, and with each variant's own; a stream; a trainer.
 LONG = --data $(DATA)/counterfact/counterfact_flat_3000.json --edits 2000 --every 250 --sample 200 $(WIKITEXT) --keep-sessions
 
 successors: $(addprefix paper-,$(PAPER_LONG))
@@ -120,7 +120,7 @@ paper-successors-once: $(RUNS)/facts/corpus.txt
 	$(COMPARE) $(LONG) --targets once --methods memit memit-seq memit-seq+P memit-seq+aligned+P alphaedit alphaedit+revive alphaedit+sphere alphaedit@nas=true betaedit@leakage=300 betaedit@leakage=300@nas=true evoedit encore --out $(RUNS)/successors-once
 
 paper-successors-now: $(RUNS)/facts/corpus.txt
-	$(COMPARE) $(LONG) --methods alphaedit alphaedit@nas=true betaedit@leakage=300@nas=true --out $(RUNS)/successors-now
+	$(COMPARE) $(LONG) --methods alphaedit alphaedit@nas=true betaedit@leakage=300@nas=true alphaedit@blue=true --out $(RUNS)/successors-now
 	$(COMPARE) $(LONG) --every 2000 --answers 50 --norms --methods alphaedit alphaedit@nas=true betaedit@leakage=300@nas=true --out $(RUNS)/successors-now
 
 $(RUNS)/facts/last-150/%.json:
