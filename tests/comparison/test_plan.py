@@ -235,3 +235,5 @@ def test_what_a_plan_cannot_count_it_names(campaign, tmp_path):
     (tmp_path / "mine.py").write_text("def edit(model, tokenizer, requests): pass\n")
     found = forecast(replace(campaign, plan=Plan(("memit", f"{tmp_path}/mine.py:edit"), texts=2)))
     assert found.uncounted == ["the edits of mine.py:edit", "the measure texts"]
+    crisp = forecast(replace(campaign, plan=Plan((f"{tmp_path}/mine.py:edit+crisp",))))
+    assert crisp.uncounted == ["the edits of mine.py:edit+crisp", "the loss's gradients on the text, for +crisp"]
