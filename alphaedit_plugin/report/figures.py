@@ -268,7 +268,7 @@ def _name_lines(axes: Axes, last: Sequence[tuple[str, float, float]], looks: Map
     for height, (_, name, x, y) in zip(heights, ranked, strict=True):
         hue, shown = colour(looks[name].hue), visible(name)
         axes.annotate(
-            shown if len(shown) <= 24 else f"{shown[:23]}…", (x, y), xytext=(1.03, height), textcoords="axes fraction",
+            _shortened(shown, 24), (x, y), xytext=(1.03, height), textcoords="axes fraction",
             fontsize=8.5, color=hue, va="center", annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-", "color": hue, "lw": 0.6, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)
@@ -293,7 +293,7 @@ def scatter_panel(variant: str, records: Sequence[Mapping[str, Any]], look: Styl
     """Where the hidden states of held-out facts lie before the edits and after them, in two dimensions."""
     with _axes((3.3, 3.2)) as (figure, axes):
         shown = visible(variant)
-        axes.set_title(shown if len(shown) <= 32 else f"{shown[:31]}…")
+        axes.set_title(_shortened(shown, 32))
         for key, hue, solid in (("before", "slate", False), ("after", look.hue, True)):
             x, y = zip(*(record[key] for record in records), strict=True)
             face = colour(hue) if solid else "none"
@@ -578,7 +578,13 @@ def _whole_ticks(axes: Axes) -> None:
 def _label(variant: str) -> str:
     """A variant's name on short lines, one per changed hyperparameter, so that the axes keep their space."""
     lines = visible(variant).replace("@", "\n@").split("\n")
-    return "\n".join(line if len(line) <= 22 else f"{line[:21]}…" for line in lines[:3])
+    return "\n".join(_shortened(line, 22) for line in lines[:3])
+
+
+def _shortened(text: str, length: int) -> str:
+    """Without its middle, if it is longer: names differ at their ends."""
+    end = length // 2
+    return text if len(text) <= length else f"{text[: length - end - 1]}…{text[-end:]}"
 
 
 def _slug(text: str) -> str:

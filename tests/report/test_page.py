@@ -23,7 +23,7 @@ from alphaedit_plugin.errors import CompareError
 from alphaedit_plugin.evaluation.measure import Measured
 from alphaedit_plugin.report.collapse import collapse_of
 from alphaedit_plugin.report.export import export
-from alphaedit_plugin.report.figures import Picture, _spread, layers_panel, save
+from alphaedit_plugin.report.figures import Picture, _shortened, _spread, layers_panel, save
 from alphaedit_plugin.report.lasting_section import by_age
 from alphaedit_plugin.report.page import write_report
 from alphaedit_plugin.report.sections import over_seeds, sections
@@ -393,6 +393,15 @@ def test_names_beside_lines_keep_apart_in_order_and_inside(heights):
     assert found[-1] <= 1 + 1e-9
     if all(b - a >= least for a, b in pairwise(heights)):
         assert found == pytest.approx(heights)
+
+
+@pytest.mark.parametrize("length", [3, 10, 22, 24, 32])
+def test_a_name_that_is_too_long_loses_its_middle(length):
+    names = [f"fine_tuning_of_somebody.py:edit+{mark}" for mark in ("revive", "crisp", "revive+P")]
+    short = [_shortened(name, length) for name in names]
+    assert all(len(each) == length and "…" in each for each in short)
+    assert length < 10 or len(set(short)) == len(names)
+    assert _shortened("memit+P", length) == "memit+P" or length < len("memit+P")
 
 
 def test_a_cloud_of_few_states_is_not_drawn():
