@@ -97,10 +97,15 @@ def test_an_interrupt_ends_all_jobs(executor, tmp_path):
         if all(path.exists() and path.read_text() for path in begun):
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(submitted, "_LOOK", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            run_jobs(executor, [worker(code.format(str(path)), tmp_path) for path in begun], look)
+    # What a shell starts in the background ignores interrupts, and so do its children: submitit sends its jobs one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(submitted, "_LOOK", 0.0)
+            with pytest.raises(KeyboardInterrupt):
+                run_jobs(executor, [worker(code.format(str(path)), tmp_path) for path in begun], look)
+    finally:
+        signal.signal(signal.SIGINT, before)
     left = [psutil.Process(pid) for pid in (int(path.read_text()) for path in begun) if psutil.pid_exists(pid)]
     psutil.wait_procs(left, timeout=20)
     assert not [each for each in left if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
