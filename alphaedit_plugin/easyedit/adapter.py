@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..baselines.edition import PACKAGE
-from ..baselines.methods import ADDED, COVERED, check_covered, effective
+from ..baselines.methods import ADDED, COVERED, check_covered
 from .added import added_methods
 from .flag import Options
 from .flagged import constrained
@@ -90,7 +90,6 @@ class _Flag:
         if given is not None and not underway:
             check_covered(hparams)
             given.check_method(hparams.alg_name)
-            given.check_method(effective(hparams).alg_name)
         vars(hparams)["null_space"] = value
 
     def __delete__(self, hparams: Any) -> None:

@@ -185,6 +185,17 @@ def test_crisp_is_no_p_that_a_method_could_solve_with(name, model, tokenizer):
     assert all(torch.equal(weight, before[key]) for key, weight in model.named_parameters())
 
 
+@pytest.mark.skipif("SimIE" not in TABLE, reason="the edition of PyPI has no SimIE: set EASYEDIT_HOME to a checkout")
+def test_crisp_is_no_p_for_simies_base_either(model, tokenizer):
+    hparams, before = hyperparameters("SimIE"), weights(model)
+    hparams.base_hparams.alg_name = "AlphaEdit"
+    hparams.null_space = {"crisp": True, "progress": False}
+    editor = editor_of(model, tokenizer, hparams)
+    with pytest.raises(HyperparameterError, match=r"AlphaEdit: null_space\.crisp is no P"):
+        edit(editor, sequential_edit=True)
+    assert all(torch.equal(weight, before[key]) for key, weight in model.named_parameters())
+
+
 @pytest.mark.skipif("DINM" not in TABLE, reason="the edition of PyPI has no DINM: set EASYEDIT_HOME to a checkout")
 def test_dinm_is_projected_in_whatever_layer_it_chooses(model, tokenizer, tmp_path):
     hparams = hyperparameters("DINM", null_space=FLAG)
