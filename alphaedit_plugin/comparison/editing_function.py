@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +20,6 @@ from .restraint import Restraint
 from .source import belonging, described, identity_of_function, source_file
 
 SIGNATURE = "(model, tokenizer, requests, **settings)"
-
-
-def _named(function: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(function).parameters)
-    except (TypeError, ValueError):  # built in: nothing is known of it
-        return set()
 
 
 @dataclass(frozen=True)
@@ -71,13 +64,8 @@ class EditingFunction:
             raise HyperparameterError(f"{where} has no function {name!r}{f'; did you mean {near[0]}?' if near else ''}")
         known_by = Path(where).name if is_file else where  # wherever it lies, and however that is spelled
         place = f"{Path(where).expanduser().resolve() if is_file else where}:{name}{show_changes(settings)}"
-        if both := sorted((given.keys() - settings.keys()) & _named(function)):
-            raise HyperparameterError(
-                f"{text!r}: {both[0]} is a setting of the function and of what it is held to: call the function's "
-                "otherwise"
-            )
         made = cls(f"{known_by}:{name}{show_changes(settings)}", function, settings, place, private)
-        made.check()
+        made.check(given.keys() - settings.keys())
         return made, restraint
 
     @classmethod
@@ -119,8 +107,10 @@ class EditingFunction:
         with self.private.in_place():
             return self.function(model, tokenizer, requests, **self.settings)
 
-    def check(self) -> None:
-        """Raises HyperparameterError unless the function can be called as an editor is."""
+    def check(self, taken: Collection[str] = ()) -> None:
+        """Raises HyperparameterError unless the function can be called as an editor is, or if it names one of the
+        settings that are `taken` for what it is held to.
+        """
         if inspect.iscoroutinefunction(self.function) or inspect.isgeneratorfunction(self.function):
             raise HyperparameterError(f"{self.name} is a coroutine or a generator: an editor is a plain function")
         try:
@@ -131,6 +121,11 @@ class EditingFunction:
         named = [p.name for p in parameters[3:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         named += [p.name for p in parameters[:3] if p.kind is p.KEYWORD_ONLY]
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if both := sorted(set(taken) & set(named)):
+            raise HyperparameterError(
+                f"{self.name}: {both[0]} is a setting of the function and of what it is held to: call the function's "
+                "otherwise"
+            )
         for key in self.settings:
             if key not in named and not takes_any:
                 near = difflib.get_close_matches(key, named, n=1)

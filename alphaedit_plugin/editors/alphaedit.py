@@ -36,11 +36,7 @@ class AlphaEdit(LayeredEditor):
         for layer, projection in self.projections.items():
             if layer not in null_spaces:
                 raise NullSpaceError(f"there is no null space of layer {layer}, which is to be edited: prepare it")
-            if null_spaces[layer].d_in != projection.d_in:
-                raise NullSpaceError(
-                    f"the null space of layer {layer} has {null_spaces[layer].d_in} dimensions, {projection.name} "
-                    f"{projection.d_in}: it is another model's"
-                )
+            null_spaces[layer].check_fits(projection)
         self.null_spaces = {
             layer: null_spaces[layer].to(float64_device(projection.stored.device))
             for layer, projection in self.projections.items()

@@ -39,11 +39,7 @@ def sparing(
         raise NullSpaceError(f"sparing narrows NullSpaces (NullSpaces.prepare), not {type(null_spaces).__name__}")
     decoder = guarded_decoder(model, null_spaces)
     for layer, projection in decoder.out_projections(list(null_spaces)).items():
-        if null_spaces[layer].d_in != projection.d_in:
-            raise NullSpaceError(
-                f"the null space of layer {layer} has {null_spaces[layer].d_in} dimensions, {projection.name} "
-                f"{projection.d_in}: it is another model's"
-            )
+        null_spaces[layer].check_fits(projection)
     narrow = narrowed(decoder, null_spaces, parse_sparing(modifiers, "sparing"))
     return NullSpaces(narrow, null_spaces.provenance)
 

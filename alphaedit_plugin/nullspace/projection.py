@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NullSpaceError
+from ..model.decoder import OutProjection
 from .covariance import Covariance
 from .cut import cut
 
@@ -166,6 +167,14 @@ class NullSpace:
     def nullity(self) -> int:
         """The dimension of the null space."""
         return self.factor.shape[1] if self.side == "null" else self.d_in - self.factor.shape[1]
+
+    def check_fits(self, projection: OutProjection) -> None:
+        """Raises NullSpaceError if the out-projection has another width."""
+        if self.d_in != projection.d_in:
+            raise NullSpaceError(
+                f"the null space of layer {projection.layer} has {self.d_in} dimensions, {projection.name} "
+                f"{projection.d_in}: it is another model's"
+            )
 
     def project(self, delta: Tensor) -> Tensor:
         """ΔP for Δ of shape … × d_in, computed in float32 or better, in Δ's type and on Δ's device.
